@@ -1,0 +1,58 @@
+# `make` alone lists the targets. Each does the set-up that it needs, once.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run demo temporal test lint format clean
+.DELETE_ON_ERROR:
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install what is needed into .venv (done by the others too)
+
+run: $(READY) ## Run everything on this machine, until Ctrl-C; data is kept in .timemachine
+	@$(RUN) timemachine.local run
+
+demo: $(READY) ## Show one job from its creation to the webhook, on a stack of its own
+	@$(RUN) timemachine.local demo
+
+temporal: $(READY) ## Find the Temporal CLI, or download or build it
+	@$(RUN) timemachine.local temporal
+
+test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
+	@$(RUN) pytest $(ARGS)
+
+lint: $(READY) ## Check style, format and types
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+format: $(READY) ## Put the code into the house format
+	@$(RUN) ruff check --fix-only --quiet .
+	@$(RUN) ruff format .
+
+clean: ## Remove .venv and caches; the data in .timemachine stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew when the requirements change, so that nothing of the old ones stays.
+$(READY): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not:" \
+			"name one that is, as in: make PYTHON=python3.12" >&2; \
+		exit 1; \
+	}
+	@echo "installing requirements-dev.txt into $(VENV), once (a minute or so)"
+	@rm -rf $(VENV)
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV) && \
+		uv pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements-dev.txt; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt; \
+	fi
+	@touch $@
