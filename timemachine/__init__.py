@@ -1,0 +1,1 @@
+"""What the API, the workflows, the activities and the worker share."""

@@ -1,0 +1,169 @@
+"""Delivery: what an attempt is given and leaves behind, and how long to wait for the next one. Pure."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+import msgspec
+
+from timemachine.jobs import Job, to_ms
+from timemachine.retry import Retry
+
+GONE = 410
+THROTTLING = frozenset({429, 502, 504})
+EXCERPT = 200
+"""Characters of an answer's body that are put into an error."""
+
+SECRET_LENGTH = 8
+"""Characters from which a header's value is taken for a secret, and no longer for a word that stands in any text."""
+
+SLOWDOWN = 4
+"""By how much the wait is longer after an answer, or a silence, that says that the receiver is overloaded."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What the `deliver` activity is asked to do. Stored in histories: fields may only be added, with defaults."""
+
+    job: Job
+    message_id: str
+    """The `webhook-id`: the same for all attempts, so that the receiver can drop a duplicate."""
+    made: int = 0
+    """Attempts made before this activity was started, because the job was held in between."""
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job was delivered. Stored in histories: fields may only be added, with defaults."""
+
+    status: int
+    """HTTP status that the receiver answered with, 2xx."""
+    attempts: int
+    """Attempts made in all, this one included."""
+    delivered_at: int
+    """When the receiver's answer came, in milliseconds since the epoch, by the worker's clock."""
+    late_ms: int
+    """Milliseconds between the trigger time and the start of the request that the receiver took."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job is held back. Stored in memos: fields may only be added, with defaults."""
+
+    reason: str
+    since: datetime
+    made: int
+    """Attempts made before."""
+
+
+class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
+    """How many attempts have reached out to the receiver so far: the activity's heartbeat detail.
+
+    Temporal's own count also holds the runs that never got that far, because Postgres did not answer or the worker
+    was killed; they must not use up the receiver's attempts.
+    """
+
+    made: int = 0
+
+
+class Kind(StrEnum):
+    """How an attempt ended. Stored in the log: names are not to be changed."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    BLOCKED = "blocked"
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended, as far as it decides what comes next."""
+
+    kind: Kind
+    status: int | None = None
+    retry_after: str | None = None
+    """The header's value, as the receiver gave it."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request ended."""
+
+    ending: Ending
+    reason: str | None
+    """Why the receiver did not take the job, for a person to read; None when it did."""
+    body: bytes = b""
+
+
+def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
+    """Return how long to wait after a failed attempt, or None when there is to be no other.
+
+    What the receiver asks for by `Retry-After` counts, between a second and the longest wait of the schedule. One that
+    is overloaded without saying for how long is given four times the wait.
+
+    Args:
+        attempt: Number of the failed attempt, from 1.
+        jitter: Between 0 and 1; adds up to a fifth, so that jobs that failed together do not come back together.
+    """
+    planned = retry.wait_after(attempt)
+    if planned is None or ending.status == GONE or ending.kind is Kind.BLOCKED:
+        return None
+    asked = _asked(ending.retry_after, now)
+    if asked is not None:
+        planned = max(asked, 1.0)
+    elif ending.status in THROTTLING or ending.kind is Kind.TIMEOUT:
+        planned *= SLOWDOWN
+    return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
+
+
+def _asked(retry_after: str | None, now: datetime) -> float | None:
+    """Return the seconds of a `Retry-After`, a number or a date (RFC 9110, 10.2.3), or None where it is neither."""
+    if not retry_after:
+        return None
+    number = retry_after.strip()
+    if number.isascii() and number.isdigit():
+        return float(number[:12])
+    try:
+        at = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
+
+
+def expired(job: Job, at: datetime) -> bool:
+    """Return whether a job is no longer worth delivering at a time."""
+    return job.deadline is not None and to_ms(at) > job.deadline
+
+
+def attempt_headers(delivery: Delivery, number: int, timestamp: int) -> dict[str, str]:
+    """Return the headers of an attempt but for its signature; the `webhook-*` ones as Standard Webhooks 1.0.0 says.
+
+    Args:
+        number: Of the attempt, from 1.
+        timestamp: Of the attempt, in seconds since the epoch.
+    """
+    job = delivery.job
+    return {
+        "content-type": "application/json",
+        "webhook-id": delivery.message_id,
+        "webhook-timestamp": str(timestamp),
+        "timemachine-db": job.db,
+        "timemachine-collection": job.collection,
+        "timemachine-job-id": job.id,
+        "timemachine-trigger-time": str(job.trigger_time),
+        "timemachine-attempt": str(number),
+    }
+
+
+def describe(status: int, body: bytes) -> str:
+    """Return a refusal as one readable line: the status, then the first characters of the body."""
+    excerpt = body.decode("utf-8", "replace")[:EXCERPT].strip()
+    return f"{status} from the receiver: {excerpt}" if excerpt else f"{status} from the receiver"
+
+
+def without(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Return an answer's body without our header values, which a receiver may echo to whoever reads the log."""
+    for secret in secrets:
+        if len(secret) >= SECRET_LENGTH:
+            body = body.replace(secret.encode(), b"***")
+    return body

@@ -1,0 +1,35 @@
+"""Release: letting the held jobs of a resumed route go. Pure."""
+
+import msgspec
+
+
+class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose held jobs are let go. Stored in histories: fields may only be added, with defaults."""
+
+    db: str
+    route_id: str
+    spread: float = 0.0
+    """Seconds over which the jobs are spread, each at a moment of its own."""
+
+    @property
+    def workflow_id(self) -> str:
+        """The id of the workflow that does it. Its four parts are no job's id, which has three."""
+        return f"timemachine/release/{self.db}/{self.route_id}"
+
+    @property
+    def route_key(self) -> str:
+        """The route's name across databases, as the search attribute holds it."""
+        return f"{self.db}/{self.route_id}"
+
+
+class Released(msgspec.Struct, frozen=True, kw_only=True):
+    """What one look at the held jobs came to, and how far it is: the activity's heartbeat detail and its result.
+
+    Stored in histories: fields may only be added, with defaults.
+    """
+
+    signalled: int = 0
+    stopped: bool = False
+    """The route is held again, so that there is nothing more to do."""
+    token: bytes = b""
+    """Temporal's token of the page that is being worked on."""
