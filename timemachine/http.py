@@ -1,0 +1,303 @@
+"""The door to receivers: one POST with one limit on its time, and its answer or the reason why there is none.
+
+The only file that imports httpx.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+import httpcore
+import httpx
+import msgspec
+
+from timemachine.connections import Connector, Resolve, SystemResolver
+from timemachine.delivery import Kind
+from timemachine.errors import BlockedTargetError, NoAnswerError
+from timemachine.targets import Targets, literal_address
+
+MAX_ANSWER_BYTES = 64 * 1024
+"""Bytes of an answer that are read; a longer one costs its connection."""
+
+BODY_TIME = 1.0
+"""Seconds that the body of an answer may take once its head is there; a slower one costs its connection."""
+
+IDLE_TIME = 5.0
+"""Seconds that a connection is kept for the next delivery to the same receiver."""
+
+# An answer is read to its first bytes only, and a compressed one would need all of them to be readable.
+_OURS = {"accept-encoding": "identity", "user-agent": "timemachine"}
+# httpx would keep a cookie for later deliveries, and read where a redirect goes even if it is not to follow it.
+_NOT_FOR_HTTPX = (b"location", b"set-cookie")
+_BROKEN = (
+    httpcore.ProtocolError,
+    httpcore.NetworkError,
+    httpcore.UnsupportedProtocol,
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    OSError,
+    ValueError,
+)
+_REASON_LENGTH = 200
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, and a URL may hold a secret
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a receiver answered."""
+
+    status: int
+    body: bytes = b""
+    """The first bytes of the answer's body, up to `MAX_ANSWER_BYTES`."""
+    retry_after: str | None = None
+    """The `Retry-After` header as it came."""
+
+    @property
+    def taken(self) -> bool:
+        """Whether the receiver took the delivery: any 2xx. A redirect is not followed and counts as a failure."""
+        return 200 <= self.status < 300
+
+
+class WebhookClient:
+    """Makes deliveries. Open it once per process with `async with`.
+
+    Each connection goes to an address that `targets` lets be called, or else to the egress proxy. Redirects are not
+    followed, and nothing is taken from the process's proxy variables or netrc file.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        max_connections: int,
+        targets: Targets,
+        egress_proxy: str | None = None,
+        resolve: Resolve | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        """Set the limits.
+
+        Args:
+            timeout: Seconds for one POST in all, from look-up to the answer's head.
+            max_connections: Connections at a time; no fewer than there are attempts at a time.
+            targets: Where deliveries may go.
+            egress_proxy: `http://[user:password@]host[:port]` that all deliveries go through. It looks the names up,
+                and must do so with rules of its own; only addresses in the URL itself are then checked here.
+            resolve: Looks names up, if not the system.
+            ssl_context: Whom to trust, if not the system's and Mozilla's authorities.
+        """
+        self._timeout = timeout
+        self._places = asyncio.Semaphore(max_connections)
+        self._targets = targets
+        self._system = SystemResolver()
+        look_up = resolve or self._system
+        self._connector = (
+            Connector(look_up, lambda _: True, peer="the egress proxy")
+            if egress_proxy
+            else Connector(look_up, targets.may_call)
+        )
+        pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context or httpcore.default_ssl_context(),
+            # Without a queue of the pool's own: a request that ends in it can leave its place taken for good.
+            max_connections=None,
+            max_keepalive_connections=max_connections,
+            keepalive_expiry=IDLE_TIME,
+            proxy=_proxy(egress_proxy) if egress_proxy else None,
+            network_backend=self._connector,
+        )
+        self._http = httpx.AsyncClient(
+            transport=_Transport(pool, proxied=egress_proxy is not None),
+            headers=_OURS,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Open the client."""
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close every connection."""
+        await self._http.__aexit__(kind, error, traceback)
+        self._system.close()
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None) -> Answer:  # noqa: ASYNC109 - a limit on all of it but the answer's body
+        """POST `body` once.
+
+        The answer's head decides; its body cannot take that back, however slowly it comes.
+
+        Args:
+            url: As `routes.target_url` returned it.
+            body: The request's body.
+            headers: Headers beyond those that HTTP needs.
+            timeout: Seconds for this POST, if not the client's.
+
+        Raises:
+            BlockedTargetError: The URL points where deliveries may not go.
+            NoAnswerError: No answer in time, or none at all; the message tells why, for a person to read.
+        """
+        limit = timeout or self._timeout
+        deadline = asyncio.get_running_loop().time() + limit
+        with _told_apart(limit):
+            request = self._request(url, body, headers, limit)
+            async with self._place(deadline):
+                return await self._answer(request, deadline)
+
+    @asynccontextmanager
+    async def _place(self, deadline: float) -> AsyncIterator[None]:
+        """Hold one of the places for connections."""
+        async with asyncio.timeout_at(deadline):
+            await self._places.acquire()
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _answer(self, request: httpx.Request, deadline: float) -> Answer:
+        async with self._connector.none_left_behind(), asyncio.timeout_at(deadline):
+            response = await self._http.send(request, stream=True)
+        try:
+            return Answer(
+                status=response.status_code,
+                body=await _first_bytes(response, deadline),
+                retry_after=next(iter(response.headers.get_list("retry-after")), None),
+            )
+        finally:
+            await response.aclose()
+
+    def _request(self, url: str, body: bytes, headers: Mapping[str, str], limit: float) -> httpx.Request:
+        called = self._called(url)
+        host = called.netloc.decode("ascii")  # httpx itself would decode the name for it, and not every one can be
+        return self._http.build_request(
+            "POST",
+            called,
+            content=body,
+            headers={"host": host, **headers},
+            timeout=httpx.Timeout(None, connect=limit),
+            extensions={"sni_hostname": called.raw_host.decode("ascii").removesuffix(".")},
+        )
+
+    def _called(self, url: str) -> httpx.URL:
+        """Return the URL to call, made of the parts that are checked here: httpx does not read its text again.
+
+        Raises:
+            BlockedTargetError: Its host is an address that may not be called.
+            ValueError: Its host would be another one to httpx.
+        """
+        parts = urlsplit(url)
+        host = self._host(parts.hostname or "")
+        query = parts.query.encode("ascii") or None
+        called = httpx.URL(scheme=parts.scheme, host=host, port=parts.port, path=parts.path, query=query)
+        if called.raw_host != host.encode("ascii"):
+            raise ValueError("another host")
+        return called
+
+    def _host(self, name: str) -> str:
+        """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
+
+        Raises:
+            BlockedTargetError: It is an address that may not be called.
+        """
+        literal = literal_address(name)
+        if literal and not self._targets.may_call(literal):
+            raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
+        return str(literal or name)
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """Sends what httpx asks for through our pool, whose connections are checked."""
+
+    def __init__(self, pool: httpcore.AsyncConnectionPool, *, proxied: bool) -> None:
+        self._pool = pool
+        self._proxied = proxied
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return as soon as the answer's head is there. Failures are those of httpcore."""
+        url, host = request.url, request.url.raw_host
+        if self._proxied and b":" in host:
+            host = b"[%b]" % host  # the pool writes it into what it tells a proxy, without the brackets
+        response = await self._pool.handle_async_request(
+            httpcore.Request(
+                request.method,
+                httpcore.URL(scheme=url.raw_scheme, host=host, port=url.port, target=url.raw_path),
+                headers=request.headers.raw,
+                content=request.content,
+                extensions=request.extensions,
+            )
+        )
+        headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FOR_HTTPX]
+        return httpx.Response(response.status, headers=headers, stream=_Body(response))
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._pool.aclose()
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of an answer, as it comes."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._response.aiter_stream()
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+def _proxy(url: str) -> httpcore.Proxy:
+    parts = urlsplit(url)
+    auth = (unquote(parts.username or "").encode(), unquote(parts.password or "").encode()) if parts.username else None
+    return httpcore.Proxy(httpcore.URL(scheme="http", host=parts.hostname or "", port=parts.port, target="/"), auth)
+
+
+@contextmanager
+def _told_apart(limit: float) -> Iterator[None]:
+    """Turn what can go wrong into `NoAnswerError`s. The connector has its own; so what cannot connect here is TLS."""
+    try:
+        yield
+    except (TimeoutError, httpcore.TimeoutException) as error:
+        raise NoAnswerError(f"no answer within {limit:g} s", kind=Kind.TIMEOUT) from error
+    except httpcore.ProxyError as error:
+        raise NoAnswerError(f"the egress proxy refused: {str(error)[:_REASON_LENGTH]}", kind=Kind.CONNECT) from error
+    except (httpcore.ConnectError, ssl.SSLError) as error:
+        raise NoAnswerError(f"TLS failed: {_tls_reason(error)}", kind=Kind.TLS) from error
+    except httpcore.RemoteProtocolError as error:
+        raise NoAnswerError(f"no HTTP answer: {str(error)[:_REASON_LENGTH]}", kind=Kind.PROTOCOL) from error
+    except (httpcore.NetworkError, OSError) as error:
+        raise NoAnswerError("the connection broke before the answer", kind=Kind.PROTOCOL) from error
+    except _BROKEN as error:
+        # Its message may hold a header's value.
+        raise NoAnswerError("the request cannot be put into HTTP", kind=Kind.PROTOCOL) from error
+
+
+def _tls_reason(error: Exception) -> str:
+    cause = error if isinstance(error, ssl.SSLError) else error.__context__  # the pool has cleared its cause
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return cause.verify_message
+    reason = getattr(cause, "reason", None)
+    return str(reason).replace("_", " ").lower() if reason else "the receiver hung up"
+
+
+async def _first_bytes(response: httpx.Response, deadline: float) -> bytes:
+    """Read the answer's body as far as time and the cap allow: it is for people to read, and decides nothing.
+
+    A body that is read to its end also lets the connection be used again.
+    """
+    body = bytearray()
+    with suppress(TimeoutError, httpcore.TimeoutException, *_BROKEN):
+        async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + BODY_TIME)):
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    break
+    return bytes(body[:MAX_ANSWER_BYTES])

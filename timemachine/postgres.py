@@ -1,0 +1,174 @@
+"""The door to Postgres: pool, connections and migrations."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import msgspec
+
+from timemachine.errors import MigrationError, SettingsError, UnavailableError
+from timemachine.settings import Settings
+
+Pool = asyncpg.Pool
+
+STATEMENT_TIMEOUT = 3.0
+"""Seconds that Postgres may take for one statement, and for a connect."""
+
+ANSWER_LIMIT = 4.0
+"""Seconds that we wait for Postgres in all, for a free connection and the statement on it."""
+
+# One number for all migrations of this product, so that two programs never migrate at the same time.
+_MIGRATION_LOCK = 7_460_250_001
+
+
+@asynccontextmanager
+async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    """Open a pool that connects when it is first used, and again by itself after the database was away.
+
+    Raises:
+        SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
+    """
+    try:
+        pool = await asyncpg.create_pool(
+            _dsn(settings),
+            min_size=0,
+            max_size=settings.postgres_pool_size,
+            timeout=STATEMENT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT,
+            server_settings={
+                "application_name": "timemachine",
+                "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+                "idle_in_transaction_session_timeout": "10000",
+            },
+        )
+    except ValueError:
+        raise _unreadable() from None
+    try:
+        yield pool
+    finally:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT)
+
+
+def _dsn(settings: Settings) -> str:
+    if not settings.postgres_dsn:
+        raise SettingsError("TIMEMACHINE_POSTGRES_DSN is not set")
+    if not settings.postgres_dsn.startswith(("postgresql://", "postgres://")):
+        raise SettingsError("TIMEMACHINE_POSTGRES_DSN must begin with postgresql://")
+    try:
+        _check_dsn(settings.postgres_dsn)
+    except ValueError:
+        raise _unreadable() from None
+    return settings.postgres_dsn
+
+
+def _check_dsn(dsn: str) -> None:
+    """Raise ValueError for what asyncpg would find out when it first connects only."""
+    parts = urlsplit(dsn)
+    _, has_user, hosts = parts.netloc.rpartition("@")
+    if not has_user and "@" in dsn:
+        raise ValueError("what should be the user and the password ends too early")
+    for host in hosts.split(","):
+        _ = urlsplit(f"//{host}").port
+    if parts.query:
+        parse_qs(parts.query, strict_parsing=True)
+
+
+def _unreadable() -> SettingsError:
+    """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
+    return SettingsError(
+        "TIMEMACHINE_POSTGRES_DSN is malformed; the characters / ? # @ : % [ ] of a password must be percent-encoded"
+    )
+
+
+@asynccontextmanager
+async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+    """Acquire a connection, with every way in which Postgres can be away made one error."""
+    try:
+        async with asyncio.timeout(ANSWER_LIMIT), pool.acquire() as acquired:
+            yield acquired
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+        raise UnavailableError("Postgres does not answer") from error
+    except (asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError) as error:
+        raise UnavailableError(f"Postgres: {error}") from error
+
+
+async def ping(pool: asyncpg.Pool) -> None:
+    """Find out whether Postgres answers.
+
+    Raises:
+        UnavailableError: It does not.
+    """
+    async with connection(pool) as postgres:
+        await postgres.execute("SELECT 1")
+
+
+class Migration(msgspec.Struct, frozen=True):
+    """One numbered file of SQL."""
+
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the text, in hexadecimal."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def shipped_migrations() -> list[Migration]:
+    """Return the migrations that belong to this version, in the order in which they apply."""
+    folder = resources.files("timemachine") / "migrations"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return [Migration(file.name, file.read_text(encoding="utf-8")) for file in files]
+
+
+async def migrate(settings: Settings, migrations: list[Migration] | None = None) -> list[str]:
+    """Bring the database's schema up to this version, and return the names of the migrations applied.
+
+    Safe to run from several programs at once: an advisory lock lets one through at a time. All or none apply.
+
+    Raises:
+        MigrationError: An applied migration is not the one that we ship: changed since, or from a newer version. Or
+            Postgres refuses one, or lets us not in.
+        UnavailableError: Postgres does not answer.
+        SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
+    """
+    try:
+        connection = await asyncpg.connect(_dsn(settings), timeout=10)
+        try:
+            async with connection.transaction():
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+                return await _apply(connection, shipped_migrations() if migrations is None else migrations)
+        finally:
+            await connection.close()
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"Postgres refuses: {error}") from error
+    except OSError as error:
+        raise UnavailableError(f"Postgres does not answer: {error}") from error
+    except ValueError:
+        raise _unreadable() from None
+
+
+async def _apply(connection: asyncpg.Connection, migrations: list[Migration]) -> list[str]:
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS migrations ("
+        "name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    rows = await connection.fetch("SELECT name, checksum FROM migrations")
+    applied = {row["name"]: row["checksum"] for row in rows}
+    if unknown := sorted(applied.keys() - {migration.name for migration in migrations}):
+        raise MigrationError(f"the database has {unknown[0]}, which this version does not know; run a newer version")
+    for migration in migrations:
+        if applied.get(migration.name, migration.checksum) != migration.checksum:
+            raise MigrationError(f"{migration.name} was changed after it had been applied")
+    pending = [migration for migration in migrations if migration.name not in applied]
+    for migration in pending:
+        await connection.execute(migration.sql)
+        await connection.execute(
+            "INSERT INTO migrations (name, checksum) VALUES ($1, $2)", migration.name, migration.checksum
+        )
+    return [migration.name for migration in pending]
