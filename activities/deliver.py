@@ -1,0 +1,282 @@
+"""The `deliver` activity: one attempt to hand a job to its receiver."""
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import msgspec
+from temporalio import activity
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from activities.turns import Turns
+from timemachine.attempt_log import Attempt, AttemptLog
+from timemachine.delivery import (
+    GONE,
+    AttemptsMade,
+    Delivered,
+    Delivery,
+    Ending,
+    Kind,
+    Outcome,
+    attempt_headers,
+    describe,
+    expired,
+    wait_after,
+    without,
+)
+from timemachine.errors import (
+    BlockedTargetError,
+    NoAnswerError,
+    NoSuchRouteError,
+    NotYetError,
+    UnavailableError,
+    WebhookUrlError,
+)
+from timemachine.http import Answer, WebhookClient
+from timemachine.jobs import Job, to_ms
+from timemachine.retry import Retry
+from timemachine.route_store import RouteStore, Target
+from timemachine.routes import RouteState, target_url
+from timemachine.settings import Settings
+from timemachine.signing import signatures
+from timemachine.temporal import LATENESS
+
+log = logging.getLogger(__name__)
+
+# A receiver's failure is no fault of the worker's, whose log and error metrics are spared it.
+_BENIGN = ApplicationErrorCategory.BENIGN
+
+CLOCK_PATIENCE = 5.0
+"""Seconds that an attempt waits in place for a trigger time that this machine's clock has not reached yet."""
+
+POSTGRES_RETRY = timedelta(seconds=10)
+LOGGED_BYTES = 1024
+
+HELD = "Held"
+"""Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
+
+
+class Deliveries:
+    """Makes deliveries with what a worker shares among its attempts."""
+
+    def __init__(self, routes: RouteStore, attempts: AttemptLog, webhooks: WebhookClient, settings: Settings) -> None:
+        """Take the open doors to Postgres and to the receivers."""
+        self._routes = routes
+        self._attempts = attempts
+        self._webhooks = webhooks
+        self._turns = Turns(settings.max_in_flight_per_route)
+        self._default_scheme = settings.default_scheme
+        self._default_timeout = settings.delivery_timeout
+        self._disable_after = timedelta(hours=settings.disable_after_hours)
+
+    @activity.defn(name="deliver")
+    async def deliver(self, delivery: Delivery) -> Delivered:
+        """Make one attempt.
+
+        The route is read anew, so that an attempt always goes where the route points now.
+
+        Raises:
+            ApplicationError: Not delivered this time. Carries the wait until the next attempt, or is not retryable
+                when there is to be none.
+        """
+        job = delivery.job
+        await _until_due(job)
+        number = _attempts_made(delivery) + 1
+        try:
+            if activity.info().attempt > 1 and (taken := await self.find_taken(delivery)):
+                return taken
+            target = await self._routes.target(job.db, job.route)
+        except UnavailableError as error:
+            _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
+        except NoSuchRouteError as error:
+            # Without the chain of causes, which Temporal would cut off with everything before it.
+            raise _failure(str(error), job, job.retry or Retry(), number, Ending(kind=Kind.REFUSED)) from None
+        _check_deadline(job, number)
+        _check_open(target, number)
+        return await self._in_turn(delivery, target, number)
+
+    @activity.defn(name="find_taken")
+    async def find_taken(self, delivery: Delivery) -> Delivered | None:
+        """Return the success of an attempt of this run whose worker died before it could tell Temporal.
+
+        Raises:
+            UnavailableError: Postgres does not answer; to be tried again.
+        """
+        taken = await self._attempts.taken(activity.info().workflow_run_id or "")
+        return _delivered_then(delivery.job, taken) if taken else None
+
+    async def _in_turn(self, delivery: Delivery, target: Target, number: int) -> Delivered:
+        """Make the attempt when the route has a place for it, or put it off."""
+        job = delivery.job
+        async with AsyncExitStack() as places:
+            try:
+                limit = target.route.max_in_flight
+                await places.enter_async_context(self._turns.turn(job.route_key, limit))
+                if limit:
+                    run_id = activity.info().workflow_run_id or ""
+                    await places.enter_async_context(self._routes.place(job.db, job.route, run_id, limit))
+            except (NotYetError, UnavailableError) as error:
+                wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
+                _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type="NotYet")  # noqa: S311
+            return await self._attempt(delivery, target, number)
+
+    async def _attempt(self, delivery: Delivery, target: Target, number: int) -> Delivered:
+        """POST, note how it ended, and answer with the outcome."""
+        started = datetime.now(UTC)
+        if number == 1 and not delivery.job.message_id:
+            _record_lateness(delivery.job, started)
+        outcome = await self._outcome(delivery, target, number)
+        await self._note(_row(delivery, number, started, outcome), target)
+        if outcome.reason is None:
+            return _delivered(delivery.job, outcome, number, started)
+        raise _failure(outcome.reason, delivery.job, delivery.job.retry or target.route.retry, number, outcome.ending)
+
+    async def _outcome(self, delivery: Delivery, target: Target, number: int) -> Outcome:
+        try:
+            answer = await self._post(delivery, target, number)
+        except NoAnswerError as error:
+            if isinstance(error, BlockedTargetError):
+                activity.logger.warning("target blocked", extra={"detail": error.detail})
+            return Outcome(ending=Ending(kind=error.kind), reason=str(error))
+        except WebhookUrlError as error:
+            return Outcome(ending=Ending(kind=Kind.BLOCKED), reason=str(error))
+        body = without(answer.body, target.headers.values())
+        return Outcome(
+            ending=Ending(
+                kind=Kind.TAKEN if answer.taken else Kind.REFUSED, status=answer.status, retry_after=answer.retry_after
+            ),
+            reason=None if answer.taken else describe(answer.status, body),
+            body=body,
+        )
+
+    async def _post(self, delivery: Delivery, target: Target, number: int) -> Answer:
+        url = target_url(target.route.webhook_url, default_scheme=self._default_scheme)
+        body = bytes(delivery.job.meta)
+        timestamp = int(time.time())
+        signed = signatures(target.secrets, delivery.message_id, timestamp, body)
+        headers = target.headers | attempt_headers(delivery, number, timestamp) | {"webhook-signature": signed}
+        return await self._webhooks.post(url, body, headers, timeout=target.route.timeout or self._default_timeout)
+
+    async def _note(self, attempt: Attempt, target: Target) -> None:
+        """Write the attempt into the log and what it means for the route. Best effort: Temporal has the outcome."""
+        try:
+            await self._attempts.record(attempt)
+            if attempt.kind is Kind.TAKEN:
+                if target.failing:
+                    await self._routes.note_success(attempt.db, attempt.route_id)
+            elif attempt.status == GONE:
+                await self._routes.set_state(
+                    attempt.db, attempt.route_id, RouteState.DISABLED, "the receiver answered 410 Gone"
+                )
+            else:
+                await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
+        except (UnavailableError, NoSuchRouteError) as error:
+            log.warning("attempt not logged", extra={"reason": str(error), "job_id": attempt.job_id})
+
+
+async def _until_due(job: Job) -> None:
+    """Wait while this machine's clock says that it is too early: the promise is kept by the sender's own clock.
+
+    Raises:
+        ApplicationError: Far too early; the activity is to be run again when the time has come.
+    """
+    early = job.trigger_time / 1000 - time.time()
+    if early > CLOCK_PATIENCE:
+        _postpone(f"this worker's clock is {early:.1f} s behind", timedelta(seconds=early), type="Early")
+    while (early := job.trigger_time / 1000 - time.time()) > 0:  # noqa: ASYNC110 - it is time itself that is awaited
+        await asyncio.sleep(early)
+
+
+def _attempts_made(delivery: Delivery) -> int:
+    """Return how many attempts have been made before this one."""
+    details = activity.info().heartbeat_details
+    return msgspec.convert(details[0], AttemptsMade).made if details else delivery.made
+
+
+def _check_open(target: Target, number: int) -> None:
+    """Raise for a route that deliveries may not go to now: the workflow holds the job. No attempt is used up."""
+    standing = target.standing
+    if standing.state is not RouteState.ACTIVE:
+        reason = f"the route is {standing.state}" + (f": {standing.reason}" if standing.reason else "")
+        raise ApplicationError(reason, AttemptsMade(made=number - 1), type=HELD, non_retryable=True, category=_BENIGN)
+
+
+def _check_deadline(job: Job, number: int) -> None:
+    if expired(job, datetime.now(UTC)):
+        raise ApplicationError(
+            "the deadline has passed",
+            AttemptsMade(made=number - 1),
+            type="Expired",
+            non_retryable=True,
+            category=_BENIGN,
+        )
+
+
+def _postpone(reason: str, wait: timedelta, *, type: str) -> NoReturn:  # noqa: A002 - Temporal's word
+    """Raise to be run again after a wait. No attempt is used up: the receiver was not asked."""
+    raise ApplicationError(reason, type=type, next_retry_delay=wait, category=_BENIGN) from None
+
+
+def _failure(reason: str, job: Job, retry: Retry, number: int, ending: Ending) -> ApplicationError:
+    """Return the error that ends this attempt, and record with Temporal that it was made."""
+    now = datetime.now(UTC)
+    wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
+    if wait is not None and expired(job, now + wait):
+        wait, reason = None, f"{reason}; the deadline is before the next attempt"
+    made = AttemptsMade(made=number)
+    activity.heartbeat(made)
+    activity.logger.warning("attempt failed", extra={"attempt_number": number, "reason": reason})
+    kind = "Blocked" if ending.kind is Kind.BLOCKED else "AttemptFailed"
+    return ApplicationError(
+        reason, made, type=kind, next_retry_delay=wait, non_retryable=wait is None, category=_BENIGN
+    )
+
+
+def _row(delivery: Delivery, number: int, started: datetime, outcome: Outcome) -> Attempt:
+    """Return the attempt as the log keeps it."""
+    job, info = delivery.job, activity.info()
+    return Attempt(
+        db=job.db,
+        collection=job.collection,
+        job_id=job.id,
+        route_id=job.route,
+        run_id=info.workflow_run_id or "",
+        message_id=delivery.message_id,
+        attempt=number,
+        started_at=started,
+        duration_ms=int((datetime.now(UTC) - started) / timedelta(milliseconds=1)),
+        status=outcome.ending.status,
+        kind=outcome.ending.kind,
+        error=outcome.reason,
+        answer=outcome.body[:LOGGED_BYTES],
+        worker=activity.client().identity,
+    )
+
+
+def _record_lateness(job: Job, started: datetime) -> None:
+    """Export how late a job's first attempt begins, whatever becomes of it."""
+    lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
+    lateness.record(max(0, to_ms(started) - job.trigger_time))
+
+
+def _delivered(job: Job, outcome: Outcome, number: int, started: datetime) -> Delivered:
+    """Return the outcome."""
+    status, late_ms = outcome.ending.status or 0, to_ms(started) - job.trigger_time
+    activity.logger.info("delivered", extra={"status": status, "attempt_number": number, "late_ms": late_ms})
+    return Delivered(status=status, attempts=number, delivered_at=to_ms(datetime.now(UTC)), late_ms=late_ms)
+
+
+def _delivered_then(job: Job, taken: Attempt) -> Delivered:
+    """Return the outcome that an attempt before this one had already."""
+    activity.logger.info("delivered before", extra={"attempt_number": taken.attempt})
+    ended = taken.started_at + timedelta(milliseconds=taken.duration_ms)
+    return Delivered(
+        status=taken.status or 0,
+        attempts=taken.attempt,
+        delivered_at=to_ms(ended),
+        late_ms=to_ms(taken.started_at) - job.trigger_time,
+    )

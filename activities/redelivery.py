@@ -1,0 +1,88 @@
+"""The `redeliver_failed` activity: the failed jobs of a route, started again one by one."""
+
+import msgspec
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecution
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+
+from activities.pace import Pace
+from timemachine.errors import NoSuchJobError, TooLateError
+from timemachine.job_runs import Redelivers, latest_run, redeliver
+from timemachine.redelivery import FailedJobs, PageStart, Progress
+from timemachine.settings import Settings
+
+PAGE = 100
+
+
+class Redeliveries:
+    """Starts failed jobs again, at a bounded rate."""
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        """Take the open door to Temporal."""
+        self._client = client
+        self._task_queue = settings.task_queue
+        self._per_second = settings.bulk_per_second
+
+    @activity.defn(name="redeliver_failed")
+    async def redeliver_failed(self, failed: FailedJobs) -> Progress:
+        """Start each job again that failed within the window and to which nothing has happened since.
+
+        After its worker's death it goes on with the page that was being worked on. What had been started from it is
+        recognised, and neither started again nor counted twice.
+
+        Raises:
+            ApplicationError: This worker stops; another one is to go on.
+            RPCError: Temporal does not answer; to be tried again.
+        """
+        start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
+        pace = Pace(self._per_second)
+        _beat(start.progress, start)
+        while True:
+            page = self._client.list_workflows(failed.query, page_size=PAGE, next_page_token=start.token or None)
+            await page.fetch_next_page()
+            progress = start.progress
+            for run in page.current_page or ():
+                await pace.step()
+                progress = await self._take_up(run, progress)
+                _beat(progress, start)
+            if not page.next_page_token:
+                return progress
+            start = PageStart(token=page.next_page_token, progress=progress)
+
+    async def _count(self, failed: FailedJobs) -> Progress:
+        return Progress(found=(await self._client.count_workflows(failed.query)).count)
+
+    async def _take_up(self, failure: WorkflowExecution, progress: Progress) -> Progress:
+        """Start one job again, and count it."""
+        if await self._started(failure):
+            return msgspec.structs.replace(progress, started=progress.started + 1)
+        return msgspec.structs.replace(progress, skipped=progress.skipped + 1)
+
+    async def _started(self, failure: WorkflowExecution) -> bool:
+        """Start one job again, and return whether it is started, by this or an earlier attempt at it."""
+        by = activity.info().workflow_run_id
+        try:
+            run = await latest_run(self._client, failure.id)
+            if run.run_id != failure.run_id:
+                return await run.redelivers() == Redelivers(run_id=failure.run_id, by=by)
+            await redeliver(self._client, run, task_queue=self._task_queue, by=by)
+        except (NoSuchJobError, TooLateError, WorkflowAlreadyStartedError):
+            return False
+        return True
+
+
+def _resumed() -> PageStart | None:
+    """Return where the attempt before this one was, if there was one."""
+    details = activity.info().heartbeat_details
+    return msgspec.convert(details[1], PageStart) if details else None
+
+
+def _beat(progress: Progress, start: PageStart) -> None:
+    """Tell Temporal how far this is.
+
+    Raises:
+        ApplicationError: This worker stops.
+    """
+    activity.heartbeat(progress, start)
+    if activity.is_worker_shutdown():
+        raise ApplicationError("the worker stops; another one goes on", type="Stopping")

@@ -1,0 +1,114 @@
+"""The worker: takes jobs that are due from Temporal and delivers them. Run as `python worker.py`."""
+
+import asyncio
+import logging
+import os
+import signal
+from datetime import timedelta
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.deliver import Deliveries
+from activities.redelivery import Redeliveries
+from activities.release import Releases
+from activities.upkeep import Upkeep
+from timemachine.attempt_log import AttemptLog
+from timemachine.errors import TimemachineError
+from timemachine.http import WebhookClient
+from timemachine.postgres import open_pool
+from timemachine.process import leave
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.telemetry import configure_logging
+from timemachine.temporal import connect
+from timemachine.vault import Vault
+from workflows.job import JobWorkflow
+from workflows.redelivery import RedeliveryWorkflow
+from workflows.release import ReleaseWorkflow
+from workflows.upkeep import CleanAttemptsWorkflow
+
+log = logging.getLogger("worker")
+
+HEARTBEATS = timedelta(seconds=2)
+"""How often an activity's progress is sent to Temporal at the most: it is what clients are shown of a redelivery."""
+
+
+def create_worker(
+    client: Client, routes: RouteStore, attempts: AttemptLog, webhooks: WebhookClient, settings: Settings
+) -> Worker:
+    """Return a worker for all of our workflows and activities, with its slots sized by the settings.
+
+    Args:
+        routes, attempts, webhooks: The open doors that the activities need.
+    """
+    deliveries = Deliveries(routes, attempts, webhooks, settings)
+    return Worker(
+        client,
+        task_queue=settings.task_queue,
+        workflows=[JobWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
+        activities=[
+            deliveries.deliver,
+            deliveries.find_taken,
+            Redeliveries(client, settings).redeliver_failed,
+            Releases(client, routes, settings).release_held,
+            Upkeep(attempts, settings).clean_attempts,
+        ],
+        max_concurrent_activities=settings.max_deliveries,
+        max_concurrent_workflow_tasks=settings.max_workflow_tasks,
+        max_cached_workflows=settings.max_cached_workflows,
+        graceful_shutdown_timeout=timedelta(seconds=settings.shutdown_grace),
+        max_heartbeat_throttle_interval=HEARTBEATS,
+    )
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Work until `stop` is set, then let the attempts in flight finish.
+
+    Raises:
+        SettingsError: The settings are wrong.
+        RuntimeError: Temporal does not answer at the start, or refuses the worker for good.
+    """
+    async with (
+        open_pool(settings) as pool,
+        WebhookClient(
+            timeout=settings.delivery_timeout,
+            max_connections=settings.max_deliveries,
+            targets=settings.targets,
+            egress_proxy=settings.egress_proxy,
+        ) as webhooks,
+    ):
+        store = RouteStore(pool, Vault(settings))
+        client = await connect(metrics_address=settings.metrics_address)
+        worker = create_worker(client, store, AttemptLog(pool), webhooks, settings)
+        working, stopping = asyncio.create_task(worker.run()), asyncio.create_task(stop.wait())
+        log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not working.done():
+            log.info("stopping", extra={"grace_seconds": settings.shutdown_grace})
+            await worker.shutdown()
+        await working
+
+
+async def main() -> int:
+    """Run until SIGTERM or SIGINT, and return the exit status: 0 only after a stop that was asked for."""
+    configure_logging()
+    activity.logger.activity_info_on_message = False  # it is in the line's own field
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    try:
+        await run(Settings.from_env(os.environ), stop)
+    except TimemachineError as error:
+        log.error("cannot work", extra={"reason": str(error)})
+        return 1
+    except Exception:
+        log.exception("cannot work")
+        return 1
+    return 0 if stop.is_set() else 1
+
+
+if __name__ == "__main__":
+    leave(asyncio.run(main()))

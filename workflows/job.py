@@ -1,0 +1,195 @@
+"""The `Job` workflow: wait until the trigger time, deliver, finish."""
+
+import asyncio
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.common import Priority, RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import TimeoutError as ActivityTimeout
+
+with workflow.unsafe.imports_passed_through():
+    import msgspec
+
+    from activities.deliver import HELD, Deliveries
+    from timemachine.delivery import AttemptsMade, Delivered, Delivery, Held
+    from timemachine.job_runs import CHANGED_JOB
+    from timemachine.jobs import Job, message_id
+    from timemachine.retry import Retry
+    from timemachine.temporal import HELD as HELD_NOW
+    from timemachine.temporal import ROUTE, TRIGGER_TIME
+
+ATTEMPT_LIMIT = timedelta(seconds=60)
+"""Time after which an attempt is taken for lost with its worker. Longer than the settings let any attempt last."""
+
+LOOK_LIMIT = timedelta(seconds=10)
+
+LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=4), timedelta(days=1))
+"""Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
+moment in which the others were released, and a signal that was missed must not lose it."""
+
+TOO_LATE = "TooLate"
+"""Error type of an update that came after the first attempt had begun. Known to the API: do not rename."""
+
+HELD_SINCE = "held"
+"""Memo key of why and since when a job is held. Stored: do not rename."""
+
+
+@workflow.defn(name="Job")
+class JobWorkflow:
+    """One job. Started with a delay until its trigger time, so that it costs no worker anything while it waits."""
+
+    @workflow.init
+    def __init__(self, job: Job) -> None:
+        """Take the job, before any update can come in."""
+        self._job = job
+        self._attempted = False
+        self._made = 0
+        self._looks = 0
+        self._release_at: datetime | None = None
+
+    @workflow.run
+    async def run(self, job: Job) -> Delivered:
+        """Wait, then deliver; while the route is paused or disabled, hold the job.
+
+        The workflow ends Completed when the receiver took the job, Failed when all attempts were used up, and Canceled
+        when it was cancelled in time.
+        """
+        while True:
+            await self._until_due()
+            self._attempted = True
+            outcome = await self._deliver()
+            if isinstance(outcome, Delivered):
+                return outcome
+            await self._hold(outcome)
+
+    @workflow.update(name="change")
+    def change(self, job: Job) -> None:
+        """Replace trigger time, meta and route of a job that waits. Refused once the first attempt has begun."""
+        self._job = job
+        workflow.upsert_memo({CHANGED_JOB: job})
+        workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
+        workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
+
+    @change.validator
+    def _in_time(self, job: Job) -> None:
+        if self._attempted:
+            raise ApplicationError("the job is being delivered", type=TOO_LATE)
+
+    @workflow.signal(name="release")
+    def release(self, spread: float) -> None:
+        """Let a held job go, at a moment of its own within `spread` seconds; one that is not held is left alone."""
+        self._release_at = workflow.now() + timedelta(seconds=workflow.random().uniform(0, spread))
+
+    async def _until_due(self) -> None:
+        """Wait for the trigger time, which an update may move, even past the server's own delay."""
+        while (wait := self._job.trigger_at - workflow.now()) > timedelta(0):
+            if workflow.info().is_continue_as_new_suggested():
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                workflow.continue_as_new(self._job)
+            await self._pass(wait)
+
+    async def _pass(self, wait: timedelta) -> None:
+        """Let time pass, until the trigger time is moved or the history has grown long at the latest."""
+        seen = self._job.trigger_time
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._job.trigger_time != seen or workflow.info().is_continue_as_new_suggested(),
+                timeout=wait,
+                timeout_summary="until due",
+            )
+
+    async def _deliver(self) -> Delivered | Held:
+        """Attempt until the receiver takes the job, and answer a cancel request exactly.
+
+        A cancel request and the end of an attempt may come to us together. What the receiver took counts as taken:
+        so, once cancelled, first let everything that came with the cancel request sink in (a condition is looked at
+        only when nothing else is left to run), and only then pass it on, which does nothing to a delivery that is
+        done. An attempt in flight is let finish, and decides; one that still waits for its time is never made.
+        """
+        delivery = self._start_delivery()
+        try:
+            await workflow.wait([delivery])
+        except asyncio.CancelledError:
+            await workflow.wait_condition(lambda: True)
+            delivery.cancel()
+        try:
+            return await delivery
+        except ActivityError as error:
+            if workflow.cancellation_reason() is not None:
+                return await self._taken_before_the_cancel(error)
+            if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
+                return Held(reason=error.cause.message, made=_made(error.cause), since=workflow.now())
+            raise _not_delivered(error) from error
+
+    async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
+        """Return what the log has of an attempt whose worker died, for it may have been taken.
+
+        Raises:
+            asyncio.CancelledError: It was not taken, as far as anybody knows.
+        """
+        if isinstance(error.cause, ActivityTimeout):
+            taken = await workflow.execute_activity_method(
+                Deliveries.find_taken,
+                self._delivery,
+                start_to_close_timeout=LOOK_LIMIT,
+                summary="was the attempt taken whose worker died?",
+            )
+            if taken:
+                return taken
+        raise asyncio.CancelledError from error
+
+    def _start_delivery(self) -> workflow.ActivityHandle[Delivered]:
+        """Start the activity. It decides itself how often and when it is tried again; this is for lost workers."""
+        retry = Retry()
+        return workflow.start_activity_method(
+            Deliveries.deliver,
+            self._delivery,
+            start_to_close_timeout=ATTEMPT_LIMIT,
+            retry_policy=RetryPolicy(
+                initial_interval=timedelta(seconds=retry.initial_interval),
+                backoff_coefficient=retry.backoff_coefficient,
+                maximum_interval=timedelta(seconds=retry.maximum_interval),
+                maximum_attempts=0,
+            ),
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"POST to {self._job.route}",
+            priority=Priority(fairness_key=self._job.fairness_key),
+        )
+
+    @property
+    def _delivery(self) -> Delivery:
+        first_run = workflow.info().first_execution_run_id
+        return Delivery(job=self._job, message_id=self._job.message_id or message_id(first_run), made=self._made)
+
+    async def _hold(self, held: Held) -> None:
+        """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
+        self._made, self._attempted, self._release_at = held.made, held.made > 0, None
+        workflow.upsert_memo({HELD_SINCE: held})
+        workflow.upsert_search_attributes([HELD_NOW.value_set(True)])
+        job, patience = self._job, LOOK_AGAIN[min(self._looks, len(LOOK_AGAIN) - 1)]
+        self._looks += 1
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._release_at is not None or self._job is not job,
+                timeout=patience,
+                timeout_summary=f"held: {held.reason}",
+            )
+        workflow.upsert_search_attributes([HELD_NOW.value_set(False)])
+        if self._release_at:
+            self._looks = 0
+            await workflow.sleep(max(self._release_at - workflow.now(), timedelta(0)), summary="until its moment")
+        workflow.upsert_memo({HELD_SINCE: None})
+
+
+def _not_delivered(error: ActivityError) -> ApplicationError:
+    """Return the failure that the workflow ends with: the last attempt's reason and the number of attempts."""
+    if isinstance(error.cause, ApplicationError):
+        return ApplicationError(error.cause.message, *error.cause.details, type="NotDelivered")
+    return ApplicationError(str(error.cause), type="NotDelivered")
+
+
+def _made(cause: ApplicationError) -> int:
+    """Return how many attempts an error says were made."""
+    return msgspec.convert(cause.details[0], AttemptsMade).made

@@ -1,0 +1,31 @@
+"""The `Redelivery` workflow: the failed jobs of a route and a window of time, delivered once more."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.redelivery import Redeliveries
+    from timemachine.redelivery import FailedJobs, Progress
+
+LONGEST = timedelta(days=30)
+SILENCE = timedelta(seconds=15)
+"""Time without a sign of life after which the activity is taken for lost with its worker, and goes on elsewhere."""
+
+
+@workflow.defn(name="Redelivery")
+class RedeliveryWorkflow:
+    """A redelivery of many jobs, whose progress is the heartbeat of its activity, and then its result."""
+
+    @workflow.run
+    async def run(self, failed: FailedJobs) -> Progress:
+        """Have the jobs started again, however long that takes."""
+        return await workflow.execute_activity_method(
+            Redeliveries.redeliver_failed,
+            failed,
+            start_to_close_timeout=LONGEST,
+            heartbeat_timeout=SILENCE,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            summary=f"failed jobs of route {failed.route_id}",
+        )

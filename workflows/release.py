@@ -1,0 +1,47 @@
+"""The `Release` workflow: lets the held jobs of a resumed route go."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.release import Releases
+    from timemachine.held import Released, ReleaseHeld
+
+LONGEST = timedelta(days=30)
+SILENCE = timedelta(seconds=15)
+"""Time without a sign of life after which the activity is taken for lost with its worker, and goes on elsewhere."""
+
+EMPTY_LOOKS = 2
+"""Looks in a row that must find nothing: Temporal's visibility, which is asked for held jobs, lags behind."""
+
+BETWEEN_LOOKS = timedelta(seconds=1)
+
+
+@workflow.defn(name="Release")
+class ReleaseWorkflow:
+    """A release, which ends when no job of the route is held any more, or the route is paused again."""
+
+    @workflow.run
+    async def run(self, release: ReleaseHeld) -> None:
+        """Look for held jobs until there are none left."""
+        empty = 0
+        while empty < EMPTY_LOOKS:
+            released = await self._look(release)
+            if released.stopped:
+                return
+            empty = 0 if released.signalled else empty + 1
+            await workflow.sleep(BETWEEN_LOOKS)
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(release)
+
+    async def _look(self, release: ReleaseHeld) -> Released:
+        return await workflow.execute_activity_method(
+            Releases.release_held,
+            release,
+            start_to_close_timeout=LONGEST,
+            heartbeat_timeout=SILENCE,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            summary=f"held jobs of route {release.route_id}",
+        )
