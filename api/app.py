@@ -1,0 +1,116 @@
+"""Where the API is put together: the only place that knows all of its parts."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Request
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from api.attempts import AttemptController, Attempts
+from api.errors import answer_error, answer_http
+from api.failed import FailedController, FailedJobs
+from api.health import HealthController, Readiness
+from api.jobs import JobController, Jobs
+from api.redelivery import Redeliveries, RedeliveryController
+from api.routes import RouteController, Routes
+from api.secrets import SecretController
+from api.wire import RawSchema, StrictSchema, WholeRequest
+from timemachine.attempt_log import AttemptLog
+from timemachine.errors import ForbiddenNameError
+from timemachine.jobs import MAX_META_BYTES
+from timemachine.postgres import open_pool
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.temporal import connect
+from timemachine.vault import Vault
+
+MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
+
+OPENAPI = OpenAPIConfig(
+    title="timemachine",
+    version="0.1.0",
+    description="Calls that must happen once, at a time. Every refused request is answered with `{error, code}`.",
+    path="/docs",
+    use_handler_docstrings=True,
+    render_plugins=[ScalarRenderPlugin(), JsonRenderPlugin(path="/openapi.json")],
+)
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Return the API. It opens its doors to Postgres and Temporal when it starts, and closes them when it stops.
+
+    It starts while they are away, too, and answers 503 until they come.
+
+    Raises:
+        SettingsError: No keys, or not ones that can be read.
+    """
+    vault = Vault(settings)
+
+    @asynccontextmanager
+    async def doors(app: Litestar) -> AsyncIterator[None]:
+        async with open_pool(settings) as pool:
+            client = await connect(lazy=True)
+            store = RouteStore(pool, vault)
+            app.state.jobs = Jobs(client, store, settings)
+            app.state.routes = Routes(store, client, settings)
+            app.state.store = store
+            app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
+            app.state.failed = FailedJobs(client, AttemptLog(pool), vault, settings)
+            app.state.redeliveries = Redeliveries(client, store, settings)
+            app.state.readiness = Readiness(client, pool, settings)
+            yield
+
+    app = Litestar(
+        route_handlers=[
+            JobController,
+            RouteController,
+            SecretController,
+            AttemptController,
+            FailedController,
+            RedeliveryController,
+            HealthController,
+        ],
+        lifespan=[doors],
+        dependencies={
+            name: Provide(_from_state(name), sync_to_thread=False)
+            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
+        },
+        exception_handlers={HTTPException: answer_http, Exception: answer_error},
+        plugins=[RawSchema(), StrictSchema()],
+        openapi_config=OPENAPI,
+        logging_config=None,
+        request_class=WholeRequest,
+        request_max_body_size=MAX_BODY_BYTES,
+    )
+    app.asgi_handler = _refuse_odd_slashes(app.asgi_handler)
+    return app
+
+
+def _from_state(name: str) -> Callable[[State], Any]:
+    """Return a dependency that hands out what `doors` opened."""
+
+    def provide(state: State) -> Any:
+        return state[name]
+
+    return provide
+
+
+def _refuse_odd_slashes(app: ASGIApp) -> ASGIApp:
+    """Answer `%2F` and `//` in a path with E002 before routing, which would take one name for two, and two for one."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("raw_path", b"").lower()
+        if scope["type"] == ScopeType.HTTP and (b"%2f" in path or b"//" in path):
+            answer = answer_error(Request(scope), ForbiddenNameError("a name must not be empty or hold a slash"))
+            await answer.to_asgi_response(app=None, request=Request(scope))(scope, receive, send)
+            return
+        await app(scope, receive, send)
+
+    return handle

@@ -1,0 +1,191 @@
+"""The log of attempts: what was sent for a job or to a route, and what came back."""
+
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import QueryParameter
+from msgspec import UNSET, UnsetType
+from temporalio.client import Client
+
+from api.errors import refusals
+from api.jobs import check_key
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until
+from api.routes import check_route_key
+from api.wire import Collection, Db, JobIdInPath, RouteIdInPath
+from timemachine.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
+from timemachine.cursor import decode_cursor, encode_cursor
+from timemachine.delivery import Kind
+from timemachine.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
+from timemachine.job_runs import latest_run
+from timemachine.jobs import from_ms, to_ms
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.temporal import answering
+
+Ended = Annotated[Outcome | None, QueryParameter(description="Only those that the receiver took, or only the others.")]
+
+
+class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to a receiver, and how it ended."""
+
+    collection: str
+    id: str
+    """The job's."""
+    route: str
+    webhook_id: str
+    """The request's `webhook-id`, the same for all attempts of a job."""
+    attempt: int
+    """From 1; a redelivery counts anew."""
+    started_at: int
+    """In milliseconds since the epoch."""
+    duration_ms: int
+    status: int | UnsetType = UNSET
+    """HTTP status of the answer, where there was one."""
+    kind: Kind
+    """`taken`, `refused`, or why there was no answer."""
+    error: str | UnsetType = UNSET
+    """Why the attempt failed, where it did."""
+    answer: str
+    """The answer's first KiB, with what is not UTF-8 replaced."""
+    worker: str
+    """Who made the attempt."""
+
+
+class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of attempts, the latest first."""
+
+    attempts: list[AttemptOut]
+    next: Next | UnsetType = UNSET
+
+
+class Attempts:
+    """The log, as clients may ask for it.
+
+    Every method raises UnavailableError when Temporal or Postgres does not answer in time.
+    """
+
+    def __init__(self, log: AttemptLog, routes: RouteStore, client: Client, settings: Settings) -> None:
+        """Take the open doors to Postgres and Temporal."""
+        self._log = log
+        self._routes = routes
+        self._client = client
+        self._limit = settings.request_timeout
+
+    async def of_job(self, db: str, collection: str, job_id: str, limit: int, cursor: str | None) -> AttemptsOut:
+        """Return a page of a job's attempts.
+
+        A job that Temporal has forgotten is still shown while the log has attempts of it.
+
+        Raises:
+            ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
+            NoSuchJobError: There are no attempts, and no such job.
+        """
+        workflow_id, after = check_key(db, collection, job_id), _place(cursor)
+        page = await self._log.of_job(db, collection, job_id, limit=limit, after=after)
+        if not page.attempts:
+            async with answering(self._limit):
+                await latest_run(self._client, workflow_id)
+        return _shown(page)
+
+    async def of_route(
+        self,
+        db: str,
+        route_id: str,
+        limit: int,
+        cursor: str | None,
+        *,
+        outcome: Outcome | None,
+        since: int | None,
+        until: int | None,
+    ) -> AttemptsOut:
+        """Return a page of a route's attempts; of one that was deleted, too.
+
+        Raises:
+            ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
+            NoSuchRouteError: There are no such attempts, and no such route.
+        """
+        check_route_key(db, route_id)
+        page = await self._log.of_route(
+            db,
+            route_id,
+            limit=limit,
+            after=_place(cursor),
+            outcome=outcome,
+            since=None if since is None else from_ms(since),
+            until=None if until is None else from_ms(until),
+        )
+        if not page.attempts:
+            await self._routes.find(db, route_id)
+        return _shown(page)
+
+
+def _place(cursor: str | None) -> Place | None:
+    return None if cursor is None else decode_cursor(cursor, Place)
+
+
+def _shown(page: Page) -> AttemptsOut:
+    return AttemptsOut(
+        attempts=[_show(attempt) for attempt in page.attempts],
+        next=encode_cursor(page.next) if page.next else UNSET,
+    )
+
+
+def _show(attempt: Attempt) -> AttemptOut:
+    return AttemptOut(
+        collection=attempt.collection,
+        id=attempt.job_id,
+        route=attempt.route_id,
+        webhook_id=attempt.message_id,
+        attempt=attempt.attempt,
+        started_at=to_ms(attempt.started_at),
+        duration_ms=attempt.duration_ms,
+        status=UNSET if attempt.status is None else attempt.status,
+        kind=attempt.kind,
+        error=UNSET if attempt.error is None else attempt.error,
+        answer=attempt.answer.decode("utf-8", "replace"),
+        worker=attempt.worker,
+    )
+
+
+class AttemptController(Controller):
+    """The log of attempts."""
+
+    @get(
+        "/job/{db:str}/{collection:str}/{job_id:str}/attempts",
+        operation_id="ListAttemptsOfJob",
+        tags=("Jobs",),
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchJobError),
+    )
+    async def of_job(
+        self,
+        db: Db,
+        collection: Collection,
+        job_id: JobIdInPath,
+        attempts: NamedDependency[Attempts],
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> AttemptsOut:
+        """List the attempts of a job, the latest first, those of earlier runs of its id among them."""
+        return await attempts.of_job(db, collection, job_id, limit, cursor)
+
+    @get(
+        "/route/{db:str}/{route_id:str}/attempts",
+        operation_id="ListAttemptsOfRoute",
+        tags=("Routes",),
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError),
+    )
+    async def of_route(
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        attempts: NamedDependency[Attempts],
+        kind: Ended = None,
+        since: Since = None,
+        until: Until = None,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> AttemptsOut:
+        """List the attempts on a route, the latest first."""
+        return await attempts.of_route(db, route_id, limit, cursor, outcome=kind, since=since, until=until)

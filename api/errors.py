@@ -1,0 +1,119 @@
+"""From error to answer: one table, and one function that writes `{"error", "code"}`."""
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+from litestar import MediaType, Request, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
+
+from timemachine import errors
+
+log = logging.getLogger(__name__)
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What every refused request is answered with."""
+
+    error: str
+    """The reason, for people."""
+    code: str
+    """The reason, for programs: a code keeps its meaning for ever."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """How an error is told to a client."""
+
+    status: int
+    code: str
+    meaning: str
+
+
+# A code is never given another meaning. docs/api.md carries this table; a test holds the two together.
+ANSWERS: Mapping[type[Exception], Answer] = {
+    errors.MalformedError: Answer(400, "E001", "the body or a parameter is malformed"),
+    errors.ForbiddenNameError: Answer(400, "E002", "a db, collection, job or route name is not allowed"),
+    errors.TriggerTimeError: Answer(400, "E003", "`trigger_time` is too far in the past or future"),
+    errors.NoSuchJobError: Answer(400, "E004", "no such job"),
+    errors.JobExistsError: Answer(400, "E005", "another job with this id exists"),
+    errors.TooLateError: Answer(400, "E006", "too late: the job is being delivered or has ended"),
+    errors.NoSuchRouteError: Answer(400, "E007", "no such route"),
+    errors.RouteExistsError: Answer(400, "E008", "another route with this id exists"),
+    errors.RouteInUseError: Answer(400, "E009", "the route still has waiting jobs"),
+    errors.WebhookUrlError: Answer(400, "E010", "`webhook_url` is malformed, or points where deliveries may not go"),
+    errors.TooLargeError: Answer(413, "E011", "too large"),
+    errors.BusyError: Answer(429, "E014", "too many requests"),
+    errors.UnavailableError: Answer(503, "E015", "Postgres or Temporal does not answer; nothing is known to be lost"),
+    Exception: Answer(500, "E016", "internal error"),
+    errors.ContentTypeError: Answer(415, "E017", "wrong method, path or content type"),
+    errors.NoSuchRedeliveryError: Answer(400, "E018", "no such redelivery"),
+}
+
+RETRY_AFTER_SECONDS = 1
+
+# The codes of the statuses that the framework itself answers with; any other 4xx of its own is a malformed request.
+_FRAMEWORK_CODES = {404: "E017", 405: "E017", 413: "E011", 415: "E017"}
+_FRAMEWORK_REASONS = {
+    404: "no such path",
+    405: "this path does not take this method",
+    413: "the body is too large",
+}
+
+
+def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
+    """Answer with the row of the nearest class of the error in the table. What is not in it hides its cause."""
+    answer = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    if answer.status == 500:
+        log.error("internal error", exc_info=error)
+        return _response(500, ErrorBody("internal error", answer.code))
+    seconds = error.retry_after if isinstance(error, errors.BusyError) else RETRY_AFTER_SECONDS
+    headers = {"retry-after": str(seconds)} if answer.status in (429, 503) else {}
+    return _response(answer.status, ErrorBody(str(error), answer.code), headers)
+
+
+def answer_http(request: Request[object, object, State], error: HTTPException) -> Response[ErrorBody]:
+    """Answer what the framework refuses before a handler of ours is reached."""
+    if error.status_code >= 500:
+        return answer_error(request, error)
+    body = ErrorBody(_reason(error), _FRAMEWORK_CODES.get(error.status_code, "E001"))
+    return _response(error.status_code if error.status_code in _FRAMEWORK_CODES else 400, body, error.headers or {})
+
+
+def _reason(error: HTTPException) -> str:
+    """Return the framework's reason in one line, with the parameters that it found wrong."""
+    wrong = error.extra if isinstance(error.extra, list) else []
+    named = "; ".join(f"{item.get('key', 'value')}: {item.get('message', '')}" for item in wrong if item)
+    return named or _FRAMEWORK_REASONS.get(error.status_code, error.detail)
+
+
+def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response[ErrorBody]:
+    return Response(body, status_code=status, media_type=MediaType.JSON, headers=dict(headers or {}))
+
+
+class _NamedExample(Example):
+    """An example under a name, which Litestar also writes into the example itself, where OpenAPI does not allow it."""
+
+    @property
+    def _exclude_fields(self) -> set[str]:
+        return {"id"}
+
+
+def refusals(*kinds: type[Exception]) -> dict[int, ResponseSpec]:
+    """Return the documentation of the errors that an operation answers with, grouped by status."""
+    rows = [ANSWERS[kind] for kind in (*kinds, errors.BusyError, errors.UnavailableError, Exception)]
+    return {
+        status: ResponseSpec(
+            ErrorBody,
+            generate_examples=False,
+            description="; ".join(f"{row.code}: {row.meaning}" for row in rows if row.status == status),
+            examples=[
+                _NamedExample(id=row.code, summary=row.meaning, value={"error": row.meaning, "code": row.code})
+                for row in rows
+                if row.status == status
+            ],
+        )
+        for status in sorted({row.status for row in rows})
+    }

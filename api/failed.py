@@ -1,0 +1,183 @@
+"""The failed list: the jobs of a db that no receiver took."""
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import QueryParameter
+from msgspec import UNSET, UnsetType
+from temporalio.client import Client, WorkflowExecution
+from temporalio.service import RPCError, RPCStatusCode
+
+from api.errors import refusals
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next
+from api.wire import Db, TriggerTime, name_schema
+from timemachine.attempt_log import AttemptLog
+from timemachine.errors import ForbiddenNameError, MalformedError, VaultError
+from timemachine.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
+from timemachine.settings import Settings
+from timemachine.temporal import ROUTE, TRIGGER_TIME, answering
+from timemachine.vault import Vault
+
+LOOKS_AT_ONCE = 16
+
+_NAME = name_schema(MAX_NAME)
+OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
+InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
+
+
+class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that failed for good."""
+
+    id: str
+    collection: str
+    route: str | UnsetType = UNSET
+    trigger_time: TriggerTime | UnsetType = UNSET
+    failed_at: int
+    """In milliseconds since the epoch."""
+    last_error: str | UnsetType = UNSET
+    """Why the last attempt failed, while the log of attempts has it."""
+
+
+class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
+
+    failed: list[FailedOut]
+    next: Next | UnsetType = UNSET
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page begins: Temporal's own token, and the query that it belongs to. Sealed, as a cursor."""
+
+    query: str
+    token: bytes
+
+
+class FailedJobs:
+    """The failed jobs, from Temporal's visibility, which lags behind by a fraction of a second.
+
+    Every method raises UnavailableError when Temporal or Postgres does not answer in time.
+    """
+
+    def __init__(self, client: Client, log: AttemptLog, vault: Vault, settings: Settings) -> None:
+        """Take the open doors to Temporal and Postgres, and the vault that seals cursors.
+
+        Temporal gives no reason for refusing a page token that it did not make itself.
+        """
+        self._client = client
+        self._vault = vault
+        self._log = log
+        self._limit = settings.request_timeout
+
+    async def page(
+        self, db: str, route: str | None, collection: str | None, limit: int, cursor: str | None
+    ) -> FailedPage:
+        """Return a page of the jobs that failed and to which nothing has happened since.
+
+        Raises:
+            ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
+        """
+        query = _query(db, route, collection)
+        async with answering(self._limit):
+            listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
+            await listed.fetch_next_page()
+            prefix = f"{db}/"  # asked for already, but not every store of visibility tells `a/` from `A/`
+            runs = await self._still_failed([run for run in listed.current_page or () if run.id.startswith(prefix)])
+        errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
+        return FailedPage(
+            failed=[_show(run, errors.get(run.run_id)) for run in runs],
+            next=self._seal(listed.next_page_token, query) if listed.next_page_token else UNSET,
+        )
+
+    def _seal(self, token: bytes, query: str) -> str:
+        """Return the cursor of a page of this very list."""
+        return self._vault.seal(msgspec.msgpack.encode(Place(query, token))).decode()
+
+    def _open(self, cursor: str | None, query: str) -> bytes | None:
+        """Return the page token of a cursor.
+
+        Raises:
+            MalformedError: It was not given out for this list.
+        """
+        if cursor is None:
+            return None
+        with suppress(VaultError, UnicodeError):
+            place = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=Place)
+            if place.query == query:
+                return place.token
+        raise MalformedError("cursor: it must be the `next` of a page of this very list")
+
+    async def _still_failed(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
+        """Return those that are their job's latest run: the others were redelivered, or created again."""
+        turns = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def is_latest(run: WorkflowExecution) -> bool:
+            async with turns:
+                try:
+                    latest = await self._client.get_workflow_handle(run.id).describe()
+                except RPCError as error:
+                    if error.status is RPCStatusCode.NOT_FOUND:
+                        return False
+                    raise
+            return latest.run_id == run.run_id
+
+        latest = await asyncio.gather(*(is_latest(run) for run in runs))
+        return [run for run, is_it in zip(runs, latest, strict=True) if is_it]
+
+
+def _query(db: str, route: str | None, collection: str | None) -> str:
+    """Return what to ask visibility for.
+
+    Raises:
+        ForbiddenNameError: A name is not allowed; what is allowed holds no quotes.
+    """
+    check_name("db", db)
+    query = "WorkflowType = 'Job' AND ExecutionStatus = 'Failed'"
+    if collection is not None:
+        check_name("collection", collection)
+        query += f" AND WorkflowId STARTS_WITH '{db}/{collection}/'"
+    else:
+        query += f" AND WorkflowId STARTS_WITH '{db}/'"
+    if route is not None:
+        check_name("route", route)
+        query += f" AND {ROUTE.name} = '{db}/{route}'"
+    return query
+
+
+def _show(run: WorkflowExecution, last_error: str | None) -> FailedOut:
+    _, collection, job_id = split_workflow_id(run.id)
+    route, trigger_time = run.typed_search_attributes.get(ROUTE), run.typed_search_attributes.get(TRIGGER_TIME)
+    return FailedOut(
+        id=job_id,
+        collection=collection,
+        route=route.partition("/")[2] if route else UNSET,
+        trigger_time=to_ms(trigger_time) if trigger_time else UNSET,
+        failed_at=to_ms(run.close_time or run.start_time),
+        last_error=last_error or UNSET,
+    )
+
+
+class FailedController(Controller):
+    """The failed list."""
+
+    path = "/failed/{db:str}"
+    tags = ("Jobs",)
+
+    @get(operation_id="ListFailed", responses=refusals(MalformedError, ForbiddenNameError))
+    async def list_failed(
+        self,
+        db: Db,
+        failed: NamedDependency[FailedJobs],
+        route: OfRoute = None,
+        collection: InCollection = None,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> FailedPage:
+        """List the jobs of a db that failed for good, the latest first, while Temporal keeps them.
+
+        A job that was redelivered or created again since is left out, so a page may be short: follow `next` to the end.
+        """
+        return await failed.page(db, route, collection, limit, cursor)

@@ -1,0 +1,52 @@
+"""Whether this process lives, and whether it can do its work."""
+
+import asyncio
+
+from litestar import Controller, get
+from litestar.di import NamedDependency
+from temporalio.client import Client
+
+from api.errors import refusals
+from api.wire import Ok
+from timemachine.errors import UnavailableError
+from timemachine.postgres import Pool, ping
+from timemachine.settings import Settings
+from timemachine.temporal import answering
+
+
+class Readiness:
+    """Knows what the API cannot do without."""
+
+    def __init__(self, client: Client, pool: Pool, settings: Settings) -> None:
+        """Take the open doors to Temporal and Postgres."""
+        self._client = client
+        self._pool = pool
+        self._limit = settings.request_timeout
+
+    async def check(self) -> None:
+        """Ask Temporal and Postgres whether they answer.
+
+        Raises:
+            UnavailableError: One of them does not.
+        """
+        async with answering(self._limit):
+            healthy, _ = await asyncio.gather(self._client.service_client.check_health(), ping(self._pool))
+        if not healthy:
+            raise UnavailableError("Temporal is not healthy")
+
+
+class HealthController(Controller):
+    """Health."""
+
+    tags = ("Health",)
+
+    @get("/healthz", operation_id="Health")
+    async def health(self) -> Ok:
+        """Answer 200 while this process runs."""
+        return Ok()
+
+    @get("/readyz", operation_id="Readiness", responses=refusals())
+    async def ready(self, readiness: NamedDependency[Readiness]) -> Ok:
+        """Answer 200 when Postgres and Temporal answer, else 503."""
+        await readiness.check()
+        return Ok()

@@ -1,0 +1,266 @@
+"""Redelivery: jobs that have ended, delivered once more under the same `webhook-id`."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import msgspec
+from litestar import Controller, get, post
+from litestar.di import NamedDependency
+from litestar.params import JSONBody, PathParameter
+from msgspec import UNSET, Meta, UnsetType
+from temporalio.api.common.v1 import Payloads
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from api.errors import refusals
+from api.jobs import check_key
+from api.paging import MAX_TIME
+from api.routes import check_route_key
+from api.wire import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
+from timemachine.errors import (
+    ContentTypeError,
+    ForbiddenNameError,
+    MalformedError,
+    NoSuchJobError,
+    NoSuchRedeliveryError,
+    NoSuchRouteError,
+    TooLargeError,
+    TooLateError,
+)
+from timemachine.job_runs import JobRun, check_redeliverable, latest_run, redeliver
+from timemachine.jobs import MAX_NAME, check_name, to_ms
+from timemachine.redelivery import FailedJobs, Progress, redelivery_workflow_id
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.temporal import answering
+from workflows.redelivery import RedeliveryWorkflow
+
+RedeliveryId = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
+# Litestar forgets a bound of 0.
+_BOUNDS = {"minimum": 0, "maximum": MAX_TIME}
+Since = Annotated[int, Meta(ge=0, le=MAX_TIME, examples=[1_735_689_600_000], extra_json_schema={"extra": _BOUNDS})]
+Until = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=MAX_TIME,
+        description="Now, where it is left out or yet to come.",
+        examples=[1_735_776_000_000],
+        extra_json_schema={"extra": _BOUNDS},
+    ),
+]
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the jobs failed, in milliseconds since the epoch: from `since` on, and before `until`."""
+
+    since: Since
+    until: Until | UnsetType = UNSET
+
+
+class RedeliveryStarted(msgspec.Struct, frozen=True):
+    """A redelivery under way."""
+
+    id: Annotated[str, Meta(description="To ask for its progress by.", examples=["1735689600000-1735776000000"])]
+
+
+class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a redelivery is; a few seconds old while it is under way."""
+
+    id: str
+    found: int = 0
+    """Failures within the window, as they were counted at the start."""
+    started: int = 0
+    """Jobs that are delivered once more."""
+    skipped: int = 0
+    """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
+    done: bool
+    error: str | UnsetType = UNSET
+    """Why it ended before its end, if it did."""
+
+
+class Redeliveries:
+    """Redeliveries of one job and of many.
+
+    Every method raises UnavailableError when Temporal or Postgres does not answer in time, and BusyError when
+    Temporal takes no more.
+    """
+
+    def __init__(self, client: Client, routes: RouteStore, settings: Settings) -> None:
+        """Take the open doors to Temporal and Postgres."""
+        self._client = client
+        self._routes = routes
+        self._task_queue = settings.task_queue
+        self._limit = settings.request_timeout
+
+    async def one(self, db: str, collection: str, job_id: str) -> None:
+        """Deliver a job once more that was delivered or failed. While that is under way, asking again changes nothing.
+
+        Raises:
+            ForbiddenNameError: A name is not allowed.
+            NoSuchJobError: There is none.
+            NoSuchRouteError: Its route is gone.
+            TooLateError: It has not ended, was cancelled, or its deadline has passed.
+        """
+        workflow_id = check_key(db, collection, job_id)
+        async with answering(self._limit):
+            run = await latest_run(self._client, workflow_id)
+            if _is_under_way(run):
+                return
+            check_redeliverable(run)
+            await self._routes.find(db, run.job.route)
+            try:
+                await redeliver(self._client, run, task_queue=self._task_queue)
+            except WorkflowAlreadyStartedError as error:
+                latest = await latest_run(self._client, workflow_id)
+                redelivers = await latest.redelivers()
+                if redelivers is None or redelivers.run_id != run.run_id:
+                    raise TooLateError("the job was created again in this moment") from error
+
+    async def many(self, db: str, route_id: str, window: Window) -> str:
+        """Start a redelivery of the jobs of a route that failed within a window, and return its id.
+
+        The same window, when it is past, gives the same id; while it is under way, asking again changes nothing.
+
+        Raises:
+            ForbiddenNameError, MalformedError: A name or the window is not allowed.
+            NoSuchRouteError: There is no such route.
+        """
+        check_route_key(db, route_id)
+        failed = _asked(db, route_id, window)
+        async with answering(self._limit):
+            await self._routes.find(db, route_id)
+            await self._client.start_workflow(
+                RedeliveryWorkflow.run,
+                failed,
+                id=redelivery_workflow_id(db, route_id, failed.id),
+                task_queue=self._task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary=f"Redelivers what failed on route {route_id}",
+            )
+        return failed.id
+
+    async def find(self, db: str, route_id: str, redelivery_id: str) -> RedeliveryOut:
+        """Return how far a redelivery is. Needs no worker.
+
+        Raises:
+            ForbiddenNameError: A name is not allowed.
+            NoSuchRedeliveryError: There is none, or it ended longer ago than the namespace's retention.
+        """
+        check_route_key(db, route_id)
+        check_name("redelivery", redelivery_id)
+        workflow_id = redelivery_workflow_id(db, route_id, redelivery_id)
+        async with answering(self._limit):
+            try:
+                description = await self._client.get_workflow_handle(workflow_id).describe()
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    raise NoSuchRedeliveryError from error
+                raise
+            return await self._show(redelivery_id, description)
+
+    async def _show(self, redelivery_id: str, description: WorkflowExecutionDescription) -> RedeliveryOut:
+        """Return how far a redelivery is, from its activity's heartbeat, and in the end from its result."""
+        run = self._client.get_workflow_handle_for(RedeliveryWorkflow.run, description.id, run_id=description.run_id)
+        if description.status is WorkflowExecutionStatus.COMPLETED:
+            return _shown(redelivery_id, await run.result(), done=True)
+        if description.status is not WorkflowExecutionStatus.RUNNING:
+            return RedeliveryOut(id=redelivery_id, done=True, error="it was stopped by an operator")
+        for activity in description.raw_description.pending_activities:
+            if activity.heartbeat_details.payloads:
+                return _shown(redelivery_id, await self._progress(activity.heartbeat_details), done=False)
+        async for event in run.fetch_history_events():
+            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
+                # The workflow is just about to end.
+                result = event.activity_task_completed_event_attributes.result
+                return _shown(redelivery_id, await self._progress(result), done=False)
+        return RedeliveryOut(id=redelivery_id, done=False)
+
+    async def _progress(self, payloads: Payloads) -> Progress:
+        progress: Progress
+        (progress,) = await self._client.data_converter.decode(payloads.payloads[:1], [Progress])
+        return progress
+
+
+def _is_under_way(run: JobRun) -> bool:
+    return run.is_open and run.job.message_id is not None
+
+
+def _asked(db: str, route_id: str, window: Window) -> FailedJobs:
+    """Return what a window asks for. It ends now at the latest, so that it does not run after what fails meanwhile.
+
+    Raises:
+        MalformedError: It is empty.
+    """
+    now = to_ms(datetime.now(UTC))
+    failed = FailedJobs(
+        db=db, route_id=route_id, since=window.since, until=now if window.until is UNSET else min(window.until, now)
+    )
+    if failed.since >= failed.until:
+        raise MalformedError("since: it must be before `until`, and in the past")
+    return failed
+
+
+def _shown(redelivery_id: str, progress: Progress, *, done: bool) -> RedeliveryOut:
+    return RedeliveryOut(
+        id=redelivery_id, found=progress.found, started=progress.started, skipped=progress.skipped, done=done
+    )
+
+
+class RedeliveryController(Controller):
+    """Redelivery of one job and of many."""
+
+    @post(
+        "/job/{db:str}/{collection:str}/{job_id:str}/redeliver",
+        status_code=200,
+        operation_id="RedeliverJob",
+        tags=("Jobs",),
+        responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError, NoSuchRouteError),
+    )
+    async def one(
+        self, db: Db, collection: Collection, job_id: JobIdInPath, redeliveries: NamedDependency[Redeliveries]
+    ) -> Ok:
+        """Deliver a job once more that was delivered or has failed, as it last was, and with the same `webhook-id`.
+
+        One that has not ended, was cancelled, or whose deadline has passed is refused. While the job is being delivered
+        once more, asking again changes nothing.
+        """
+        await redeliveries.one(db, collection, job_id)
+        return Ok()
+
+    @post(
+        "/route/{db:str}/{route_id:str}/redeliver",
+        dto=ExactJson[Window],
+        return_dto=None,
+        status_code=200,
+        operation_id="RedeliverRoute",
+        tags=("Routes",),
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
+    )
+    async def many(
+        self, db: Db, route_id: RouteIdInPath, data: JSONBody[Window], redeliveries: NamedDependency[Redeliveries]
+    ) -> RedeliveryStarted:
+        """Deliver the jobs of a route once more that failed within a window of time, in the background.
+
+        A job that was redelivered or created again since is left alone. What failed in the last seconds may be missed.
+        """
+        return RedeliveryStarted(await redeliveries.many(db, route_id, data))
+
+    @get(
+        "/route/{db:str}/{route_id:str}/redeliver/{redelivery_id:str}",
+        operation_id="GetRedelivery",
+        tags=("Routes",),
+        responses=refusals(ForbiddenNameError, NoSuchRedeliveryError),
+    )
+    async def progress(
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        redelivery_id: RedeliveryId,
+        redeliveries: NamedDependency[Redeliveries],
+    ) -> RedeliveryOut:
+        """Return how far a redelivery of many is."""
+        return await redeliveries.find(db, route_id, redelivery_id)

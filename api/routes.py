@@ -1,0 +1,346 @@
+"""The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from litestar import Controller, delete, get, post, put
+from litestar.di import NamedDependency
+from litestar.openapi.spec import OpenAPIType, Schema
+from litestar.params import FromQuery, JSONBody
+from msgspec import UNSET, Meta, UnsetType
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy
+
+from api.errors import refusals
+from api.wire import Db, ExactJson, Ok, OptionalBody, OptionalJson, RetryIn, RouteId, RouteIdInPath
+from timemachine.errors import (
+    ContentTypeError,
+    ForbiddenNameError,
+    MalformedError,
+    NoSuchRouteError,
+    RouteExistsError,
+    RouteInUseError,
+    TooLargeError,
+    WebhookUrlError,
+)
+from timemachine.held import ReleaseHeld
+from timemachine.jobs import check_name, to_ms
+from timemachine.retry import Retry
+from timemachine.route_store import RouteStore
+from timemachine.routes import (
+    HEADER_NAME_PATTERN,
+    HEADER_VALUE_PATTERN,
+    HIDDEN,
+    MAX_HEADER_CHARACTERS,
+    MAX_HEADERS,
+    OUR_HEADER_PREFIXES,
+    OUR_HEADERS,
+    RestRoute,
+    Route,
+    RouteState,
+    check_headers,
+    target_url,
+)
+from timemachine.settings import Settings
+from timemachine.temporal import ROUTE, answering
+
+WebhookUrl = Annotated[
+    str,
+    Meta(
+        description="Where to POST. `https://` is put before it when it has no scheme.",
+        examples=["gameserver-dev-1.myorg.com/timer?action=endgame"],
+    ),
+]
+
+_OURS = "|".join([*OUR_HEADER_PREFIXES, *(f"{name}$" for name in sorted(OUR_HEADERS))])
+_HEADER_NAMES = HEADER_NAME_PATTERN.replace("^", f"^(?!{_OURS})", 1)
+
+HeaderValues = Annotated[
+    dict[str, str],
+    Meta(
+        description="Extra headers to send. Their values are write-only: they are kept encrypted and never shown. "
+        f"Names are in lower case, and {MAX_HEADER_CHARACTERS} characters are allowed in all.",
+        examples=[{"x-tenant": "7"}],
+        extra_json_schema={
+            # It is only said here: `check_headers` refuses what is not allowed.
+            "extra": {
+                "max_properties": MAX_HEADERS,
+                "property_names": Schema(pattern=_HEADER_NAMES),
+                "additional_properties": Schema(type=OpenAPIType.STRING, pattern=HEADER_VALUE_PATTERN),
+            }
+        },
+    ),
+]
+Timeout = Annotated[
+    float,
+    Meta(ge=0.1, le=30, description="Seconds that one attempt may take; the service's own without it.", examples=[10]),
+]
+MaxInFlight = Annotated[
+    int,
+    Meta(ge=1, le=10_000, description="Requests at a time, over all workers; no limit without it.", examples=[20]),
+]
+
+
+class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A route to create. What is left out has the default that GET shows."""
+
+    id: RouteId
+    type: Literal["REST"]
+    webhook_url: WebhookUrl
+    retry: RetryIn = RetryIn()
+    timeout: Timeout | None = None
+    headers: HeaderValues = {}
+    max_in_flight: MaxInFlight | None = None
+
+
+class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a route becomes, all of it. `id` may be left out, and must otherwise be the path's."""
+
+    id: RouteId | UnsetType = UNSET
+    type: Literal["REST"]
+    webhook_url: WebhookUrl
+    retry: RetryIn = RetryIn()
+    timeout: Timeout | None = None
+    headers: HeaderValues = {}
+    max_in_flight: MaxInFlight | None = None
+
+
+class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A route, with the policy of its deliveries and whether they may go there now."""
+
+    id: RouteId
+    type: Literal["REST"] = "REST"
+    webhook_url: WebhookUrl
+    retry: Retry
+    timeout: float
+    """Seconds that one attempt may take."""
+    headers: Annotated[dict[str, str], Meta(description="Names of the extra headers; the values are not shown.")]
+    max_in_flight: int | None
+    """Requests at a time, over all workers; null for no limit."""
+    state: RouteState
+    since: Annotated[int, Meta(description="When it came into this state, in milliseconds since the epoch.")]
+    reason: str | UnsetType = UNSET
+    """Why it is paused or disabled."""
+
+
+class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a route is paused."""
+
+    reason: Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=["maintenance"])] | UnsetType = UNSET
+
+
+class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the held jobs of a route are let go."""
+
+    spread: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Seconds over which they are spread, each at a moment of its own.",
+            examples=[60],
+        ),
+    ] = 60.0
+
+
+class Routes:
+    """The routes, with the rules that a client's request must keep."""
+
+    def __init__(self, store: RouteStore, client: Client, settings: Settings) -> None:
+        """Take the open doors to Postgres and Temporal."""
+        self._store = store
+        self._client = client
+        self._settings = settings
+        self._targets = settings.targets
+
+    def allowed(self, db: str, route_id: str, data: RouteIn | RouteChange) -> Route:
+        """Return a route that keeps the rules.
+
+        Raises:
+            ForbiddenNameError, WebhookUrlError, MalformedError: It does not.
+        """
+        check_route_key(db, route_id)
+        url = target_url(data.webhook_url, default_scheme=self._settings.default_scheme)
+        if not self._targets.may_point_to(urlsplit(url).hostname or ""):
+            raise WebhookUrlError("webhook_url: it points where deliveries may not go")
+        check_headers(data.headers)
+        return RestRoute(
+            id=route_id,
+            webhook_url=data.webhook_url,
+            retry=data.retry.stored(),
+            timeout=data.timeout,
+            max_in_flight=data.max_in_flight,
+            header_names=tuple(sorted(data.headers)),
+        )
+
+    async def add(self, db: str, data: RouteIn) -> None:
+        """Add a route; see `RouteStore.add`."""
+        await self._store.add(db, self.allowed(db, data.id, data), data.headers)
+
+    async def find(self, db: str, route_id: str) -> RouteOut:
+        """Return a route; see `RouteStore.find`."""
+        stored = await self._store.find(db, route_id)
+        route, standing = stored.route, stored.standing
+        return RouteOut(
+            id=route.id,
+            webhook_url=route.webhook_url,
+            retry=route.retry,
+            timeout=route.timeout or self._settings.delivery_timeout,
+            headers=dict.fromkeys(route.header_names, HIDDEN),
+            max_in_flight=route.max_in_flight,
+            state=standing.state,
+            since=to_ms(standing.since),
+            reason=standing.reason or UNSET,
+        )
+
+    async def replace(self, db: str, route_id: str, data: RouteChange) -> None:
+        """Replace a route; see `RouteStore.replace`."""
+        await self._store.replace(db, self.allowed(db, route_id, data), data.headers)
+
+    async def pause(self, db: str, route_id: str, reason: str | None) -> None:
+        """Hold the jobs of a route, without using up their attempts; see `RouteStore.set_state`."""
+        await self._store.set_state(db, route_id, RouteState.PAUSED, reason)
+
+    async def resume(self, db: str, route_id: str, spread: float) -> None:
+        """Let the jobs of a paused or disabled route go, in the background and over `spread` seconds."""
+        await self._store.set_state(db, route_id, RouteState.ACTIVE)
+        release = ReleaseHeld(db=db, route_id=route_id, spread=spread)
+        async with answering(self._settings.request_timeout):
+            await self._client.start_workflow(
+                "Release",
+                release,
+                id=release.workflow_id,
+                task_queue=self._settings.task_queue,
+                id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
+            )
+
+    async def remove(self, db: str, route_id: str, *, force: bool) -> None:
+        """Remove a route.
+
+        Whether jobs wait on it is asked of Temporal's visibility, which lags behind by a fraction of a second: a job
+        created in that moment keeps trying as its retries say, until the route is there again or they are used up.
+
+        Raises:
+            NoSuchRouteError: There is none.
+            RouteInUseError: Jobs still wait on it, and `force` is not set.
+        """
+        await self._store.find(db, route_id)
+        if not force:
+            query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{db}/{route_id}'"
+            async with answering(self._settings.request_timeout):
+                waiting = (await self._client.count_workflows(query)).count
+            if waiting:
+                raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
+        await self._store.remove(db, route_id)
+
+
+def check_route_key(db: str, route_id: str) -> None:
+    """Refuse names that are not allowed.
+
+    Raises:
+        ForbiddenNameError: One of them is not.
+    """
+    check_name("db", db)
+    check_name("id", route_id)
+
+
+class RouteController(Controller):
+    """Routes: where jobs are delivered."""
+
+    path = "/route/{db:str}"
+    tags = ("Routes",)
+
+    @post(
+        dto=ExactJson[RouteIn],
+        return_dto=None,
+        status_code=200,
+        operation_id="CreateRoute",
+        responses=refusals(
+            MalformedError, ForbiddenNameError, RouteExistsError, WebhookUrlError, TooLargeError, ContentTypeError
+        ),
+    )
+    async def create(self, db: Db, data: JSONBody[RouteIn], routes: NamedDependency[Routes]) -> Ok:
+        """Create a route. Repeating a create whose answer was lost is safe: the same content is answered 200 again."""
+        await routes.add(db, data)
+        return Ok()
+
+    @get("/{route_id:str}", operation_id="GetRoute", responses=refusals(ForbiddenNameError, NoSuchRouteError))
+    async def read(self, db: Db, route_id: RouteIdInPath, routes: NamedDependency[Routes]) -> RouteOut:
+        """Return a route."""
+        check_route_key(db, route_id)
+        return await routes.find(db, route_id)
+
+    @put(
+        "/{route_id:str}",
+        dto=ExactJson[RouteChange],
+        return_dto=None,
+        operation_id="ChangeRoute",
+        responses=refusals(
+            MalformedError, ForbiddenNameError, NoSuchRouteError, WebhookUrlError, TooLargeError, ContentTypeError
+        ),
+    )
+    async def change(
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[RouteChange],
+        routes: NamedDependency[Routes],
+    ) -> Ok:
+        """Replace a route. The next attempt of every job on it goes to the new one."""
+        if data.id not in (UNSET, route_id):
+            raise MalformedError("id: it must be left out, or be the one in the path")
+        await routes.replace(db, route_id, data)
+        return Ok()
+
+    @delete(
+        "/{route_id:str}",
+        status_code=200,
+        operation_id="DeleteRoute",
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, RouteInUseError),
+    )
+    async def remove(
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        routes: NamedDependency[Routes],
+        force: FromQuery[bool] = False,
+    ) -> Ok:
+        """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried."""
+        check_route_key(db, route_id)
+        await routes.remove(db, route_id, force=force)
+        return Ok()
+
+    @post(
+        "/{route_id:str}/pause",
+        dto=OptionalJson[PauseIn],
+        return_dto=None,
+        status_code=200,
+        operation_class=OptionalBody,
+        operation_id="PauseRoute",
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
+    )
+    async def pause(
+        self, db: Db, route_id: RouteIdInPath, data: JSONBody[PauseIn], routes: NamedDependency[Routes]
+    ) -> Ok:
+        """Hold the jobs of a route. No attempt is used up; what is in flight ends."""
+        check_route_key(db, route_id)
+        await routes.pause(db, route_id, data.reason or None)
+        return Ok()
+
+    @post(
+        "/{route_id:str}/resume",
+        dto=OptionalJson[ResumeIn],
+        return_dto=None,
+        status_code=200,
+        operation_class=OptionalBody,
+        operation_id="ResumeRoute",
+        responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
+    )
+    async def resume(
+        self, db: Db, route_id: RouteIdInPath, data: JSONBody[ResumeIn], routes: NamedDependency[Routes]
+    ) -> Ok:
+        """Open a paused or disabled route again, and let its held jobs go, spread over some time."""
+        check_route_key(db, route_id)
+        await routes.resume(db, route_id, data.spread)
+        return Ok()
