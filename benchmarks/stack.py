@@ -1,0 +1,27 @@
+"""The stack that a benchmark runs on: everything on this machine, on free ports, with nothing in it yet."""
+
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from timemachine.local.stack import Stack, local_stack
+from timemachine.settings import Settings
+
+_OURS = ("TIMEMACHINE_", "TEMPORAL_")
+
+
+@asynccontextmanager
+async def fresh_stack() -> AsyncIterator[Stack]:
+    """Run a stack with the default settings, whatever this process's environment says."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(
+            http_port=0,
+            temporal_port=0,
+            temporal_ui_port=0,
+            data_dir=folder,
+            temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
+        )
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+        async with local_stack(settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http"}) as stack:
+            yield stack
