@@ -1,0 +1,139 @@
+"""The real things, started once: Postgres, a Temporal server, the API, a worker, a receiver."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from litestar import Litestar
+from temporalio.client import Client
+
+from api.app import create_app
+from tests.receiver import Receiver, receiving
+from tests.service import Service
+from timemachine.attempt_log import AttemptLog
+from timemachine.http import WebhookClient
+from timemachine.local.postgres import Postgres, embedded_postgres
+from timemachine.local.temporal import Temporal, embedded_temporal
+from timemachine.local.temporal_cli import find_temporal_cli
+from timemachine.postgres import migrate, open_pool
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.temporal import connect, ensure_search_attributes
+from timemachine.vault import Vault, new_key
+from worker import create_worker
+
+
+@asynccontextmanager
+async def in_one_task(resource: AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
+    """Enter and leave a context in one task, which a fixture's set-up and tear-down are not."""
+    entered, left = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with resource:
+            entered.set()
+            await left.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(hold())
+        await entered.wait()
+        yield
+        left.set()
+
+
+@asynccontextmanager
+async def serving(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the app in the tests' own loop, which Litestar's test client does not, and return a client of it."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]  # scopes typed apart
+    async with (
+        in_one_task(app.lifespan()),
+        httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as http,
+    ):
+        yield http
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
+    async with embedded_postgres(data_folder) as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
+    async with embedded_temporal(
+        await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ), data_folder
+    ) as temporal:
+        yield temporal
+
+
+@pytest.fixture(scope="session")
+async def settings(postgres: Postgres) -> Settings:
+    settings = Settings(
+        postgres_dsn=postgres.dsn,
+        secret_keys=new_key(),
+        task_queue="tests",
+        default_scheme="http",
+        allow_private_targets=True,
+    )
+    await migrate(settings)
+    return settings
+
+
+@pytest.fixture(scope="session")
+async def client(temporal: Temporal) -> Client:
+    """A client of Temporal that points nowhere but at the tests' own server."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        client = await connect()
+    await ensure_search_attributes(client)
+    return client
+
+
+@pytest.fixture(scope="session")
+async def api(settings: Settings, temporal: Temporal, client: Client) -> AsyncIterator[httpx.AsyncClient]:
+    """The API, in the tests' own loop; for what needs no worker."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        async with serving(create_app(settings)) as http:
+            yield http
+
+
+@pytest.fixture(scope="session")
+async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
+    """A worker, in the tests' own loop."""
+    async with (
+        open_pool(settings) as pool,
+        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
+    ):
+        yield
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def db() -> str:
+    """A db of the test's own."""
+    return f"db-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def service(api: httpx.AsyncClient, worker: None, receiver: Receiver, db: str) -> AsyncIterator[Service]:
+    """The whole service with one route to the receiver, named `hook`. All that it sends must be signed."""
+    service = Service(api, db)
+    await service.add_route(receiver.url)
+    yield service
+    service.verify_all(receiver)

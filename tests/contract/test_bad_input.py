@@ -1,0 +1,888 @@
+"""Bad input of every kind: refused with the right status and code, with no effect, and with nothing in the log."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.contract.server import JSON, Server, parse
+from tests.receiver import Receiver
+from tests.service import ROUTE, Service, new_id, now_ms, refused
+
+KIB = 1024
+MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")
+TOO_LARGE, WRONG_TYPE, WRONG_METHOD, WRONG_PATH = (413, "E011"), (415, "E017"), (405, "E017"), (404, "E017")
+NO_JOB, NO_ROUTE, NO_REDELIVERY = (400, "E004"), (400, "E007"), (400, "E018")
+
+
+@pytest.fixture
+def jobs(server: Server, service: Service) -> Service:
+    """A db with the route `hook`, in which no test may make the server log a fault."""
+    return service
+
+
+def job(job_id: str = "x", *, meta: bytes = b"1", **fields: Any) -> bytes:
+    """Return a job's body with `meta` spelled as given."""
+    known = {"id": job_id, "trigger_time": now_ms(3600), "route": ROUTE} | fields
+    return json.dumps(known).encode()[:-1] + b',"meta":' + meta + b"}"
+
+
+def without(body: bytes, field: str) -> bytes:
+    return json.dumps({name: value for name, value in json.loads(body).items() if name != field}).encode()
+
+
+def route(**fields: Any) -> bytes:
+    return json.dumps({"id": "r", "type": "REST", "webhook_url": "example.org"} | fields).encode()
+
+
+# Each endpoint that takes a body, its path below, and a body that it takes.
+TAKES_BODY: list[tuple[str, str, Callable[[], bytes]]] = [
+    ("POST", "/job/{db}/c", job),
+    ("PUT", "/job/{db}/c/x", job),
+    ("POST", "/route/{db}", route),
+    ("PUT", f"/route/{{db}}/{ROUTE}", lambda: route(id=ROUTE)),
+]
+each_endpoint = pytest.mark.parametrize(
+    ("method", "path", "good"), TAKES_BODY, ids=[f"{method} {path.split('/')[1]}" for method, path, _ in TAKES_BODY]
+)
+
+
+# --- bodies
+
+
+@each_endpoint
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda good: b"", id="empty"),
+        pytest.param(lambda good: b" ", id="blank"),
+        pytest.param(lambda good: b"null", id="null"),
+        pytest.param(lambda good: b"true", id="true"),
+        pytest.param(lambda good: b"1", id="number"),
+        pytest.param(lambda good: b'"id"', id="string"),
+        pytest.param(lambda good: b"[" + good + b"]", id="array"),
+        pytest.param(lambda good: b"{}", id="no fields"),
+        pytest.param(lambda good: good[:-1], id="cut"),
+        pytest.param(lambda good: good + b"x", id="trailing"),
+        pytest.param(lambda good: good + good, id="two documents"),
+        pytest.param(lambda good: good.replace(b'"', b"'"), id="single quotes"),
+        pytest.param(lambda good: good[:-1] + b",}", id="trailing comma"),
+        pytest.param(lambda good: b"/**/" + good, id="comment"),
+        pytest.param(lambda good: good[:-1] + b',"extra":1}', id="unknown field"),
+        pytest.param(lambda good: good.replace(b'"id"', b'"Id"'), id="field in the wrong case"),
+        pytest.param(lambda good: good.replace(b'"id": "', b'"id": "\xff'), id="invalid UTF-8"),
+        pytest.param(lambda good: good.replace(b'"id": "', b'"id": "\xed\xa0\x80'), id="surrogate in UTF-8"),
+        pytest.param(lambda good: good.replace(b'"id": "', b'"id": "\\ud800'), id="unpaired surrogate"),
+        pytest.param(lambda good: good.replace(b'"id": "', b'"id": "\x00'), id="NUL"),
+        pytest.param(lambda good: b"\xef\xbb\xbf" + good, id="BOM"),
+        pytest.param(lambda good: good.decode().encode("utf-16"), id="UTF-16"),
+        pytest.param(lambda good: b"id=x&route=hook", id="form"),
+        pytest.param(lambda good: good[:-1] + b',"extra":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deep"),
+        pytest.param(lambda good: b"[" * 100_000, id="100,000 levels"),
+        pytest.param(lambda good: b'{"id":' * 40_000, id="40,000 levels of a field"),
+    ],
+)
+async def test_a_body_that_is_malformed(
+    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], body: Callable[[bytes], bytes]
+) -> None:
+    answer = await server.request(method, path.format(db=jobs.db), body(good()))
+
+    assert refused(answer) == MALFORMED
+
+
+@each_endpoint
+async def test_a_body_above_the_cap(
+    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes]
+) -> None:
+    answer = await server.request(method, path.format(db=jobs.db), good() + b" " * 300 * KIB)
+
+    assert refused(answer) == TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        *("text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"),
+        *("multipart/form-data", "application/msgpack", "application/jsonp", "*/*", "", "json", "\xff", "x" * 5000),
+    ],
+)
+@each_endpoint
+async def test_a_content_type_that_is_not_json(
+    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], content_type: str
+) -> None:
+    header = f"content-type: {content_type}\r\n".encode("latin-1")
+
+    assert refused(await server.request(method, path.format(db=jobs.db), good(), header)) == WRONG_TYPE
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", JSON, b"content-type: APPLICATION/JSON; charset=utf-8\r\n", b"content-type: application/hal+json\r\n"],
+    ids=["none", "json", "with charset", "of the JSON family"],
+)
+async def test_a_content_type_that_is_json(jobs: Service, server: Server, header: bytes) -> None:
+    assert (await server.request("POST", jobs.jobs, job(), header)).status_code == 200
+
+
+# The bodies that may be left out, and the one of a window: each endpoint's path, and a body that it takes.
+SMALL_BODIES: list[tuple[str, dict[str, Any]]] = [
+    ("/pause", {"reason": "maintenance"}),
+    ("/resume", {"spread": 0}),
+    ("/secret/rotate", {"overlap": 1}),
+    ("/redeliver", {"since": 0, "until": 1}),
+]
+each_small_body = pytest.mark.parametrize(("path", "good"), SMALL_BODIES, ids=[path for path, _ in SMALL_BODIES])
+
+
+@each_small_body
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(lambda good: b" ", id="blank"),
+        pytest.param(lambda good: b"null", id="null"),
+        pytest.param(lambda good: b"0", id="number"),
+        pytest.param(lambda good: b'""', id="string"),
+        pytest.param(lambda good: b"[]", id="array"),
+        pytest.param(lambda good: good[:-1], id="cut"),
+        pytest.param(lambda good: good + b"x", id="trailing"),
+        pytest.param(lambda good: good[:-1] + b',"extra":1}', id="unknown field"),
+        pytest.param(lambda good: good[:-1] + b',"a\xff":1}', id="invalid UTF-8"),
+        pytest.param(lambda good: good[:-1] + b',"\x00":1}', id="NUL"),
+        pytest.param(lambda good: good[:-1] + b',"extra":' + b"[" * 100_000 + b"]" * 100_000 + b"}", id="deep"),
+        pytest.param(lambda good: b'{"reason":' * 20_000, id="20,000 levels"),
+    ],
+)
+async def test_a_small_body_that_is_malformed(
+    jobs: Service, server: Server, path: str, good: dict[str, Any], body: Callable[[bytes], bytes]
+) -> None:
+    at = f"/route/{jobs.db}/{ROUTE}"
+    before = (await jobs.api.get(at)).json()
+
+    assert refused(await server.request("POST", at + path, body(json.dumps(good).encode()))) == MALFORMED
+    assert (await jobs.api.get(at)).json() == before
+
+
+@each_small_body
+async def test_a_small_body_is_held_to_the_same_rules(
+    jobs: Service, server: Server, path: str, good: dict[str, Any]
+) -> None:
+    at, body = f"/route/{jobs.db}/{ROUTE}{path}", json.dumps(good).encode()
+
+    assert refused(await server.request("POST", at, body + b" " * 300 * KIB)) == TOO_LARGE
+    assert refused(await server.request("POST", at, body, b"content-type: text/plain\r\n")) == WRONG_TYPE
+    assert refused(await server.request("POST", f"/route/{jobs.db}/nowhere{path}", body)) == NO_ROUTE
+    assert (await server.request("POST", at, body)).status_code == 200
+
+
+# As they are written in JSON: the last ones are no JSON, or beyond a float.
+NO_NUMBERS = ["null", "true", '"1"', "[]", "{}", "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "01", "1."]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/pause", rb'{"reason":"\u0000"}'),
+        ("/pause", rb'{"reason":"a\u0000\n"}'),
+        ("/pause", rb'{"reason":"\n\u0000"}'),
+        ("/pause", b'{"reason":"\x00"}'),
+        ("/pause", rb'{"reason":"\ud800"}'),
+        ("/pause", b'{"reason":"\xed\xa0\x80"}'),
+        ("/pause", json.dumps({"reason": "r" * 201}).encode()),
+        *(("/pause", b'{"reason":%s}' % value) for value in (b"null", b"1", b"true", b"[]", b"{}")),
+        *(("/resume", f'{{"spread":{value}}}'.encode()) for value in [*NO_NUMBERS, "-0.1", "86400.1", "1" * 400]),
+        *(("/secret/rotate", f'{{"overlap":{value}}}'.encode()) for value in [*NO_NUMBERS, "-1", "604801", "1" * 400]),
+        *(
+            ("/redeliver", f'{{"since":{value}}}'.encode())
+            for value in [*NO_NUMBERS, "-1", "0.5", "253402300800000", "9" * 400, "1e3000"]
+        ),
+        *(
+            ("/redeliver", f'{{"since":0,"until":{value}}}'.encode())
+            for value in [*NO_NUMBERS, "-1", "0", "0.5", "253402300800000", "9" * 400]
+        ),
+        ("/redeliver", b"{}"),
+        ("/redeliver", b'{"until":1}'),
+        ("/redeliver", b'{"since":2,"until":1}'),
+        ("/redeliver", b'{"since":4102444800000}'),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+async def test_a_field_of_a_small_body_that_is_wrong(jobs: Service, server: Server, path: str, body: bytes) -> None:
+    at = f"/route/{jobs.db}/{ROUTE}"
+    before = [(await jobs.api.get(at)).json(), (await jobs.api.get(f"{at}/secret")).json()]
+
+    assert refused(await server.request("POST", at + path, body)) == MALFORMED
+    assert [(await jobs.api.get(at)).json(), (await jobs.api.get(f"{at}/secret")).json()] == before
+
+
+@pytest.mark.parametrize("reason", ["", " ", "\n", "\u007f\ufffe\U0010ffff", "r" * 200, "' OR 1=1 --"], ids=repr)
+async def test_an_odd_reason_is_kept(jobs: Service, server: Server, reason: str) -> None:
+    at = f"/route/{jobs.db}/{ROUTE}"
+
+    assert (await server.request("POST", f"{at}/pause", json.dumps({"reason": reason}).encode())).status_code == 200
+    assert (await jobs.api.get(at)).json().get("reason", "") == reason
+
+
+# --- policies, of routes and of jobs
+
+BAD_RETRIES: list[str] = [
+    *("1", "true", '"5s"', "[]", "[1]", '{"extra":1}', '{"waits":null}', '{"waits":[]}', '{"waits":1}'),
+    *('{"waits":"60"}', '{"waits":["60"]}', '{"waits":[null]}', '{"waits":[[60]]}', '{"waits":[0]}', '{"waits":[-1]}'),
+    *('{"waits":[604801]}', '{"waits":[1e400]}', '{"waits":[NaN]}', '{"waits":[1e-400]}', '{"waits":[0.09999999]}'),
+    *(f'{{"waits":[{",".join(["1"] * 100)}]}}', f'{{"waits":[{"1" * 400}]}}'),
+    *(f'{{"initial_interval":{value}}}' for value in [*NO_NUMBERS, "0", "-1", "0.09", "604800.1", "1" * 400]),
+    *(f'{{"maximum_interval":{value}}}' for value in [*NO_NUMBERS, "0", "-1", "0.09", "604800.1"]),
+    *(f'{{"backoff_coefficient":{value}}}' for value in [*NO_NUMBERS, "0.99", "10.1", "-1"]),
+    *(f'{{"maximum_attempts":{value}}}' for value in [*NO_NUMBERS, "0", "-1", "101", "1.5", "9" * 400]),
+]
+
+
+def with_field(body: bytes, field: str, value: str | bytes) -> bytes:
+    """Return a body with one more field, spelled as given."""
+    spelled = value if isinstance(value, bytes) else value.encode()
+    return body[:-1] + b',"%s":%s}' % (field.encode(), spelled)
+
+
+@pytest.mark.parametrize("retry", BAD_RETRIES, ids=lambda value: value[:50])
+async def test_a_retry_that_is_refused(jobs: Service, retry: str) -> None:
+    waiting = await jobs.create(3600)
+    for method, path, body in [
+        ("POST", jobs.jobs, job("new")),
+        ("PUT", f"{jobs.jobs}/{waiting}", job(waiting)),
+        ("POST", f"/route/{jobs.db}", route()),
+        ("PUT", f"/route/{jobs.db}/{ROUTE}", route(id=ROUTE)),
+    ]:
+        answer = await jobs.api.request(method, path, content=with_field(body, "retry", retry))
+        assert refused(answer) == MALFORMED, (method, path)
+
+    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
+    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("retry", "null"),
+        *(("timeout", value) for value in [*NO_NUMBERS[1:], "0", "0.09", "-1", "30.1", "1" * 400]),
+        *(("max_in_flight", value) for value in [*NO_NUMBERS[1:], "0", "-1", "10001", "1.5", "9" * 400]),
+        *(("headers", value) for value in ("null", "1", "true", '"x: y"', "[]", '[["x","y"]]')),
+        *(("headers", f'{{"x":{value}}}') for value in ("null", "1", "true", "[]", "{}")),
+        *(
+            ("headers", json.dumps({name: "1"}))
+            for name in ("", "X", "x y", "x:", "x\0", "x\r\ny", "\u00e9", "x" * 129)
+        ),
+        *(("headers", json.dumps({name: "1"})) for name in ("host", "content-type", "webhook-id", "timemachine-x")),
+        *(("headers", json.dumps({"x": value})) for value in ("\0", "a\0", "a\r\nb: c", "a\n", " a", "a ", "\u00e9")),
+        ("headers", b'{"x":"\xff"}'),
+        ("headers", rb'{"x":"\ud800"}'),
+        ("headers", json.dumps({"x": "v" * 8192})),
+        ("headers", json.dumps({f"x{number}": "1" for number in range(21)})),
+        *((field, '"active"') for field in ("state", "since", "reason", "header_names")),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+async def test_a_policy_of_a_route_that_is_refused(jobs: Service, field: str, value: str | bytes) -> None:
+    path = f"/route/{jobs.db}/{ROUTE}"
+    before = (await jobs.api.get(path)).json()
+
+    created = await jobs.api.post(f"/route/{jobs.db}", content=with_field(route(), field, value))
+    changed = await jobs.api.put(path, content=with_field(route(id=ROUTE), field, value))
+
+    assert refused(created) == refused(changed) == MALFORMED
+    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
+    assert (await jobs.api.get(path)).json() == before
+
+
+# --- what lists are asked for
+
+
+PAGED = [
+    *("limit=0", "limit=-1", "limit=201", "limit=x", "limit=", "limit=1.5", "limit=1e400", "limit=NaN", "limit=%00"),
+    *("limit=" + "9" * 400, "cursor=", "cursor=x", "cursor=%00", "cursor=%ff", "cursor=gA", "cursor=%F0%9F%98%80"),
+    *("cursor=" + "A" * 4096, "cursor=" + "A" * 4097),
+]
+WINDOWED = [
+    *("kind=", "kind=x", "kind=TAKEN", "kind=%00", "kind=refused", "since=-1", "since=x", "since=1.5", "until=-1"),
+    *("since=253402300800000", "since=" + "9" * 400, "until=", "until=253402300800000", "until=%00"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "queries"),
+    [
+        pytest.param("/job/{db}/c/{job_id}/attempts", PAGED, id="job's attempts"),
+        pytest.param("/route/{db}/hook/attempts", PAGED + WINDOWED, id="route's attempts"),
+        pytest.param("/failed/{db}", PAGED, id="failed"),
+    ],
+)
+async def test_a_parameter_of_a_list_that_is_wrong(
+    jobs: Service, server: Server, path: str, queries: list[str]
+) -> None:
+    listed = path.format(db=jobs.db, job_id=await jobs.create(3600))
+
+    assert (await server.request("GET", listed)).status_code == 200
+    for query in queries:
+        assert refused(await server.request("GET", f"{listed}?{query}")) == MALFORMED, query
+
+
+@pytest.mark.parametrize("name", ["", "%00", "%ff", "a%20b", "'", "%27%20OR%20%27%27=%27", "a/b", "..", "r" * 65])
+async def test_a_name_in_a_query_that_is_not_allowed(jobs: Service, server: Server, name: str) -> None:
+    for field in ("route", "collection"):
+        assert refused(await server.request("GET", f"/failed/{jobs.db}?{field}={name}")) == BAD_NAME
+
+
+# --- fields of a job
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"id": None}, MALFORMED),
+        ({"id": 1}, MALFORMED),
+        ({"id": True}, MALFORMED),
+        ({"id": ["x"]}, MALFORMED),
+        ({"id": {"x": 1}}, MALFORMED),
+        ({"route": None}, MALFORMED),
+        ({"route": 1}, MALFORMED),
+        ({"route": [ROUTE]}, MALFORMED),
+        ({"trigger_time": None}, MALFORMED),
+        ({"trigger_time": True}, MALFORMED),
+        ({"trigger_time": []}, MALFORMED),
+        ({"trigger_time": ""}, MALFORMED),
+        ({"trigger_time": "4102444800000"}, MALFORMED),
+        ({"trigger_time": "2100-01-01T00:00:00Z"}, MALFORMED),
+        ({"trigger_time": 4102444800000.0}, MALFORMED),
+        ({"trigger_time": 4102444800000.5}, MALFORMED),
+        ({"trigger_time": 1e300}, MALFORMED),
+        ({"trigger_time": -1}, BAD_TIME),
+        ({"trigger_time": 0}, BAD_TIME),
+        ({"trigger_time": 1_700_000_000}, BAD_TIME),
+        ({"trigger_time": 9_999_999_999_999}, BAD_TIME),
+        ({"trigger_time": 1_700_000_000_000_000}, BAD_TIME),
+        ({"trigger_time": 2**63}, BAD_TIME),
+        ({"trigger_time": -(2**63) - 1}, BAD_TIME),
+        ({"trigger_time": 2**64}, BAD_TIME),
+        ({"trigger_time": 10**400}, BAD_TIME),
+        ({"deadline": True}, MALFORMED),
+        ({"deadline": []}, MALFORMED),
+        ({"deadline": ""}, MALFORMED),
+        ({"deadline": "4102444800000"}, MALFORMED),
+        ({"deadline": 4102444800000.0}, MALFORMED),
+        ({"deadline": 1e300}, MALFORMED),
+        ({"deadline": -1}, BAD_TIME),
+        ({"deadline": 0}, BAD_TIME),
+        ({"deadline": 1_700_000_000}, BAD_TIME),
+        ({"deadline": 9_999_999_999_999}, BAD_TIME),
+        ({"deadline": 2**63}, BAD_TIME),
+        ({"deadline": 2**64}, BAD_TIME),
+        ({"deadline": 10**400}, BAD_TIME),
+        ({"route": "nowhere"}, NO_ROUTE),
+        ({"route": "a/b"}, BAD_NAME),
+        ({"route": ""}, BAD_NAME),
+        ({"route": "r" * 65}, BAD_NAME),
+        ({"type": "REST"}, MALFORMED),
+        ({"db": "other"}, MALFORMED),
+        ({"state": "delivered"}, MALFORMED),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else value[1],
+)
+async def test_a_field_that_is_wrong_creates_and_changes_nothing(
+    jobs: Service, fields: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    waiting = await jobs.create(3600, meta="kept")
+    before = await jobs.find(waiting)
+
+    created = await jobs.api.post(jobs.jobs, content=job("new", **fields))
+    changed = await jobs.api.put(f"{jobs.jobs}/{waiting}", content=job(**{"id": waiting} | fields))
+
+    assert refused(created) == expected
+    assert refused(changed) == expected
+    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
+    assert await jobs.find(waiting) == before
+
+
+@pytest.mark.parametrize("field", ["id", "trigger_time", "route"])
+async def test_a_field_that_is_missing_is_named(jobs: Service, field: str) -> None:
+    answer = await jobs.api.post(jobs.jobs, content=without(job(), field))
+
+    assert refused(answer) == MALFORMED
+    assert f"`{field}`" in answer.json()["error"]
+
+
+async def test_a_time_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
+    answer = await jobs.api.post(jobs.jobs, content=job(trigger_time=now_ms(3600) // 1000))
+
+    assert refused(answer) == BAD_TIME
+    assert "seconds" in answer.json()["error"]
+
+
+async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
+    twice = job("first")[:-1] + b',"id":"second","meta":2}'
+
+    assert (await jobs.api.post(jobs.jobs, content=twice)).status_code == 200
+    assert (await jobs.find("second"))["meta"] == 2
+    assert refused(await jobs.api.get(f"{jobs.jobs}/first")) == NO_JOB
+
+
+# --- meta
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        pytest.param(b'"' + b"x" * 257 * KIB + b'"', TOO_LARGE, id="257 KiB"),
+        pytest.param(b'"' + b"x" * (256 * KIB - 1) + b'"', TOO_LARGE, id="a byte too long"),
+        pytest.param(b"1" * (256 * KIB + 1), TOO_LARGE, id="a digit too long"),
+        pytest.param(b"[" * 129 + b"]" * 129, MALFORMED, id="129 levels"),
+        pytest.param(b"[" * 200 + b"]" * 200, MALFORMED, id="200 levels"),
+        pytest.param(b'{"a":' * 200 + b"1" + b"}" * 200, MALFORMED, id="200 levels of objects"),
+        pytest.param(b"[" * 100_000 + b"]" * 100_000, MALFORMED, id="100,000 levels"),
+        pytest.param(b"[" * 100_000, MALFORMED, id="100,000 open"),
+        pytest.param(b'"\x00"', MALFORMED, id="NUL"),
+        pytest.param(b'"\x1f"', MALFORMED, id="control character"),
+        pytest.param(b'"\n"', MALFORMED, id="newline in a string"),
+        pytest.param(b'"\xff"', MALFORMED, id="invalid UTF-8"),
+        pytest.param(b'"\xed\xa0\x80"', MALFORMED, id="surrogate in UTF-8"),
+        pytest.param(b'"\xc0\xaf"', MALFORMED, id="overlong UTF-8"),
+        pytest.param(b'"\xf4\x90\x80\x80"', MALFORMED, id="beyond Unicode"),
+        pytest.param(rb'"\ud800"', MALFORMED, id="unpaired high surrogate"),
+        pytest.param(rb'"\udc00"', MALFORMED, id="unpaired low surrogate"),
+        pytest.param(rb'"\ud83d\u0041"', MALFORMED, id="half a pair"),
+        pytest.param(rb'{"\ud800":1}', MALFORMED, id="unpaired surrogate in a key"),
+        pytest.param(rb'"\x41"', MALFORMED, id="unknown escape"),
+        pytest.param(rb'"\u12"', MALFORMED, id="short escape"),
+        pytest.param(b"NaN", MALFORMED, id="NaN"),
+        pytest.param(b"Infinity", MALFORMED, id="Infinity"),
+        pytest.param(b"-", MALFORMED, id="minus"),
+        pytest.param(b"01", MALFORMED, id="leading zero"),
+        pytest.param(b"1.", MALFORMED, id="no decimals"),
+        pytest.param(b"0x1", MALFORMED, id="hexadecimal"),
+        pytest.param(b"undefined", MALFORMED, id="undefined"),
+        pytest.param(b"[1,]", MALFORMED, id="trailing comma"),
+        pytest.param(b"{1:1}", MALFORMED, id="key without quotes"),
+        pytest.param(b"", MALFORMED, id="nothing"),
+    ],
+)
+async def test_a_meta_that_is_refused(jobs: Service, meta: bytes, expected: tuple[int, str]) -> None:
+    assert refused(await jobs.api.post(jobs.jobs, content=job(meta=meta))) == expected
+    assert refused(await jobs.api.get(f"{jobs.jobs}/x")) == NO_JOB
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        pytest.param(rb'"\u0000"', id="escaped NUL"),
+        pytest.param(rb'"\ud83d\ude00\/\u00E9"', id="escapes"),
+        pytest.param('"\u00e9\U0001f600\u2028\u007f"'.encode(), id="unicode"),
+        pytest.param(b"-0", id="minus zero"),
+        pytest.param(b"1" * 5000, id="5,000 digits"),
+        pytest.param(b"-1e999", id="beyond a float"),
+        pytest.param(b"1e" + b"9" * 400, id="huge exponent"),
+        pytest.param(b"1.10000000000000000000000001", id="decimals"),
+        pytest.param(b'{"b":1,"a":2,"b":3,"":4}', id="equal and empty keys"),
+        pytest.param(b'{ "a" :\r\n\t[ 1 , 2 ] }', id="white space"),
+        pytest.param(b'"' + b"x" * (256 * KIB - 2) + b'"', id="256 KiB"),
+        pytest.param(b"[" * 128 + b"]" * 128, id="128 levels"),
+        pytest.param(b'["' + b"[" * 500 + rb'\"]{"]', id="brackets in a string"),
+        pytest.param(b"[" + b"[]," * 20_000 + b"{}]", id="wide"),
+    ],
+)
+async def test_an_odd_meta_is_shown_and_delivered_unchanged(jobs: Service, receiver: Receiver, meta: bytes) -> None:
+    job_id = new_id()
+
+    created = await jobs.api.post(jobs.jobs, content=job(job_id, meta=b"0"))
+    changed = await jobs.api.put(f"{jobs.jobs}/{job_id}", content=job(job_id, meta=meta))
+    shown = await jobs.api.get(f"{jobs.jobs}/{job_id}")
+    due = await jobs.api.put(f"{jobs.jobs}/{job_id}", content=job(job_id, meta=meta, trigger_time=now_ms()))
+
+    assert [answer.status_code for answer in (created, changed, due)] == [200, 200, 200]
+    assert b'"meta":' + meta + b',"route"' in shown.content
+    (received,) = await receiver.wait_for(job_id)
+    assert received.body == meta
+
+
+# --- names
+
+# As written in a path, where they are decoded once.
+BAD_NAMES = [
+    pytest.param(name, id=name[:12])
+    for name in (
+        *(".", "..", "%2e", "%2e%2e", ".%2E", "%20", "a%20b", "a%0d%0ab", "%00", "a%00", "%0a", "a%0A", "%7f"),
+        *("%C3%A9", "%F0%9F%98%80", "%ff", "%E2%80%8B", "a%3Fb", "a%23b", "a%25", "%252f", "a%5Cb", "a\\b", "a;b"),
+        *("a,b", "a&b=c", "(a)", "{a}", "<a>", "'a'", '"a"', "*", "%", "%zz", "a" * 10_000),
+        *("a%2Fb", "a%2fb", "%2F", "%2F..%2F", "..%2f..%2fetc"),
+    )
+]
+PATHS = [
+    pytest.param("/job/{}/c/x", id="db"),
+    pytest.param("/job/d/{}/x", id="collection"),
+    pytest.param("/job/d/c/{}", id="job"),
+    pytest.param("/route/{}/x", id="db of a route"),
+    pytest.param("/route/d/{}", id="route"),
+]
+# With the one method that they take.
+MORE_PATHS = [
+    *(("GET", path) for path in ("/failed/{}", "/job/{}/c/x/attempts", "/job/d/{}/x/attempts", "/job/d/c/{}/attempts")),
+    *(("GET", path) for path in ("/route/{}/r/attempts", "/route/d/{}/attempts", "/route/{}/r/secret")),
+    *(("GET", path) for path in ("/route/d/{}/secret", "/route/d/{}/redeliver/x", "/route/d/r/redeliver/{}")),
+    *(("POST", path) for path in ("/job/{}/c/x/redeliver", "/job/d/{}/x/redeliver", "/job/d/c/{}/redeliver")),
+    *(
+        ("POST", path)
+        for path in ("/route/{}/r/pause", "/route/d/{}/pause", "/route/{}/r/resume", "/route/d/{}/resume")
+    ),
+    *(("POST", path) for path in ("/route/{}/r/secret/rotate", "/route/d/{}/secret/rotate")),
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", BAD_NAMES)
+async def test_a_name_in_a_path_that_is_not_allowed(server: Server, path: str, name: str) -> None:
+    for method in ("GET", "DELETE"):
+        assert refused(await server.request(method, path.format(name))) == BAD_NAME
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+async def test_a_name_in_a_longer_path_that_is_not_allowed(server: Server, name: str) -> None:
+    for method, path in MORE_PATHS:
+        assert refused(await server.request(method, path.format(name))) == BAD_NAME, path
+    assert refused(await server.request("POST", f"/route/d/{name}/redeliver", b'{"since":0,"until":1}')) == BAD_NAME
+
+
+async def test_what_is_not_there_is_told_so(jobs: Service, server: Server) -> None:
+    missing = f"/route/{jobs.db}/nowhere"
+    for method, path, expected in [
+        ("GET", f"{missing}/attempts", NO_ROUTE),
+        ("GET", f"{missing}/secret", NO_ROUTE),
+        ("POST", f"{missing}/pause", NO_ROUTE),
+        ("POST", f"{missing}/resume", NO_ROUTE),
+        ("POST", f"{missing}/secret/rotate", NO_ROUTE),
+        ("GET", f"/route/{jobs.db}/{ROUTE}/redeliver/0-1", NO_REDELIVERY),
+        ("GET", f"{jobs.jobs}/nothing/attempts", NO_JOB),
+        ("POST", f"{jobs.jobs}/nothing/redeliver", NO_JOB),
+    ]:
+        assert refused(await server.request(method, path)) == expected, path
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+async def test_nothing_is_created_or_changed_under_a_name_that_is_not_allowed(
+    server: Server, jobs: Service, name: str
+) -> None:
+    for method, path, body in [
+        ("POST", f"/job/{name}/c", job()),
+        ("POST", f"/job/{jobs.db}/{name}", job()),
+        ("PUT", f"/job/{jobs.db}/c/{name}", without(job(), "id")),
+        ("POST", f"/route/{name}", route()),
+        ("PUT", f"/route/{jobs.db}/{name}", without(route(), "id")),
+    ]:
+        assert refused(await server.request(method, path, body)) == BAD_NAME
+
+
+@pytest.mark.parametrize("path", ["/job//c/x", "/job/d//x", "/job/d/c//x", "//job/d/c/x", "/route//x", "/route/d//x"])
+async def test_an_empty_name_is_not_skipped(server: Server, path: str) -> None:
+    for method in ("GET", "DELETE"):
+        assert refused(await server.request(method, path)) == BAD_NAME
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "a/b", "/", "a b", " a", "a\n", "a\r\nx: y", "\0", "a\0", "\u00e9", "\u212a", "\u2024"),
+        *("a\u200b", "%2F", "a%00", "a\\b", "a?b", "a#b", "a" * 121, "a" * 10_000),
+    ],
+    ids=lambda name: repr(name)[:12],
+)
+async def test_a_name_in_a_body_that_is_not_allowed(jobs: Service, name: str) -> None:
+    assert refused(await jobs.api.post(jobs.jobs, content=job(name))) == BAD_NAME
+    assert refused(await jobs.api.post(f"/route/{jobs.db}", content=route(id=name))) == BAD_NAME
+
+
+async def test_the_longest_names_with_every_character_work(server: Server, jobs: Service, receiver: Receiver) -> None:
+    every = "ABCXYZabcxyz019_-.:~@+"
+    db, collection, name = (every * 3)[:64], ("..." + every * 3)[:64], (every * 6)[:120]
+    kept = {"id": db, "type": "REST", "webhook_url": receiver.url}
+
+    assert (await server.request("POST", f"/route/{db}", json.dumps(kept).encode())).json() == {"status": "ok"}
+    created = await server.request("POST", f"/job/{db}/{collection}", job(name, route=db, trigger_time=now_ms()))
+    assert created.json() == {"status": "ok"}
+
+    (received,) = await receiver.wait_for(name)
+    sent = (received.headers["timemachine-db"], received.headers["timemachine-collection"])
+    assert sent == (db, collection)
+    assert (await server.request("GET", f"/job/{db}/{collection}/{name}")).json()["id"] == name
+    escaped = "".join(f"%{ord(character):02x}" for character in name)
+    assert (await server.request("GET", f"/job/{db}/{collection}/{escaped}")).json()["id"] == name
+    assert (await server.request("DELETE", f"/route/{db}/{db}?force=true")).json() == {"status": "ok"}
+
+
+# --- routes
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"id": 1}, MALFORMED),
+        ({"id": None}, MALFORMED),
+        ({"type": None}, MALFORMED),
+        ({"type": "rest"}, MALFORMED),
+        ({"type": "GRPC"}, MALFORMED),
+        ({"type": ["REST"]}, MALFORMED),
+        ({"webhook_url": None}, MALFORMED),
+        ({"webhook_url": 1}, MALFORMED),
+        ({"webhook_url": ["example.org"]}, MALFORMED),
+        ({"secret": "s"}, MALFORMED),
+        *(
+            ({"webhook_url": url}, BAD_URL)
+            for url in (
+                # odd schemes
+                *("ftp://example.org", "file:///etc/passwd", "javascript:alert(1)", "gopher://example.org", "://a"),
+                *("http:/example.org", "http:example.org", "https:", "mailto:a@example.org", "unix:/run/x.sock"),
+                *("data:text/plain,x", "ws://example.org", "http+unix://a", "http s://example.org", "//example.org"),
+                # user info
+                *("user@example.org", "https://user:pass@example.org", "https://@example.org", "a@b@example.org"),
+                *("https://example.org@evil.org", "https://example.org:80@evil.org", "https://:@example.org"),
+                # ports
+                *("example.org:0", "example.org:65536", "example.org:-1", "example.org:", "example.org:x"),
+                *("example.org:80:80", "example.org:+80", "example.org:8_0", "example.org:" + "9" * 50),
+                # hosts
+                *("", "/", "?", "https://", "https:///hook", "https://?x", ":80", ".", "..", "a..b", ".org", "-a.org"),
+                *("a" * 64 + ".org", "a." * 130 + "org", "ex%61mple.org", "example.org%00", "a,b", "a;b", "a|b", "*"),
+                *("[::1", "::1", "[]", "[::1]x", "[::1]:x", "[v1.a]", "a[::1]", "evil[v1.a]", "[1.2.3.4]"),
+                *("[fe80::1%25eth0]", "[:::1]", "[::1]]", "256.1.1.1", "127.1", "0x7f.1", "2130706433", "010.0.0.1"),
+                *("0x7f000001", "1.2.3.4.5", "127.0.0.1."),
+                # characters
+                *("example.org/a b", " example.org", "example.org ", "example.org\n", "exa\tmple.org", "example.org\0"),
+                *("https://example.org\\@evil.org", "\\\\example.org", "ex\u00e4mple.org", "example.org/\u00e4"),
+                *("example.org\r\nx: y", "\uff45xample.org", "example\u3002org", "example.org/\x7f"),
+                # the rest
+                *("example.org#x", "example.org/a#b", "example.org/?a#b", "example.org/" + "a" * 2048),
+            )
+        ),
+    ],
+    ids=lambda value: repr(value)[:60] if isinstance(value, dict) else value[1],
+)
+async def test_a_field_of_a_route_that_is_wrong(
+    jobs: Service, fields: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    path = f"/route/{jobs.db}/{ROUTE}"
+    before = (await jobs.api.get(path)).json()
+
+    created = await jobs.api.post(f"/route/{jobs.db}", content=route(**fields))
+    changed = await jobs.api.put(path, content=route(**{"id": ROUTE} | fields))
+
+    assert refused(created) == expected
+    assert refused(changed) == expected
+    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
+    assert (await jobs.api.get(path)).json() == before
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("example.org", "example.org:8080/a?b=c&d=%20", "http://example.org", "HTTPS://EXAMPLE.ORG/", "a.b?u=//@:"),
+        *("https://a_b-c.org.", "127.0.0.1:1/x", "[::1]:65535", "https://[2001:db8::1]/hook", "localhost"),
+        "xn--bcher-kva.example",
+    ],
+)
+async def test_a_webhook_url_is_kept_as_given(jobs: Service, url: str) -> None:
+    assert (await jobs.api.post(f"/route/{jobs.db}", content=route(webhook_url=url))).status_code == 200
+    assert (await jobs.api.get(f"/route/{jobs.db}/r")).json()["webhook_url"] == url
+
+
+@pytest.mark.parametrize("field", ["id", "type", "webhook_url"])
+async def test_a_field_of_a_route_that_is_missing_is_named(jobs: Service, field: str) -> None:
+    answer = await jobs.api.post(f"/route/{jobs.db}", content=without(route(), field))
+
+    assert refused(answer) == MALFORMED
+    assert f"`{field}`" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "query", ["force", "force=", "force=yes", "force=2", "force=null", "force=%ff", "force=true%00"]
+)
+async def test_a_force_that_is_neither_true_nor_false(jobs: Service, server: Server, query: str) -> None:
+    path = f"/route/{jobs.db}/{ROUTE}"
+
+    assert refused(await server.request("DELETE", f"{path}?{query}")) == MALFORMED
+    assert (await jobs.api.get(path)).status_code == 200
+
+
+# --- paths and methods
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/job", "/job/", "/job/d", "/job/d/", "/job/d/c/x/y", "/route", "/route/d/r/s", "/JOB/d/c/x"),
+        *("/jobs/d/c", "/healthz/x", "/.env", "/schema", "/openapi.json", "/jo%62s", "/job%00/d/c", "*", "/%ff"),
+        "/../etc/passwd",
+    ],
+)
+async def test_a_path_that_is_none(server: Server, method: str, path: str) -> None:
+    assert refused(await server.request(method, path)) == WRONG_PATH
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/job/d/c", {"POST"}),
+        ("/job/d/c/x", {"GET", "PUT", "DELETE"}),
+        ("/route/d", {"POST"}),
+        ("/route/d/r", {"GET", "PUT", "DELETE"}),
+        ("/route/d/r/pause", {"POST"}),
+        ("/route/d/r/resume", {"POST"}),
+        ("/route/d/r/secret", {"GET"}),
+        ("/route/d/r/secret/rotate", {"POST"}),
+        ("/route/d/r/attempts", {"GET"}),
+        ("/route/d/r/redeliver", {"POST"}),
+        ("/route/d/r/redeliver/x", {"GET"}),
+        ("/job/d/c/x/attempts", {"GET"}),
+        ("/job/d/c/x/redeliver", {"POST"}),
+        ("/failed/d", {"GET"}),
+        ("/healthz", {"GET"}),
+        ("/readyz", {"GET"}),
+    ],
+)
+async def test_a_method_that_a_path_does_not_take(server: Server, path: str, allowed: set[str]) -> None:
+    for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND"} - allowed:
+        answer = await server.request(method, path)
+        assert refused(answer) == WRONG_METHOD, method
+        assert set(answer.headers["allow"].split(", ")) == allowed | {"OPTIONS"}
+
+
+async def test_a_head_is_answered_without_a_body(server: Server) -> None:
+    answer = await server.request("HEAD", "/job/d/c/x")
+
+    assert (answer.status_code, answer.content) == (405, b"")
+
+
+async def test_a_header_does_not_change_the_method(jobs: Service, server: Server) -> None:
+    waiting = await jobs.create(3600)
+
+    answer = await server.request("POST", f"{jobs.jobs}/{waiting}", b"{}", JSON + b"x-http-method-override: DELETE\r\n")
+
+    assert refused(answer) == WRONG_METHOD
+    assert (await jobs.find(waiting))["state"] == "scheduled"
+
+
+# --- HTTP itself
+
+
+def head(path: str, *lines: bytes) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode() + JSON + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        pytest.param(lambda path: head(path, b"content-length: 500") + job()[:20], id="in the middle"),
+        pytest.param(
+            lambda path: head(path, b"content-length: 500") + job(), id="the length is larger than a whole body"
+        ),
+        pytest.param(lambda path: head(path, b"content-length: 500"), id="before the body"),
+        pytest.param(
+            lambda path: head(path, b"transfer-encoding: chunked") + chunked(job()), id="before the last chunk"
+        ),
+        pytest.param(lambda path: head(path, b"transfer-encoding: chunked") + chunked(job())[:-9], id="in a chunk"),
+        pytest.param(lambda path: head(path, b"content-length: 5")[:-2], id="in the head"),
+    ],
+)
+async def test_a_request_cut_short_creates_nothing(
+    jobs: Service, server: Server, request_of: Callable[[str], bytes]
+) -> None:
+    assert await server.exchange(request_of(jobs.jobs), end=True) == b""
+
+    assert refused(await jobs.api.get(f"{jobs.jobs}/x")) == NO_JOB
+
+
+async def test_a_client_that_waits_for_no_answer_gets_its_job(jobs: Service, server: Server) -> None:
+    body = job()
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head(jobs.jobs, b"content-length: %d" % len(body)) + body)
+    await writer.drain()
+    writer.close()
+
+    async with asyncio.timeout(10):
+        while (await jobs.api.get(f"{jobs.jobs}/x")).status_code != 200:
+            await asyncio.sleep(0.05)
+
+
+async def test_chunks_of_one_byte(jobs: Service, server: Server) -> None:
+    pieces = chunked(*(bytes([byte]) for byte in job())) + chunked(b"")
+
+    answer = await server.send(head(jobs.jobs, b"transfer-encoding: chunked") + pieces)
+
+    assert answer.json() == {"status": "ok"}
+
+
+async def test_chunks_above_the_cap(jobs: Service, server: Server) -> None:
+    pieces = chunked(*[b" " * 64 * KIB] * 5) + chunked(b"")
+
+    assert refused(await server.send(head(jobs.jobs, b"transfer-encoding: chunked") + pieces)) == TOO_LARGE
+
+
+async def test_a_length_above_the_cap_is_refused_before_the_body_comes(jobs: Service, server: Server) -> None:
+    announced = head(jobs.jobs, b"content-length: 99999999999", b"expect: 100-continue")
+
+    assert refused(await server.send(announced)) == TOO_LARGE
+
+
+async def test_a_client_that_expects_100_continue(jobs: Service, server: Server) -> None:
+    body = job()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with asyncio.timeout(10):
+        writer.write(head(jobs.jobs, b"content-length: %d" % len(body), b"expect: 100-continue"))
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        answer = parse(await reader.readuntil(b"}"))
+    writer.close()
+
+    assert answer.json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([b"content-length: 2", b"transfer-encoding: chunked"], id="length and chunks"),
+        pytest.param([b"content-length: 2", b"content-length: 3"], id="two lengths"),
+        pytest.param([b"content-length: -2"], id="negative length"),
+        pytest.param([b"content-length: two"], id="length in words"),
+        pytest.param([b"content-length: 1" + b"0" * 30], id="huge length"),
+        pytest.param([b"transfer-encoding: chunked, identity", b"x: \x00"], id="NUL in a header"),
+        pytest.param([b"x : y"], id="space before the colon"),
+        pytest.param([b" folded"], id="folded header"),
+    ],
+)
+async def test_a_head_that_could_be_read_in_two_ways_is_refused(
+    jobs: Service, server: Server, lines: list[bytes]
+) -> None:
+    answer = await server.exchange(head(jobs.jobs, *lines) + b"{}")
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", b"GET\r\n\r\n", b"get / HTTP/1.1\r\n\r\n"]
+)
+async def test_garbage_is_refused_and_the_connection_closed(server: Server, garbage: bytes) -> None:
+    answer = await server.exchange(garbage)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+async def test_a_request_that_never_ends_keeps_nobody_waiting(jobs: Service, server: Server) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]
+    for _, writer in opened:
+        writer.write(head(jobs.jobs, b"content-length: 500") + b"{")
+
+    assert (await server.request("POST", jobs.jobs, job())).status_code == 200
+
+    for _, writer in opened:
+        writer.close()

@@ -1,0 +1,35 @@
+"""The stack as `make run` starts it: real processes, on free ports, in a folder of the tests' own."""
+
+import os
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.receiver import Receiver
+from tests.service import Service
+from timemachine.local.stack import Stack, local_stack
+from timemachine.settings import Settings
+
+
+@pytest.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    settings = Settings(
+        http_port=0,
+        temporal_port=0,
+        temporal_ui_port=0,
+        data_dir=str(tmp_path_factory.mktemp("stack")),
+        temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))}
+    async with local_stack(settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def service(stack: Stack, receiver: Receiver, db: str) -> AsyncIterator[Service]:
+    async with httpx.AsyncClient(base_url=stack.api_url, timeout=30) as api:
+        service = Service(api, db)
+        await service.add_route(receiver.url)
+        yield service
+        service.verify_all(receiver)

@@ -1,0 +1,105 @@
+"""The programs by themselves: what they say and return when they cannot work."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+import pytest
+
+from timemachine.local.children import ROOT
+from timemachine.vault import new_key
+
+NOWHERE = {
+    "TIMEMACHINE_POSTGRES_DSN": "postgresql://nobody@127.0.0.1:1/nothing",
+    "TIMEMACHINE_SECRET_KEYS": new_key(),
+    "TEMPORAL_ADDRESS": "127.0.0.1:1",
+}
+WORKER, API, SETUP, REKEY = ["worker.py"], ["-m", "api"], ["-m", "timemachine.setup"], ["-m", "timemachine.rekey"]
+
+
+async def run(command: list[str], **env: str) -> tuple[int | None, list[dict[str, Any]]]:
+    """Return the exit status and the log of a program that ends by itself."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *command,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]} | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(30):
+            _, log = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode, [json.loads(line) for line in log.splitlines()]
+
+
+@pytest.mark.parametrize("command", [WORKER, SETUP], ids=" ".join)
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({}, "TIMEMACHINE_POSTGRES_DSN is not set"),
+        (NOWHERE | {"TIMEMACHINE_MAX_DELIVERIES": "many"}, "$.max_deliveries"),
+        (NOWHERE | {"TIMEMACHINE_DELIVERY_TIMEOUT": "31"}, "$.delivery_timeout"),
+        (NOWHERE | {"TIMEMACHINE_DEFAULT_SCHEME": "ftp"}, "$.default_scheme"),
+        (NOWHERE | {"TIMEMACHINE_SHUTDOWN_GRACE": "1"}, "shutdown_grace must not be shorter"),
+    ],
+    ids=["nothing set", "no number", "out of bounds", "no such choice", "does not fit"],
+)
+async def test_wrong_settings_are_named(command: list[str], env: dict[str, str], reason: str) -> None:
+    status, log = await run(command, **env)
+
+    assert status == 1
+    assert reason in log[-1]["reason"]
+
+
+@pytest.mark.parametrize("command", [API, WORKER, REKEY], ids=" ".join)
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ("", "TIMEMACHINE_SECRET_KEYS is not set; `python -m timemachine.vault` makes a key"),
+        ("a5ecret", "TIMEMACHINE_SECRET_KEYS: each must be 32 bytes in URL-safe base64"),
+    ],
+    ids=["none", "no key"],
+)
+async def test_what_reads_secrets_wants_keys(command: list[str], keys: str, reason: str) -> None:
+    status, log = await run(command, **NOWHERE | {"TIMEMACHINE_SECRET_KEYS": keys})
+
+    assert status == 1
+    assert [line.get("reason") for line in log] == [reason]
+
+
+async def test_the_worker_ends_when_there_is_no_temporal() -> None:
+    status, log = await run(WORKER, **NOWHERE)
+
+    assert status == 1
+    assert log[-1]["message"] == "cannot work"
+
+
+async def test_setup_ends_when_there_is_no_postgres() -> None:
+    status, log = await run(SETUP, **NOWHERE)
+
+    assert status == 1
+    assert "Postgres does not answer" in log[-1]["reason"]
+
+
+async def test_the_api_ends_when_its_port_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        status, log = await run(API, **NOWHERE, TIMEMACHINE_HTTP_PORT=str(taken.getsockname()[1]))
+
+    assert status not in (0, None)
+    assert any("address already in use" in line["message"] for line in log)
+
+
+async def test_an_unknown_setting_is_named_and_ignored() -> None:
+    _, log = await run(SETUP, **NOWHERE, TIMEMACHINE_SERVICE_HOST="10.0.0.1")
+
+    assert {"message": "unknown setting ignored", "setting": "TIMEMACHINE_SERVICE_HOST"}.items() <= log[0].items()

@@ -1,0 +1,61 @@
+"""Changes that race the release of held jobs: there are two outcomes, and the answer says which."""
+
+import asyncio
+import random
+
+import httpx
+import pytest
+from temporalio.client import Client
+
+from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
+from tests.receiver import Receiver
+from tests.service import Service
+
+JOBS = 60
+SPREAD = 1.5
+
+
+async def hold_many(service: Service, client: Client) -> list[str]:
+    await pause(service)
+    job_ids = [await service.create(0, meta="old") for _ in range(JOBS)]
+    await asyncio.gather(*(wait_until_held(service, job_id) for job_id in job_ids))
+    await wait_until_listed(client, service, JOBS)
+    return job_ids
+
+
+def code(answer: httpx.Response) -> str | None:
+    found: str | None = answer.json().get("code")
+    return found
+
+
+@pytest.mark.timeout(120)
+async def test_delete_races_the_release(service: Service, receiver: Receiver, client: Client) -> None:
+    job_ids = await hold_many(service, client)
+
+    async def race(job_id: str) -> tuple[str | None, int]:
+        await asyncio.sleep(random.uniform(0, SPREAD * 3))
+        answer = await service.cancel(job_id)
+        await service.wait_for_end(job_id, limit=60)
+        return code(answer), len(receiver.of(job_id))
+
+    await resume(service, SPREAD)
+    outcomes = await asyncio.gather(*(race(job_id) for job_id in job_ids))
+
+    assert set(outcomes) == {(None, 0), ("E006", 1)}, outcomes
+
+
+@pytest.mark.timeout(120)
+async def test_put_races_the_release(service: Service, receiver: Receiver, client: Client) -> None:
+    job_ids = await hold_many(service, client)
+
+    async def race(job_id: str) -> tuple[str | None, list[bytes]]:
+        await asyncio.sleep(random.uniform(0, SPREAD * 3))
+        answer = await service.change(job_id, 0.2, meta="new")
+        await service.wait_for_end(job_id, limit=60)
+        return code(answer), [received.body for received in receiver.of(job_id)]
+
+    await resume(service, SPREAD)
+    outcomes = await asyncio.gather(*(race(job_id) for job_id in job_ids))
+
+    assert all(outcome in ((None, [b'"new"']), ("E006", [b'"old"'])) for outcome in outcomes), outcomes
+    assert len({outcome[0] for outcome in outcomes}) == 2

@@ -1,0 +1,153 @@
+"""Routes that are paused or disabled hold their jobs, without using up attempts, and let them go again."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from temporalio.client import Client
+
+from tests.receiver import Received, Receiver, response
+from tests.service import ROUTE, Service, refused
+
+
+async def pause(service: Service, reason: str = "maintenance") -> None:
+    answer = await service.api.post(f"/route/{service.db}/{ROUTE}/pause", json={"reason": reason})
+    assert answer.json() == {"status": "ok"}, answer.text
+
+
+async def resume(service: Service, spread: float = 0) -> httpx.Response:
+    answer = await service.api.post(f"/route/{service.db}/{ROUTE}/resume", json={"spread": spread})
+    assert answer.json() == {"status": "ok"}, answer.text
+    return answer
+
+
+async def wait_until_held(service: Service, job_id: str) -> Any:
+    async with asyncio.timeout(20):
+        while "held" not in (job := await service.find(job_id)):
+            await asyncio.sleep(0.05)
+    return job
+
+
+async def wait_until_listed(client: Client, service: Service, count: int) -> None:
+    """Wait for Temporal's visibility, which lags behind, to know the held jobs."""
+    query = f"TimemachineRoute = '{service.db}/{ROUTE}' AND TimemachineHeld = true"
+    async with asyncio.timeout(20):
+        while (await client.count_workflows(query)).count < count:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
+    service: Service, receiver: Receiver, client: Client
+) -> None:
+    await pause(service)
+    job_ids = [await service.create(0) for _ in range(5)]
+    held = [await wait_until_held(service, job_id) for job_id in job_ids]
+    assert {(job["state"], job["held"]) for job in held} == {("scheduled", "the route is paused: maintenance")}
+    assert receiver.received == []
+    await wait_until_listed(client, service, 5)
+
+    await resume(service)
+
+    for job_id in job_ids:
+        (received,) = await receiver.wait_for(job_id)
+        assert received.headers["timemachine-attempt"] == "1"
+        assert "held" not in await service.wait_for_state(job_id, "delivered")
+
+
+async def test_the_release_is_spread(service: Service, receiver: Receiver, client: Client) -> None:
+    await pause(service)
+    job_ids = [await service.create(0) for _ in range(12)]
+    for job_id in job_ids:
+        await wait_until_held(service, job_id)
+    await wait_until_listed(client, service, 12)
+
+    await resume(service, spread=4)
+
+    arrivals = [(await receiver.wait_for(job_id))[0].at_ms for job_id in job_ids]
+    assert max(arrivals) - min(arrivals) > 1000
+
+
+async def test_a_held_job_that_was_not_attempted_can_be_changed_and_cancelled(
+    service: Service, receiver: Receiver
+) -> None:
+    await pause(service)
+    changed, cancelled = await service.create(0, meta="old"), await service.create(0)
+    await wait_until_held(service, changed)
+    await wait_until_held(service, cancelled)
+
+    assert (await service.change(changed, 1, meta="new")).json() == {"status": "ok"}
+    assert (await service.cancel(cancelled)).json() == {"status": "ok"}
+    await resume(service)
+
+    (received,) = await receiver.wait_for(changed)
+    assert received.body == b'"new"'
+    assert receiver.of(cancelled) == []
+
+
+async def test_a_held_job_between_attempts_keeps_count(service: Service, receiver: Receiver, client: Client) -> None:
+    async def third_time(received: Received) -> bytes:
+        return response(500 if len(receiver.of(received.job_id)) < 3 else 200)
+
+    receiver.answer = third_time
+    job_id = await service.create(0, retry={"waits": [0.5, 0.5]})
+    await receiver.wait_for(job_id)
+    await pause(service)
+    job = await wait_until_held(service, job_id)
+    made = job["attempts"]
+    assert job["state"] == "delivering"
+    assert refused(await service.change(job_id, 60)) == (400, "E006")
+    await wait_until_listed(client, service, 1)
+
+    await resume(service)
+
+    received = await receiver.wait_for(job_id, 3)
+    assert [request.headers["timemachine-attempt"] for request in received] == ["1", "2", "3"]
+    assert len({request.headers["webhook-id"] for request in received}) == 1
+    assert 1 <= made <= 2
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 3
+
+
+async def test_a_route_is_paused_once_and_says_why_and_since_when(service: Service) -> None:
+    await pause(service, "first")
+    first = (await service.api.get(f"/route/{service.db}/{ROUTE}")).json()
+    await pause(service, "second")
+
+    assert (await service.api.get(f"/route/{service.db}/{ROUTE}")).json() == first
+    assert (first["state"], first["reason"]) == ("paused", "first")
+
+
+async def test_a_resumed_route_is_active_again(service: Service) -> None:
+    await pause(service)
+    await resume(service)
+
+    route = (await service.api.get(f"/route/{service.db}/{ROUTE}")).json()
+
+    assert route["state"] == "active"
+    assert "reason" not in route
+
+
+@pytest.mark.parametrize("action", ["pause", "resume"])
+async def test_neither_needs_a_body_but_both_need_a_route(service: Service, action: str) -> None:
+    assert (await service.api.post(f"/route/{service.db}/{ROUTE}/{action}")).json() == {"status": "ok"}
+    assert refused(await service.api.post(f"/route/{service.db}/nowhere/{action}")) == (400, "E007")
+
+
+async def test_a_disabled_route_holds_what_comes_after(service: Service, receiver: Receiver, client: Client) -> None:
+    async def gone(_: Received) -> bytes:
+        return response(410)
+
+    receiver.answer = gone
+    await service.wait_for_state(await service.create(0), "failed")
+    job_id = await service.create(0)
+    job = await wait_until_held(service, job_id)
+    assert job["held"] == "the route is disabled: the receiver answered 410 Gone"
+    await wait_until_listed(client, service, 1)
+
+    async def take(_: Received) -> bytes:
+        return response(200)
+
+    receiver.answer = take
+    await resume(service)
+
+    assert await receiver.wait_for(job_id)

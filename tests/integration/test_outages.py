@@ -1,0 +1,161 @@
+"""Temporal or Postgres away: an answer within 5 s, and service again by itself when they are back."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from api.app import create_app
+from tests.conftest import serving
+from tests.receiver import Receiver
+from tests.service import ROUTE, Service, a_job, refused
+from timemachine.errors import UnavailableError
+from timemachine.local.parts import Part
+from timemachine.local.postgres import Postgres, embedded_postgres
+from timemachine.local.temporal import Temporal, embedded_temporal
+from timemachine.local.temporal_cli import find_temporal_cli
+from timemachine.postgres import migrate, open_pool
+from timemachine.route_store import RouteStore
+from timemachine.routes import RestRoute
+from timemachine.settings import Settings
+from timemachine.temporal import connect, ensure_search_attributes
+from timemachine.vault import Vault, new_key
+
+ANSWER_LIMIT = 5.0
+
+
+class Fragile(Service):
+    """A service of the test's own, whose servers it may stop."""
+
+    def __init__(self, api: httpx.AsyncClient, db: str, postgres: Part, temporal: Part) -> None:
+        super().__init__(api, db)
+        self.parts = {"postgres": postgres, "temporal": temporal}
+
+
+@pytest.fixture(scope="module")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Postgres, Temporal]]:
+    folder: Path = tmp_path_factory.mktemp("fragile")
+    cli = await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ)
+    async with embedded_postgres(folder) as postgres, embedded_temporal(cli, folder) as temporal:
+        yield postgres, temporal
+
+
+@pytest.fixture
+async def fragile(
+    servers: tuple[Postgres, Temporal], db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Fragile]:
+    postgres, temporal = servers
+    settings = Settings(
+        postgres_dsn=postgres.dsn, secret_keys=new_key(), default_scheme="http", allow_private_targets=True
+    )
+    await migrate(settings)
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    await ensure_search_attributes(await connect())
+    async with serving(create_app(settings)) as api:
+        fragile = Fragile(api, db, postgres.part, temporal.part)
+        await fragile.add_route(receiver.url)
+        yield fragile
+
+
+async def timed(answer: Awaitable[httpx.Response]) -> httpx.Response:
+    """Return an answer that came within the promised time."""
+    async with asyncio.timeout(ANSWER_LIMIT):
+        return await answer
+
+
+async def eventually(request: Callable[[], Awaitable[httpx.Response]], *, limit: float = 20) -> None:
+    """Return once a request is answered 200."""
+    async with asyncio.timeout(limit):
+        while (await request()).status_code != 200:
+            await asyncio.sleep(0.1)
+
+
+def every_request(service: Service, job_id: str) -> dict[str, Callable[[], Awaitable[httpx.Response]]]:
+    job = a_job(3600)
+    route = f"/route/{service.db}/{ROUTE}"
+    return {
+        "create": lambda: service.api.post(service.jobs, json=job),
+        "find": lambda: service.api.get(f"{service.jobs}/{job_id}"),
+        "change": lambda: service.change(job_id, 3600),
+        "cancel": lambda: service.cancel(job_id),
+        "find route": lambda: service.api.get(route),
+        "remove route": lambda: service.api.delete(route),
+        "ready": lambda: service.api.get("/readyz"),
+    }
+
+
+NEEDS = {
+    "postgres": ["create", "change", "find route", "remove route", "ready"],
+    "temporal": ["create", "find", "change", "cancel", "remove route", "ready"],
+}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("part", ["postgres", "temporal"])
+async def test_what_needs_an_absent_part_is_answered_503_in_time(
+    fragile: Fragile, part: str, how: signal.Signals
+) -> None:
+    job_id = await fragile.create(3600)
+    requests = every_request(fragile, job_id)
+    stop(fragile.parts[part], how)
+
+    try:
+        answers = {name: await timed(requests[name]()) for name in NEEDS[part]}
+    finally:
+        await revive(fragile.parts[part], how)
+
+    assert {name: refused(answer) for name, answer in answers.items()} == dict.fromkeys(NEEDS[part], (503, "E015"))
+    assert all(answer.headers["retry-after"] for answer in answers.values())
+    await eventually(requests["ready"])
+    await eventually(requests["create"])
+    assert (await fragile.find(job_id))["state"] in ("scheduled", "cancelled")
+
+
+def stop(part: Part, how: signal.Signals) -> None:
+    """Kill or freeze a part with the processes that it has started, which Postgres puts into groups of their own."""
+    for process in tree(part):
+        process.send_signal(how)
+
+
+def tree(part: Part) -> list[psutil.Process]:
+    process = psutil.Process(part.pid)
+    return [process, *process.children(recursive=True)]
+
+
+async def revive(part: Part, how: signal.Signals) -> None:
+    if how is signal.SIGSTOP:
+        stop(part, signal.SIGCONT)
+    else:
+        await part.restart()
+
+
+async def test_without_a_worker_a_job_is_shown_but_not_changed(fragile: Fragile) -> None:
+    """Nobody serves this task queue: what Temporal knows by itself is answered, the rest is told to be unknown."""
+    job_id = await fragile.create(3600)
+
+    assert (await fragile.find(job_id))["state"] == "scheduled"
+    assert refused(await timed(fragile.change(job_id, 3600))) == (503, "E015")
+    assert refused(await timed(fragile.cancel(job_id))) == (503, "E015")
+
+
+async def test_the_route_store_heals_after_postgres_was_killed(servers: tuple[Postgres, Temporal], db: str) -> None:
+    postgres, _ = servers
+    settings = Settings(postgres_dsn=postgres.dsn, secret_keys=new_key())
+    route = RestRoute(id="r", webhook_url="example.org/hook")
+    async with open_pool(settings) as pool:
+        store = RouteStore(pool, Vault(settings))
+        await store.add(db, route, {})
+        stop(postgres.part, signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await store.find(db, "r")
+        assert time.monotonic() - started < ANSWER_LIMIT
+        await postgres.part.restart()
+
+        assert (await store.find(db, "r")).route == route

@@ -1,0 +1,132 @@
+"""Letting go of the jobs that a paused route has held."""
+
+import asyncio
+
+import pytest
+from temporalio.client import Client
+
+from tests.receiver import Receiver
+from tests.service import ROUTE, Service, a_job, now_ms
+from timemachine.held import ReleaseHeld
+from timemachine.settings import Settings
+
+
+async def held_count(client: Client, service: Service) -> int:
+    query = f"ExecutionStatus = 'Running' AND TimemachineRoute = '{service.db}/{ROUTE}' AND TimemachineHeld = true"
+    return (await client.count_workflows(query)).count
+
+
+async def hold(service: Service, client: Client, count: int) -> list[str]:
+    """Pause the route and return jobs that it holds."""
+    assert (await service.api.post(f"/route/{service.db}/{ROUTE}/pause")).status_code == 200
+    ids = [await service.create(0) for _ in range(count)]
+    async with asyncio.timeout(10):
+        while await held_count(client, service) < count:
+            await asyncio.sleep(0.05)
+    return ids
+
+
+async def release(service: Service, client: Client, settings: Settings, spread: float = 0) -> None:
+    wanted = ReleaseHeld(db=service.db, route_id=ROUTE, spread=spread)
+    await client.execute_workflow("Release", wanted, id=wanted.workflow_id, task_queue=settings.task_queue)
+
+
+async def resume(service: Service, spread: float = 0) -> None:
+    answer = await service.api.post(f"/route/{service.db}/{ROUTE}/resume", json={"spread": spread})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_every_held_job_is_let_go(service: Service, receiver: Receiver, client: Client) -> None:
+    ids = await hold(service, client, 12)
+    assert receiver.received == []
+
+    await resume(service)
+
+    for job_id in ids:
+        await receiver.wait_for(job_id)
+        assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert len(receiver.received) == 12
+
+
+async def test_the_jobs_are_spread_over_the_time_that_is_asked_for(
+    service: Service, receiver: Receiver, client: Client
+) -> None:
+    ids = await hold(service, client, 12)
+    start = now_ms()
+
+    await resume(service, spread=4)
+
+    for job_id in ids:
+        await receiver.wait_for(job_id)
+    after = sorted(received.at_ms - start for received in receiver.received)
+    assert len(after) == 12
+    assert after[-1] < 6500
+    assert after[-1] - after[0] > 1000
+
+
+async def test_a_job_cannot_stand_in_the_way_of_a_release(service: Service, receiver: Receiver, client: Client) -> None:
+    (held,) = await hold(service, client, 1)
+    for db, collection, job_id in (("release", service.db, ROUTE), ("timemachine", "release", service.db)):
+        other = Service(service.api, db)
+        await other.add_route(receiver.url)
+        job = a_job(3600, id=job_id)
+        assert (await service.api.post(f"/job/{db}/{collection}", json=job)).status_code == 200
+
+    await resume(service)
+
+    await receiver.wait_for(held)
+
+
+async def test_a_later_resume_does_not_wait_for_the_spread_of_the_one_before(
+    service: Service, receiver: Receiver, client: Client
+) -> None:
+    await hold(service, client, 1)
+    await resume(service, spread=600)
+    async with asyncio.timeout(5):  # until the job has been told its moment
+        while await held_count(client, service):
+            await asyncio.sleep(0.05)
+    assert (await service.api.post(f"/route/{service.db}/{ROUTE}/pause")).status_code == 200
+    late = await service.create(0)
+    async with asyncio.timeout(5):
+        while await held_count(client, service) < 1:
+            await asyncio.sleep(0.05)
+
+    await resume(service)
+
+    async with asyncio.timeout(5):  # sooner than the job looks again by itself
+        await receiver.wait_for(late)
+
+
+async def test_a_release_ends_when_nothing_is_held(service: Service, client: Client, settings: Settings) -> None:
+    async with asyncio.timeout(10):
+        await release(service, client, settings)
+
+
+@pytest.mark.timeout(90)
+async def test_a_release_lets_nothing_go_when_the_route_is_paused_again(
+    service: Service, receiver: Receiver, client: Client, settings: Settings
+) -> None:
+    await hold(service, client, 3)
+
+    async with asyncio.timeout(10):
+        await release(service, client, settings)
+
+    await asyncio.sleep(0.5)  # time for deliveries that must not come
+    assert receiver.received == []
+    assert await held_count(client, service) == 3
+
+
+async def test_a_release_leaves_the_jobs_of_other_routes_held(
+    service: Service, receiver: Receiver, client: Client, settings: Settings
+) -> None:
+    other = Service(service.api, f"{service.db}x")
+    await other.add_route(receiver.url)
+    await hold(other, client, 2)
+    (mine,) = await hold(service, client, 1)
+
+    await resume(service)
+
+    await receiver.wait_for(mine)
+    await asyncio.sleep(0.5)  # time for deliveries that must not come
+    assert len(receiver.received) == 1
+    assert await held_count(client, other) == 2

@@ -1,0 +1,117 @@
+"""What runs by itself: the clean-up of the log of attempts, and the schedule that runs it."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionExecutionStartWorkflow,
+    ScheduleActionStartWorkflow,
+    ScheduleHandle,
+)
+from temporalio.testing import ActivityEnvironment
+
+from activities.upkeep import BATCH, Upkeep
+from tests.service import new_id
+from timemachine.attempt_log import AttemptLog
+from timemachine.postgres import connection, open_pool
+from timemachine.schedules import ensure_schedules
+from timemachine.settings import Settings
+from timemachine.upkeep import CLEAN_ATTEMPTS, Cleaned
+
+ROWS = """
+    INSERT INTO attempts (db, collection, job_id, route_id, run_id, message_id, attempt, started_at, duration_ms, kind,
+        answer, worker)
+    SELECT $1, 'c', 'j', 'hook', 'r', 'm', n, now() - $2::interval - n * interval '1 s', 1, 'taken', '', 'w'
+    FROM generate_series(1, $3) AS n
+"""
+
+
+async def fill(settings: Settings, db: str, count: int, age: timedelta) -> None:
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        await postgres.execute(ROWS, db, age, count)
+
+
+async def rows(settings: Settings, db: str) -> int:
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        count: int = await postgres.fetchval("SELECT count(*) FROM attempts WHERE db = $1", db)
+        return count
+
+
+async def test_attempts_are_kept_for_as_long_as_it_is_set(
+    settings: Settings, client: Client, worker: None, db: str
+) -> None:
+    kept = timedelta(days=settings.attempts_kept_days)
+    await fill(settings, db, 4, kept - timedelta(hours=1))
+    await fill(settings, db, 3, kept)
+
+    cleaned = await client.execute_workflow(
+        "CleanAttempts", id=new_id(), task_queue=settings.task_queue, result_type=Cleaned
+    )
+
+    assert cleaned.removed >= 3  # and what other tests have left
+    assert await rows(settings, db) == 4
+
+
+async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> None:
+    await fill(settings, db, 2 * BATCH + 5, timedelta(days=400))
+    environment = ActivityEnvironment()
+    beats = []
+    environment.on_heartbeat = lambda *_: beats.append(1)
+
+    async with open_pool(settings) as pool:
+        cleaned = await environment.run(Upkeep(AttemptLog(pool), settings).clean_attempts)
+
+    assert cleaned.removed >= 2 * BATCH + 5
+    assert len(beats) >= 3
+    assert await rows(settings, db) == 0
+
+
+def task_queue(schedule: Schedule) -> str:
+    assert isinstance(schedule.action, ScheduleActionStartWorkflow)
+    return schedule.action.task_queue
+
+
+async def until(handle: ScheduleHandle, condition: Callable[[Schedule], bool]) -> Schedule:
+    """Return the schedule once a condition holds: what is asked of it takes effect a moment later."""
+    async with asyncio.timeout(10):
+        while not condition(schedule := (await handle.describe()).schedule):
+            await asyncio.sleep(0.05)
+    return schedule
+
+
+async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
+    settings: Settings, client: Client, worker: None
+) -> None:
+    await asyncio.gather(*(ensure_schedules(client, task_queue="old") for _ in range(2)))
+    handle = client.get_schedule_handle(CLEAN_ATTEMPTS)
+    await handle.pause(note="by an operator")
+    await until(handle, lambda schedule: schedule.state.paused)
+
+    await ensure_schedules(client, task_queue=settings.task_queue)
+
+    described = await until(handle, lambda schedule: task_queue(schedule) == settings.task_queue)
+    assert isinstance(described.action, ScheduleActionStartWorkflow)
+    assert described.action.workflow == "CleanAttempts"
+    assert [interval.every for interval in described.spec.intervals] == [timedelta(hours=1)]
+    assert (described.state.paused, described.state.note) == (True, "by an operator")
+    await handle.delete()
+
+
+@pytest.mark.timeout(30)
+async def test_what_the_schedule_starts_works(settings: Settings, client: Client, worker: None) -> None:
+    await ensure_schedules(client, task_queue=settings.task_queue)
+    handle = client.get_schedule_handle(CLEAN_ATTEMPTS)
+
+    await handle.trigger()
+
+    while not (recent := (await handle.describe()).info.recent_actions):
+        await asyncio.sleep(0.05)
+    action = recent[-1].action
+    assert isinstance(action, ScheduleActionExecutionStartWorkflow)
+    started = client.get_workflow_handle(action.workflow_id, result_type=Cleaned)
+    assert isinstance(await started.result(), Cleaned)
+    await handle.delete()

@@ -1,0 +1,166 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from timemachine.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+
+each_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def environment(name: str) -> dict[str, str]:
+    return dict(SERVICES[name].get("environment", {}))
+
+
+def setting(name: str, field: str) -> Any:
+    """What a service's setting is: its variable, or else the default."""
+    return environment(name).get(PREFIX + field.upper(), getattr(Settings(), field))
+
+
+def probe(name: str) -> str:
+    return " ".join(SERVICES[name]["healthcheck"]["test"])
+
+
+def published(name: str) -> tuple[int, int]:
+    """The port on the host, and the one in the container."""
+    host, container = re.findall(r"\d+", SERVICES[name]["ports"][0])[-2:]
+    return int(host), int(container)
+
+
+def instructions(keyword: str) -> list[str]:
+    return re.findall(rf"^{keyword} (.+)$", DOCKERFILE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "image", [*(s["image"] for s in SERVICES.values()), *(f.split()[0] for f in instructions("FROM"))]
+)
+def test_images_are_pinned_to_a_full_version(image: str) -> None:
+    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
+
+
+@each_service
+def test_each_service_has_a_health_check_or_says_why_not(name: str) -> None:
+    reason = SERVICES[name].get("labels", {}).get("healthcheck.none", "")
+    assert ("healthcheck" in SERVICES[name]) != (len(reason) > 20)
+
+
+@each_service
+def test_each_service_has_a_restart_policy(name: str) -> None:
+    waited_for = [s["depends_on"][name]["condition"] for s in SERVICES.values() if name in s.get("depends_on", {})]
+    one_shot = "service_completed_successfully" in waited_for
+    assert SERVICES[name]["restart"] == ("on-failure:5" if one_shot else "unless-stopped")
+
+
+@each_service
+def test_each_service_waits_for_what_it_needs(name: str) -> None:
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        ready = "service_healthy" if "healthcheck" in SERVICES[needed] else "service_completed_successfully"
+        assert how == {"condition": ready}
+
+
+@each_service
+def test_our_variables_are_settings(name: str) -> None:
+    ours = {variable for variable in environment(name) if variable.startswith(PREFIX)}
+    assert ours <= {PREFIX + field.upper() for field in Settings.__struct_fields__}
+
+
+@each_service
+def test_secrets_come_from_outside(name: str) -> None:
+    secret = {
+        variable: value for variable, value in environment(name).items() if re.search("PASSWORD|PWD|DSN|KEYS", variable)
+    }
+    assert all(re.search(r"_(PASSWORD|KEYS):\?", value) for value in secret.values()), secret.keys()
+
+
+@pytest.mark.parametrize("field", ["postgres_dsn", "secret_keys"])
+def test_ours_are_told_where_postgres_is_and_how_to_read_it(field: str) -> None:
+    assert all(PREFIX + field.upper() in environment(name) for name in ("setup", "api", "worker"))
+
+
+def test_the_api_port_is_the_same_everywhere() -> None:
+    port = int(setting("api", "http_port"))
+    assert setting("api", "http_host") == "0.0.0.0"  # noqa: S104 - a container's loopback is reached by nobody
+    assert published("api") == (Settings().http_port, port)
+    assert instructions("EXPOSE") == [str(port)]
+    assert f"127.0.0.1:{port}/readyz" in probe("api")
+
+
+def test_the_temporal_port_is_the_same_everywhere() -> None:
+    port = environment("temporal")["FRONTEND_GRPC_PORT"]
+    assert SERVICES["temporal"]["expose"] == [port]
+    assert f"127.0.0.1:{environment('temporal')['FRONTEND_HTTP_PORT']}/" in probe("temporal")
+    addresses = {
+        name: environment(name)["TEMPORAL_ADDRESS"] for name in SERVICES if "TEMPORAL_ADDRESS" in environment(name)
+    }
+    assert addresses.keys() == {"temporal-namespace", "temporal-ui", "setup", "api", "worker"}
+    assert set(addresses.values()) == {f"temporal:{port}"}
+
+
+def test_the_web_ui_is_where_make_run_has_it() -> None:
+    port = int(environment("temporal-ui")["TEMPORAL_UI_PORT"])
+    assert published("temporal-ui") == (Settings().temporal_ui_port, port)
+    assert f"127.0.0.1:{port}/" in probe("temporal-ui")
+
+
+def test_the_postgres_port_is_the_same_everywhere() -> None:
+    assert {environment("temporal")["DB_PORT"], environment("temporal-schema")["SQL_PORT"]} == {"5432"}
+    assert all("@postgres:5432/" in setting(name, "postgres_dsn") for name in ("setup", "api", "worker"))
+    assert "--port=5432" in probe("postgres")
+
+
+def test_the_namespace_is_the_same_everywhere() -> None:
+    named = {environment(name).get("TEMPORAL_NAMESPACE") for name in ("temporal-namespace", "setup", "api", "worker")}
+    assert named == {environment("temporal-ui")["TEMPORAL_DEFAULT_NAMESPACE"]}
+
+
+def test_the_schema_tool_is_of_the_server_version() -> None:
+    tags = {SERVICES[name]["image"].partition(":")[2] for name in ("temporal", "temporal-schema", "temporal-namespace")}
+    assert len(tags) == 1
+
+
+def test_volumes_are_declared_and_files_exist() -> None:
+    sources = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])}
+    assert {source for source in sources if not source.startswith(".")} == set(COMPOSE["volumes"])
+    assert all((ROOT / source).is_file() for source in sources if source.startswith("."))
+
+
+def test_workers_can_be_scaled() -> None:
+    assert not {"container_name", "ports", "hostname"} & SERVICES["worker"].keys()
+
+
+def test_a_worker_is_given_time_to_finish() -> None:
+    shutdown = float(setting("worker", "shutdown_grace"))
+    assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) > shutdown
+    assert shutdown > float(setting("worker", "delivery_timeout"))
+
+
+def test_one_image_serves_setup_api_and_worker() -> None:
+    assert len({SERVICES[name]["image"] for name in ("setup", "api", "worker")}) == 1
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["setup"]
+    assert SERVICES["api"]["command"] == json.loads(instructions("CMD")[0])
+
+
+def test_the_image_runs_as_a_numeric_user_and_gets_signals() -> None:
+    user, group = instructions("USER")[0].split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+    assert not instructions("ENTRYPOINT")
+    assert all(isinstance(SERVICES[name]["command"], list) for name in ("setup", "api", "worker"))
+
+
+def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:
+    copied = {
+        source.rstrip("/") for line in instructions("COPY") if "--from" not in line for source in line.split()[:-1]
+    }
+    assert copied == {"requirements.txt", "worker.py", "activities", "api", "timemachine", "workflows"}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == allowed
+    assert "--require-hashes -r requirements.txt" in DOCKERFILE

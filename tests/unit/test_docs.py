@@ -1,0 +1,110 @@
+"""What the documentation says and the code knows too: held together."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from api.errors import _FRAMEWORK_CODES, ANSWERS
+from timemachine.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESERVED = {"E012": "401", "E013": "403"}
+
+FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+MAKE = re.compile(r"(?:`|^ *)make ([a-z][a-z-]*)", re.MULTILINE)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def rows(page: str, first_cell: str) -> list[list[str]]:
+    """The cells of every table row whose first cell matches."""
+    lines = (ROOT / page).read_text().splitlines()
+    tables = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [cells for cells in tables if re.fullmatch(first_cell, cells[0])]
+
+
+def setting_docstrings() -> dict[str, str]:
+    """The string under each field of the settings, on one line."""
+    module = ast.parse((ROOT / "timemachine/settings.py").read_text())
+    (settings,) = (node for node in module.body if isinstance(node, ast.ClassDef))
+    found = {}
+    for field, text in zip(settings.body, settings.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
+def shown(default: object) -> str:
+    if default is None:
+        return "none"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    meanings = setting_docstrings()
+    expected = [
+        [f"`{PREFIX}{name.upper()}`", shown(getattr(Settings(), name)), meanings[name]]
+        for name in Settings.__struct_fields__
+    ]
+
+    assert rows("docs/operations.md", rf"`{PREFIX}\w+`") == expected
+
+
+def test_the_error_table_is_what_the_api_answers() -> None:
+    statuses = {answer.code: {answer.status} for answer in ANSWERS.values()}
+    for status, code in _FRAMEWORK_CODES.items():
+        statuses[code].add(status)
+    expected = {
+        answer.code: [", ".join(map(str, sorted(statuses[answer.code]))), answer.meaning] for answer in ANSWERS.values()
+    } | {code: [status, "reserved"] for code, status in RESERVED.items()}
+
+    table = rows("docs/api.md", r"E\d+")
+
+    assert {code: [status, meaning] for code, status, meaning, _ in table} == expected
+    assert [row[0] for row in table] == sorted(expected)
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@each_page
+def test_make_targets_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+    assert set(MAKE.findall(page.read_text())) <= set(targets)
+
+
+@each_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Of what stands in code style: whatever has a folder of ours, or is one, or a file at the top."""
+    named = re.findall(r"`([\w.-]+(?:/[\w.-]*)+)`", page.read_text())
+    tops = {path.name for path in ROOT.iterdir()}
+
+    assert [path for path in named if path.partition("/")[0] in tops and not (ROOT / path).exists()] == []
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs/decisions"
+    numbered = sorted(path.name for path in folder.glob("0*.md"))
+
+    assert re.findall(r"\((0[^)]+)\)", (folder / "README.md").read_text()) == numbered
+    assert [name[:4] for name in numbered] == [f"{number:04}" for number in range(1, len(numbered) + 1)]

@@ -1,0 +1,86 @@
+import pytest
+from msgspec.structs import asdict, replace
+
+from timemachine.errors import SettingsError
+from timemachine.postgres import open_pool
+from timemachine.settings import SECRET, Settings
+
+PASSWORD = "hunter2"
+SECRETS = {
+    "egress_proxy": f"http://us:{PASSWORD}@proxy:3128",
+    "postgres_dsn": f"postgresql://us:{PASSWORD}@db/x",
+    "secret_keys": f"{PASSWORD},{PASSWORD}",
+}
+
+
+def test_what_is_secret_is_never_shown() -> None:
+    settings = replace(Settings(), **SECRETS)
+
+    shown = [repr(settings), str(settings), f"{settings}", repr([settings]), repr(list(settings.__rich_repr__()))]
+
+    assert not [text for text in shown if PASSWORD in text]
+    assert "http_port=8080" in repr(settings)
+    assert "postgres_dsn='***'" in repr(settings)
+    assert "postgres_dsn=None" in repr(Settings())
+    assert asdict(settings)["postgres_dsn"] == SECRETS["postgres_dsn"]
+
+
+def test_every_secret_is_a_setting_and_what_sounds_secret_is_one() -> None:
+    sounding = {
+        name
+        for name in Settings.__struct_fields__
+        if any(word in name for word in ("dsn", "key", "password", "proxy", "secret", "token"))
+    }
+
+    assert sounding == SECRET == SECRETS.keys()
+
+
+@pytest.mark.parametrize("field", SECRETS)
+def test_what_is_malformed_is_not_shown(field: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_env({f"TIMEMACHINE_{field.upper()}": SECRETS[field], "TIMEMACHINE_HTTP_PORT": "many"})
+
+    assert PASSWORD not in str(refusal.value)
+
+
+def test_a_malformed_proxy_is_not_shown() -> None:
+    with pytest.raises(SettingsError, match="egress_proxy") as refusal:
+        Settings.from_env({"TIMEMACHINE_EGRESS_PROXY": f"ftp://us:{PASSWORD}@proxy"})
+
+    assert PASSWORD not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://us:hunter2/x@db/x",
+        "postgresql://us:hunter2#x@db/x",
+        "postgresql://us:hunter2?x@db/x",
+        "postgresql://us:hunter2[x@db/x",
+        "postgresql://us:x@db:hunter2/x",
+        "postgresql://us@db/x?hunter2",
+        "hunter2",
+    ],
+)
+async def test_a_malformed_dsn_is_refused_at_once_and_not_shown(dsn: str) -> None:
+    with pytest.raises(SettingsError, match="TIMEMACHINE_POSTGRES_DSN") as refusal:
+        async with open_pool(replace(Settings(), postgres_dsn=dsn)):
+            pass
+
+    assert PASSWORD not in str(refusal.value)
+    assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://db/x",
+        "postgresql://us:p%2Fw@db:5432/x?sslmode=require&target_session_attrs=any",
+        "postgresql://us:pw@one:5432,two:5433/x",
+        "postgres://us:pw@[::1]:5432/x",
+        "postgresql:///x?host=/run/postgresql",
+    ],
+)
+async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
+    async with open_pool(replace(Settings(), postgres_dsn=dsn)):
+        pass
