@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -17,10 +18,11 @@ from timemachine.local.stack import Stack
 
 
 def kill(*parts: Part) -> None:
-    """Kill parts with the processes that they have started."""
+    """Kill parts with the processes that they have started, of which some end by themselves once their parent has."""
     trees = [psutil.Process(part.pid) for part in parts]
     for process in [process for tree in trees for process in (tree, *tree.children(recursive=True))]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 async def create_many(service: Service, count: int, due_in: float, **fields: Any) -> list[str]:
