@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from litestar import Litestar, Request
+from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.enums import ScopeType
@@ -13,8 +13,9 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from api.admission import Admission
 from api.attempts import AttemptController, Attempts
-from api.errors import answer_error, answer_http
+from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.jobs import JobController, Jobs
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def doors(app: Litestar) -> AsyncIterator[None]:
         async with open_pool(settings) as pool:
-            client = await connect(lazy=True)
+            client = await connect(lazy=True, hasty=True)
             store = RouteStore(pool, vault)
             app.state.jobs = Jobs(client, store, settings)
             app.state.routes = Routes(store, client, settings)
@@ -89,7 +90,7 @@ def create_app(settings: Settings) -> Litestar:
         request_class=WholeRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
-    app.asgi_handler = _refuse_odd_slashes(app.asgi_handler)
+    app.asgi_handler = Admission(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
     return app
 
 
@@ -108,8 +109,7 @@ def _refuse_odd_slashes(app: ASGIApp) -> ASGIApp:
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("raw_path", b"").lower()
         if scope["type"] == ScopeType.HTTP and (b"%2f" in path or b"//" in path):
-            answer = answer_error(Request(scope), ForbiddenNameError("a name must not be empty or hold a slash"))
-            await answer.to_asgi_response(app=None, request=Request(scope))(scope, receive, send)
+            await refuse(ForbiddenNameError("a name must not be empty or hold a slash"), scope, receive, send)
             return
         await app(scope, receive, send)
 

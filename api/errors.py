@@ -9,6 +9,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.types import Receive, Scope, Send
 
 from timemachine import errors
 
@@ -80,6 +81,13 @@ def answer_http(request: Request[object, object, State], error: HTTPException) -
         return answer_error(request, error)
     body = ErrorBody(_reason(error), _FRAMEWORK_CODES.get(error.status_code, "E001"))
     return _response(error.status_code if error.status_code in _FRAMEWORK_CODES else 400, body, error.headers or {})
+
+
+async def refuse(error: errors.TimemachineError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error before it reaches the framework, with its body unread."""
+    request = Request[object, object, State](scope)
+    answer = answer_error(request, error).to_asgi_response(app=None, request=request)
+    await answer(scope, receive, send)
 
 
 def _reason(error: HTTPException) -> str:

@@ -206,7 +206,7 @@ class Routes:
         """Let the jobs of a paused or disabled route go, in the background and over `spread` seconds."""
         await self._store.set_state(db, route_id, RouteState.ACTIVE)
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread)
-        async with answering(self._settings.request_timeout):
+        async with answering(self._settings.request_timeout, begun=True):
             await self._client.start_workflow(
                 "Release",
                 release,

@@ -83,6 +83,8 @@ async def settings(postgres: Postgres) -> Settings:
         task_queue="tests",
         default_scheme="http",
         allow_private_targets=True,
+        # Some tests are hundreds of clients at once.
+        max_requests_in_flight=1000,
     )
     await migrate(settings)
     return settings

@@ -62,7 +62,7 @@ class UnavailableError(TimemachineError):
 
 
 class BusyError(TimemachineError):
-    """Temporal takes no more requests right now."""
+    """Too much is asked for at a time; repeat it in a moment."""
 
     def __init__(self, message: str | None = None, *, retry_after: int = 1) -> None:
         """Take the seconds after which it is worth asking again."""

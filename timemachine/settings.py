@@ -52,6 +52,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout: Seconds = 4.0
     """Seconds that the API waits for Temporal and Postgres before it answers 503 (E015)."""
 
+    max_requests_in_flight: Count = 128
+    """Requests that one API process works on at a time. Any other is answered 429 (E014) at once; health is not
+    counted."""
+
     default_scheme: Literal["https", "http"] = "https"
     """Scheme put before a `webhook_url` that has none: `https` or `http`."""
 

@@ -23,6 +23,7 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 
 from timemachine.errors import BusyError, UnavailableError
+from timemachine.hasty import HastyServiceClient
 
 # Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
 ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
@@ -81,11 +82,12 @@ _AWAY = frozenset(
 DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
 
 
-async def connect(*, lazy: bool = False, metrics_address: str | None = None) -> Client:
+async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: str | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
 
     Args:
         lazy: Connect at the first call, so that a program can start while Temporal is away.
+        hasty: That Temporal takes no more is reported at once. Else the call is made again for seconds.
         metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
 
     Raises:
@@ -99,7 +101,14 @@ async def connect(*, lazy: bool = False, metrics_address: str | None = None) -> 
         runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "localhost:7233")
-    return await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy, runtime=runtime)
+    client = await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy, runtime=runtime)
+    return _made_hasty(client) if hasty else client
+
+
+def _made_hasty(client: Client) -> Client:
+    config = client.config()
+    config["service_client"] = HastyServiceClient(client.service_client)
+    return Client(**config)
 
 
 async def ensure_search_attributes(client: Client) -> None:
@@ -123,12 +132,15 @@ async def ensure_search_attributes(client: Client) -> None:
 
 
 @asynccontextmanager
-async def answering(limit: float) -> AsyncIterator[None]:
+async def answering(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
     """Give Temporal `limit` seconds for what is done inside, with every way in which it can be away made one error.
 
+    Args:
+        begun: A part of what was asked for has been done before, so that it would be wrong to say that nothing was.
+
     Raises:
-        UnavailableError: No answer in time, or none at all.
-        BusyError: One of the server's own limits was reached.
+        UnavailableError: No answer in time, or none at all; or, where a part is done, what else is a BusyError.
+        BusyError: One of the server's own limits was reached, and nothing was done.
         RPCError: Any other answer; `NOT_FOUND` among them.
     """
     try:
@@ -138,7 +150,8 @@ async def answering(limit: float) -> AsyncIterator[None]:
         raise UnavailableError("Temporal, or a worker that it needs, does not answer in time") from error
     except RPCError as error:
         if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
-            raise BusyError from error
+            busy = "Temporal takes no more requests right now; repeat this one in a moment"
+            raise UnavailableError(busy) if begun else BusyError(busy) from error
         if error.status in _AWAY:
             raise UnavailableError("Temporal does not answer") from error
         raise

@@ -1,0 +1,107 @@
+"""Calls to Temporal that are not patient with a server that is too busy."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryRequest,
+    PollWorkflowExecutionUpdateRequest,
+    StartWorkflowExecutionRequest,
+)
+from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
+
+from timemachine import hasty
+from timemachine.hasty import HastyServiceClient
+
+BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
+
+
+class Server(ServiceClient):
+    """A service client whose calls end as a test says: by a status, or by None for an answer, the last for ever."""
+
+    def __init__(self, *outcomes: RPCStatusCode | None) -> None:
+        super().__init__(ConnectConfig(target_host="nowhere:1"))
+        self.outcomes = list(outcomes)
+        self.asked: list[tuple[Message, bool]] = []
+
+    async def _rpc_call(self, rpc: str, req: Any, resp_type: Any, *, retry: bool, **how: Any) -> Any:
+        assert set(how) == {"service", "metadata", "timeout"}
+        self.asked.append((req, retry))
+        if status := self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]:
+            raise RPCError(status.name, status, b"")
+        return resp_type()
+
+    worker_service_client = update_rpc_metadata = update_api_key = property()
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hasty, "_WAITS", (0.0,) * 3)
+
+
+async def start(server: Server) -> None:
+    await HastyServiceClient(server).workflow_service.start_workflow_execution(
+        StartWorkflowExecutionRequest(request_id="one"), retry=True
+    )
+
+
+async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(BUSY))
+
+    assert refusal.value.status is BUSY
+    assert [retry for _, retry in server.asked] == [False]
+
+
+@pytest.mark.parametrize("status", hasty._PASSING, ids=lambda status: status.name)
+async def test_a_server_that_is_away_for_a_moment_is_asked_again_for_the_same(status: RPCStatusCode) -> None:
+    await start(server := Server(status, status, None))
+
+    assert [request for request, _ in server.asked] == [StartWorkflowExecutionRequest(request_id="one")] * 3
+
+
+async def test_a_server_that_stays_away_is_given_up() -> None:
+    with pytest.raises(RPCError) as failure:
+        await start(server := Server(AWAY))
+
+    assert failure.value.status is AWAY
+    assert len(server.asked) == 4
+
+
+async def test_any_other_answer_is_one() -> None:
+    with pytest.raises(RPCError) as answer:
+        await start(server := Server(ABSENT))
+
+    assert answer.value.status is ABSENT
+    assert len(server.asked) == 1
+
+
+async def test_what_may_have_taken_effect_is_not_called_refused() -> None:
+    with pytest.raises(RPCError) as failure:
+        await start(Server(AWAY, BUSY))
+
+    assert failure.value.status is AWAY
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("poll_workflow_execution_update", PollWorkflowExecutionUpdateRequest()),
+        ("get_workflow_execution_history", GetWorkflowExecutionHistoryRequest(wait_new_event=True)),
+    ],
+)
+async def test_what_has_become_of_an_accepted_request_is_asked_with_patience(method: str, request_: Message) -> None:
+    await getattr(HastyServiceClient(server := Server(None)).workflow_service, method)(request_, retry=True)
+
+    assert [retry for _, retry in server.asked] == [True]
+
+
+async def test_a_call_that_is_not_to_be_made_again_is_made_once() -> None:
+    with pytest.raises(RPCError):
+        await HastyServiceClient(server := Server(AWAY)).workflow_service.describe_workflow_execution(
+            DescribeWorkflowExecutionRequest(), retry=False
+        )
+
+    assert len(server.asked) == 1

@@ -1,0 +1,86 @@
+"""Calls to Temporal for a client that waits: that Temporal is too busy is told at once, not after seconds of trying."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateRequest
+from temporalio.service import RPCError, RPCStatusCode, ServiceClient, ServiceResponse
+
+# What the SDK tries again, other than RESOURCE_EXHAUSTED. It also tries CANCELLED where the connection broke, which can
+# not be told here; a cancel of our own is never reported so.
+_PASSING = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.UNKNOWN,
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.ABORTED,
+        RPCStatusCode.OUT_OF_RANGE,
+        RPCStatusCode.DATA_LOSS,
+        RPCStatusCode.CANCELLED,
+    }
+)
+
+# Seconds, as the SDK waits: 11 in all, which is longer than clients are let wait.
+_WAITS = tuple(0.1 * 1.5**n for n in range(10))
+
+
+class HastyServiceClient(ServiceClient):
+    """A service client that hands on RESOURCE_EXHAUSTED, and tries everything else again as the SDK does.
+
+    The SDK's own retries wait a second and more after RESOURCE_EXHAUSTED, and its `RetryConfig` cannot shorten that
+    without giving up on a server that restarts.
+    """
+
+    def __init__(self, patient: ServiceClient) -> None:
+        """Take the client that makes the calls."""
+        super().__init__(patient.config)
+        self._patient = patient
+
+    async def _rpc_call(
+        self, rpc: str, req: Message, resp_type: type[ServiceResponse], *, retry: bool, **how: Any
+    ) -> ServiceResponse:
+        """Make a call. All of the SDK's calls come through here."""
+        if not retry or _asks_for_outcome(req):
+            return await self._patient._rpc_call(rpc, req, resp_type, retry=retry, **how)
+        return await _answer_or_busy(lambda: self._patient._rpc_call(rpc, req, resp_type, retry=False, **how))
+
+    @property
+    def worker_service_client(self) -> Any:
+        """What a worker would poll with."""
+        return self._patient.worker_service_client
+
+    def update_rpc_metadata(self, metadata: Mapping[str, str | bytes]) -> None:
+        """Replace the metadata of all calls."""
+        self._patient.update_rpc_metadata(metadata)
+
+    def update_api_key(self, api_key: str | None) -> None:
+        """Replace the API key of all calls."""
+        self._patient.update_api_key(api_key)
+
+
+def _asks_for_outcome(request: Message) -> bool:
+    """Return whether a request asks what has become of another, so that to be refused would tell a wrong story."""
+    return isinstance(request, PollWorkflowExecutionUpdateRequest) or getattr(request, "wait_new_event", False)
+
+
+async def _answer_or_busy(call: Callable[[], Awaitable[ServiceResponse]]) -> ServiceResponse:
+    """Return the answer of a call, made again while the server is away.
+
+    Raises:
+        RPCError: RESOURCE_EXHAUSTED only while no earlier call may have taken effect unnoticed.
+    """
+    in_doubt = None
+    for wait in _WAITS:
+        try:
+            return await call()
+        except RPCError as error:
+            if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
+                raise in_doubt from error
+            if error.status not in _PASSING:
+                raise
+            in_doubt = error
+        await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - guards nothing
+    return await call()
