@@ -4,13 +4,15 @@ import asyncio
 import logging
 import os
 import signal
+from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
 from activities.deliver import Deliveries
+from activities.flights import Flights
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from activities.upkeep import Upkeep
@@ -19,6 +21,7 @@ from timemachine.errors import TimemachineError
 from timemachine.http import WebhookClient
 from timemachine.postgres import open_pool
 from timemachine.process import leave
+from timemachine.process import run as run_program
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
@@ -35,26 +38,46 @@ HEARTBEATS = timedelta(seconds=2)
 """How often an activity's progress is sent to Temporal at the most: it is what clients are shown of a redelivery."""
 
 
+POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=50)
+"""How many requests for tasks are open at a time: with more, a task that is due meets a worker that asks for it, and
+need not be stored in between."""
+
+
 def create_worker(
-    client: Client, routes: RouteStore, attempts: AttemptLog, webhooks: WebhookClient, settings: Settings
+    client: Client,
+    routes: RouteStore,
+    attempts: AttemptLog,
+    webhooks: WebhookClient,
+    settings: Settings,
+    flights: Flights | None = None,
 ) -> Worker:
     """Return a worker for all of our workflows and activities, with its slots sized by the settings.
 
+    The workflows run outside of the SDK's sandbox, which would load them anew for every job. What it guards against is
+    caught before: they are linted, and every recorded history is replayed inside the sandbox (decision 0015).
+
     Args:
         routes, attempts, webhooks: The open doors that the activities need.
+        flights: Where first attempts are kept that go on when no activity waits for them.
     """
-    deliveries = Deliveries(routes, attempts, webhooks, settings)
+    deliveries = Deliveries(routes, attempts, webhooks, settings, flights)
     return Worker(
         client,
         task_queue=settings.task_queue,
         workflows=[JobWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
         activities=[
+            deliveries.deliver_at_once,
             deliveries.deliver,
             deliveries.find_taken,
+            deliveries.settle,
             Redeliveries(client, settings).redeliver_failed,
             Releases(client, routes, settings).release_held,
             Upkeep(attempts, settings).clean_attempts,
         ],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        workflow_task_poller_behavior=POLLERS,
+        activity_task_poller_behavior=POLLERS,
+        max_concurrent_local_activities=settings.max_workflow_tasks,
         max_concurrent_activities=settings.max_deliveries,
         max_concurrent_workflow_tasks=settings.max_workflow_tasks,
         max_cached_workflows=settings.max_cached_workflows,
@@ -81,7 +104,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     ):
         store = RouteStore(pool, Vault(settings))
         client = await connect(metrics_address=settings.metrics_address)
-        worker = create_worker(client, store, AttemptLog(pool), webhooks, settings)
+        flights = Flights()
+        worker = create_worker(client, store, AttemptLog(pool), webhooks, settings, flights)
         working, stopping = asyncio.create_task(worker.run()), asyncio.create_task(stop.wait())
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
         await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +114,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             log.info("stopping", extra={"grace_seconds": settings.shutdown_grace})
             await worker.shutdown()
         await working
+        with suppress(TimeoutError):
+            await asyncio.wait_for(flights.landed(), settings.shutdown_grace)
 
 
 async def main() -> int:
@@ -111,4 +137,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(asyncio.run(main()))
+    leave(run_program(main()))

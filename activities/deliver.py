@@ -12,14 +12,17 @@ import msgspec
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from activities.flights import Flights
 from activities.turns import Turns
 from timemachine.attempt_log import Attempt, AttemptLog
 from timemachine.delivery import (
     GONE,
+    UNSURE,
     AttemptsMade,
     Delivered,
     Delivery,
     Ending,
+    FirstAttempt,
     Kind,
     Outcome,
     attempt_headers,
@@ -37,7 +40,7 @@ from timemachine.errors import (
     WebhookUrlError,
 )
 from timemachine.http import Answer, WebhookClient
-from timemachine.jobs import Job, to_ms
+from timemachine.jobs import Job, from_ms, to_ms
 from timemachine.retry import Retry
 from timemachine.route_store import RouteStore, Target
 from timemachine.routes import RouteState, target_url
@@ -54,6 +57,16 @@ CLOCK_PATIENCE = 5.0
 """Seconds that an attempt waits in place for a trigger time that this machine's clock has not reached yet."""
 
 POSTGRES_RETRY = timedelta(seconds=10)
+
+AT_ONCE = 1.0
+"""Seconds that a workflow task waits for its attempt. One that takes longer goes on, and is joined by the activity."""
+
+LOST_AFTER = timedelta(seconds=60)
+"""Time after which a first attempt that left no trace in the log is taken for lost with its worker."""
+
+ASK_AGAIN = timedelta(seconds=2)
+"""Time after which the log is asked again how an attempt on another worker ended."""
+
 LOGGED_BYTES = 1024
 
 HELD = "Held"
@@ -63,15 +76,40 @@ HELD = "Held"
 class Deliveries:
     """Makes deliveries with what a worker shares among its attempts."""
 
-    def __init__(self, routes: RouteStore, attempts: AttemptLog, webhooks: WebhookClient, settings: Settings) -> None:
+    def __init__(
+        self,
+        routes: RouteStore,
+        attempts: AttemptLog,
+        webhooks: WebhookClient,
+        settings: Settings,
+        flights: Flights | None = None,
+    ) -> None:
         """Take the open doors to Postgres and to the receivers."""
         self._routes = routes
         self._attempts = attempts
         self._webhooks = webhooks
         self._turns = Turns(settings.max_in_flight_per_route)
+        self._flights = flights or Flights()
         self._default_scheme = settings.default_scheme
         self._default_timeout = settings.delivery_timeout
         self._disable_after = timedelta(hours=settings.disable_after_hours)
+
+    @activity.defn(name="deliver_at_once")
+    async def deliver_at_once(self, delivery: Delivery) -> Delivered:
+        """Make the first attempt within the workflow task, as long as that does not hold the task up.
+
+        A workflow task may be lost and run again, and this with it. The attempt itself is made once all the same: it
+        goes on when nobody waits for it any more, and on this worker it is joined, on another one waited for.
+
+        Raises:
+            ApplicationError: Not delivered by this. As `deliver` raises it, or of the type `UNSURE` while the end of
+                the attempt is not known.
+        """
+        flight = self._flights.of(_run_id()) or self._flights.take_off(_run_id(), self._first(delivery))
+        ended, _ = await asyncio.wait([flight], timeout=AT_ONCE)
+        if not ended:
+            raise _unsure("the attempt is under way")
+        return flight.result()
 
     @activity.defn(name="deliver")
     async def deliver(self, delivery: Delivery) -> Delivered:
@@ -83,21 +121,18 @@ class Deliveries:
             ApplicationError: Not delivered this time. Carries the wait until the next attempt, or is not retryable
                 when there is to be none.
         """
-        job = delivery.job
-        await _until_due(job)
-        number = _attempts_made(delivery) + 1
         try:
-            if activity.info().attempt > 1 and (taken := await self.find_taken(delivery)):
-                return taken
-            target = await self._routes.target(job.db, job.route)
+            if delivery.first and not activity.info().heartbeat_details:
+                if delivery.first.type == UNSURE and (taken := await self._end_of_first(delivery)):
+                    return taken
+                _check_time(delivery.first, delivery.made)
+            return await self._next(delivery)
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
-        except NoSuchRouteError as error:
-            # Without the chain of causes, which Temporal would cut off with everything before it.
-            raise _failure(str(error), job, job.retry or Retry(), number, Ending(kind=Kind.REFUSED)) from None
-        _check_deadline(job, number)
-        _check_open(target, number)
-        return await self._in_turn(delivery, target, number)
+        except ApplicationError as error:
+            for made in error.details[:1]:
+                activity.heartbeat(made)
+            raise
 
     @activity.defn(name="find_taken")
     async def find_taken(self, delivery: Delivery) -> Delivered | None:
@@ -106,8 +141,83 @@ class Deliveries:
         Raises:
             UnavailableError: Postgres does not answer; to be tried again.
         """
-        taken = await self._attempts.taken(activity.info().workflow_run_id or "")
+        taken = await self._attempts.taken(_run_id())
         return _delivered_then(delivery.job, taken) if taken else None
+
+    @activity.defn(name="settle")
+    async def settle(self, delivery: Delivery) -> Delivered | None:
+        """Return the success of a first attempt that a lost workflow task may have made; None where there is none.
+
+        Raises:
+            ApplicationError: It may be under way on another worker; to be tried again.
+            UnavailableError: Postgres does not answer; to be tried again.
+        """
+        try:
+            return await self._end_of_first(delivery)
+        except ApplicationError as error:
+            if error.type == UNSURE:
+                raise
+            return None
+
+    async def landed(self) -> None:
+        """Wait for the attempts that go on although no activity waits for them."""
+        await self._flights.landed()
+
+    async def _first(self, delivery: Delivery) -> Delivered:
+        """Make the first attempt, unless it may have been made before."""
+        await _until_due(delivery.job)
+        try:
+            target = await self._target(delivery, 1, first_of=_run_id())
+        except UnavailableError as error:
+            _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
+        if target.begun_before:
+            raise _unsure("another worker may be making the attempt")
+        return await self._to(target, delivery, 1)
+
+    async def _end_of_first(self, delivery: Delivery) -> Delivered | None:
+        """Return how the first attempt ended; None where it never was made, or was lost with its worker.
+
+        Raises:
+            ApplicationError: How it failed, or that this is not known yet.
+        """
+        job = delivery.job
+        if flight := self._flights.of(_run_id()):
+            try:
+                return await asyncio.shield(flight)
+            except ApplicationError as error:
+                if error.type != UNSURE:
+                    raise
+        begun = await self._attempts.first_begun(_run_id())
+        last = await self._attempts.last_of_run(job.db, job.collection, job.id, _run_id())
+        if last and last.kind is Kind.TAKEN:
+            return _delivered_then(job, last)
+        if last:
+            target = await self._routes.target(job.db, job.route)
+            ending = Ending(kind=last.kind, status=last.status)
+            raise _failure(last.error or "", job, job.retry or target.route.retry, last.attempt, ending)
+        if begun and datetime.now(UTC) - begun < LOST_AFTER:
+            _postpone("another worker may be making the attempt", ASK_AGAIN, type=UNSURE)
+        return None
+
+    async def _next(self, delivery: Delivery) -> Delivered:
+        await _until_due(delivery.job)
+        number = _attempts_made(delivery) + 1
+        if activity.info().attempt > 1 and (taken := await self.find_taken(delivery)):
+            return taken
+        return await self._to(await self._target(delivery, number), delivery, number)
+
+    async def _target(self, delivery: Delivery, number: int, *, first_of: str | None = None) -> Target:
+        job = delivery.job
+        try:
+            return await self._routes.target(job.db, job.route, first_of=first_of)
+        except NoSuchRouteError as error:
+            # Without the chain of causes, which Temporal would cut off with everything before it.
+            raise _failure(str(error), job, job.retry or Retry(), number, Ending(kind=Kind.REFUSED)) from None
+
+    async def _to(self, target: Target, delivery: Delivery, number: int) -> Delivered:
+        _check_deadline(delivery.job, number)
+        _check_open(target, number)
+        return await self._in_turn(delivery, target, number)
 
     async def _in_turn(self, delivery: Delivery, target: Target, number: int) -> Delivered:
         """Make the attempt when the route has a place for it, or put it off."""
@@ -117,8 +227,7 @@ class Deliveries:
                 limit = target.route.max_in_flight
                 await places.enter_async_context(self._turns.turn(job.route_key, limit))
                 if limit:
-                    run_id = activity.info().workflow_run_id or ""
-                    await places.enter_async_context(self._routes.place(job.db, job.route, run_id, limit))
+                    await places.enter_async_context(self._routes.place(job.db, job.route, _run_id(), limit))
             except (NotYetError, UnavailableError) as error:
                 wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
                 _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type="NotYet")  # noqa: S311
@@ -191,6 +300,25 @@ async def _until_due(job: Job) -> None:
         await asyncio.sleep(early)
 
 
+def _run_id() -> str:
+    return activity.info().workflow_run_id or ""
+
+
+def _unsure(reason: str) -> ApplicationError:
+    return ApplicationError(reason, type=UNSURE, category=_BENIGN)
+
+
+def _check_time(first: FirstAttempt, made: int) -> None:
+    """Raise what the first attempt raised until the next one is due, so that Temporal shows it and waits.
+
+    Raises:
+        ApplicationError: It is too early.
+    """
+    early = from_ms(first.next_at) - datetime.now(UTC)
+    if early > timedelta(0):
+        _postpone(first.reason, early, type=first.type, made=made)
+
+
 def _attempts_made(delivery: Delivery) -> int:
     """Return how many attempts have been made before this one."""
     details = activity.info().heartbeat_details
@@ -216,19 +344,25 @@ def _check_deadline(job: Job, number: int) -> None:
         )
 
 
-def _postpone(reason: str, wait: timedelta, *, type: str) -> NoReturn:  # noqa: A002 - Temporal's word
+def _postpone(
+    reason: str,
+    wait: timedelta,
+    *,
+    type: str,  # noqa: A002 - Temporal's word
+    made: int | None = None,
+) -> NoReturn:
     """Raise to be run again after a wait. No attempt is used up: the receiver was not asked."""
-    raise ApplicationError(reason, type=type, next_retry_delay=wait, category=_BENIGN) from None
+    details = () if made is None else (AttemptsMade(made=made),)
+    raise ApplicationError(reason, *details, type=type, next_retry_delay=wait, category=_BENIGN) from None
 
 
 def _failure(reason: str, job: Job, retry: Retry, number: int, ending: Ending) -> ApplicationError:
-    """Return the error that ends this attempt, and record with Temporal that it was made."""
+    """Return the error that ends this attempt. Its detail, recorded with Temporal, says how many were made."""
     now = datetime.now(UTC)
     wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
     if wait is not None and expired(job, now + wait):
         wait, reason = None, f"{reason}; the deadline is before the next attempt"
     made = AttemptsMade(made=number)
-    activity.heartbeat(made)
     activity.logger.warning("attempt failed", extra={"attempt_number": number, "reason": reason})
     kind = "Blocked" if ending.kind is Kind.BLOCKED else "AttemptFailed"
     return ApplicationError(
@@ -238,13 +372,13 @@ def _failure(reason: str, job: Job, retry: Retry, number: int, ending: Ending) -
 
 def _row(delivery: Delivery, number: int, started: datetime, outcome: Outcome) -> Attempt:
     """Return the attempt as the log keeps it."""
-    job, info = delivery.job, activity.info()
+    job = delivery.job
     return Attempt(
         db=job.db,
         collection=job.collection,
         job_id=job.id,
         route_id=job.route,
-        run_id=info.workflow_run_id or "",
+        run_id=_run_id(),
         message_id=delivery.message_id,
         attempt=number,
         started_at=started,
@@ -266,7 +400,7 @@ def _record_lateness(job: Job, started: datetime) -> None:
 def _delivered(job: Job, outcome: Outcome, number: int, started: datetime) -> Delivered:
     """Return the outcome."""
     status, late_ms = outcome.ending.status or 0, to_ms(started) - job.trigger_time
-    activity.logger.info("delivered", extra={"status": status, "attempt_number": number, "late_ms": late_ms})
+    activity.logger.debug("delivered", extra={"status": status, "attempt_number": number, "late_ms": late_ms})
     return Delivered(status=status, attempts=number, delivered_at=to_ms(datetime.now(UTC)), late_ms=late_ms)
 
 

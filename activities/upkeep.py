@@ -8,6 +8,9 @@ from timemachine.attempt_log import AttemptLog
 from timemachine.settings import Settings
 from timemachine.upkeep import Cleaned
 
+FIRSTS_KEPT = timedelta(hours=1)
+"""How long it is known that a first attempt was begun; far longer than a lost workflow task takes to be run again."""
+
 BATCH = 1000
 """Rows removed at a time, so that no statement takes long."""
 
@@ -27,6 +30,7 @@ class Upkeep:
         Raises:
             UnavailableError: Postgres does not answer; to be tried again.
         """
+        await self._attempts.forget_firsts(datetime.now(UTC) - FIRSTS_KEPT)
         before, removed, batch = datetime.now(UTC) - self._kept, 0, BATCH
         while batch == BATCH and not activity.is_worker_shutdown():
             batch = await self._attempts.remove_before(before, BATCH)

@@ -6,7 +6,7 @@ from enum import StrEnum
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, PendingWorkflowTaskState
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
     Client,
@@ -119,7 +119,7 @@ async def _show(client: Client, run: Run, description: WorkflowExecutionDescript
         return replace(shown, state=state, attempts=held.made or UNSET, held=held.reason)
     if pending := description.raw_description.pending_activities:
         return await _with_attempts(client, pending[0], shown)
-    if job.trigger_at <= datetime.now(UTC) and await _attempted(run):
+    if job.trigger_at <= datetime.now(UTC) and (_at_work(description) or await _attempted(run)):
         return replace(shown, state=State.DELIVERING)
     return shown
 
@@ -151,6 +151,12 @@ async def _with_attempts(client: Client, pending: PendingActivityInfo, shown: Jo
         next_attempt_time=pending.next_attempt_schedule_time.ToMilliseconds() if waits else UNSET,
         last_error=pending.last_failure.message or UNSET,
     )
+
+
+def _at_work(description: WorkflowExecutionDescription) -> bool:
+    """Return whether a worker has the job in its hands: the first attempt is made within the workflow task."""
+    task = description.raw_description.pending_workflow_task
+    return task.state == PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_STARTED
 
 
 async def _attempted(run: Run) -> bool:

@@ -99,6 +99,18 @@ class AttemptLog:
             row = await postgres.fetchrow(_TAKEN, run_id)
         return _attempt(row) if row else None
 
+    async def last_of_run(self, db: str, collection: str, job_id: str, run_id: str) -> Attempt | None:
+        """Return the attempt by which a run's job was taken, or else the last one it made; None without any."""
+        async with connection(self._pool) as postgres:
+            row = await postgres.fetchrow(_LAST_OF_RUN, db, collection, job_id, run_id)
+        return _attempt(row) if row else None
+
+    async def first_begun(self, run_id: str) -> datetime | None:
+        """Return when the first attempt of a run was begun within a workflow task, as far as that is known."""
+        async with connection(self._pool) as postgres:
+            begun: datetime | None = await postgres.fetchval(_FIRST_BEGUN, run_id)
+        return begun
+
     async def of_job(self, db: str, collection: str, job_id: str, *, limit: int, after: Place | None = None) -> Page:
         """Return attempts of a job, over all of its runs, the latest first.
 
@@ -144,6 +156,11 @@ class AttemptLog:
             rows = await postgres.fetch(_LAST_ERRORS, db, *columns)
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
+    async def forget_firsts(self, before: datetime) -> None:
+        """Forget which first attempts were begun before a time."""
+        async with connection(self._pool) as postgres:
+            await postgres.execute("DELETE FROM first_attempts WHERE begun_at < $1", before)
+
     async def remove_before(self, at: datetime, limit: int) -> int:
         """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many."""
         async with connection(self._pool) as postgres:
@@ -156,6 +173,13 @@ _RECORD = f"""
 """  # noqa: S608 - a constant
 
 _TAKEN = f"SELECT {_COLUMNS} FROM attempts WHERE run_id = $1 AND kind = 'taken' ORDER BY id LIMIT 1"  # noqa: S608
+
+_LAST_OF_RUN = f"""
+    SELECT {_COLUMNS} FROM attempts WHERE db = $1 AND collection = $2 AND job_id = $3 AND run_id = $4
+    ORDER BY (kind = 'taken') DESC, id DESC LIMIT 1
+"""  # noqa: S608 - a constant
+
+_FIRST_BEGUN = "SELECT begun_at FROM first_attempts WHERE run_id = $1"
 
 # By time and not by id alone, so that a window of time is a stretch of the index; the id tells equal times apart.
 _OF_JOB = f"""

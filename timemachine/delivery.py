@@ -10,6 +10,9 @@ import msgspec
 from timemachine.jobs import Job, to_ms
 from timemachine.retry import Retry
 
+UNSURE = "Unsure"
+"""Error type of an attempt whose end was not waited for, or not known. Stored: do not rename."""
+
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 EXCERPT = 200
@@ -22,6 +25,16 @@ SLOWDOWN = 4
 """By how much the wait is longer after an answer, or a silence, that says that the receiver is overloaded."""
 
 
+class FirstAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """How the attempt within the workflow task ended. Stored in histories: fields may only be added, with defaults."""
+
+    reason: str
+    type: str
+    """The error's type: `UNSURE` when its end was not known yet."""
+    next_at: int
+    """When the next attempt may be made, in milliseconds since the epoch."""
+
+
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """What the `deliver` activity is asked to do. Stored in histories: fields may only be added, with defaults."""
 
@@ -29,7 +42,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     message_id: str
     """The `webhook-id`: the same for all attempts, so that the receiver can drop a duplicate."""
     made: int = 0
-    """Attempts made before this activity was started, because the job was held in between."""
+    """Attempts made before this activity was started: the first one, or those before the job was held."""
+    first: FirstAttempt | None = None
+    """How the first attempt ended, where it did not deliver the job."""
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True):

@@ -105,7 +105,7 @@ async def start_job(
     """
     await client.start_workflow(
         "Job",
-        job,
+        msgspec.structs.replace(job, at_once=True),
         id=job.workflow_id,
         task_queue=task_queue,
         id_reuse_policy=reuse,

@@ -47,6 +47,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds since the epoch after which the job is no longer worth delivering."""
     message_id: str | None = None
     """The `webhook-id` of an earlier run that this one delivers once more; a new one without it."""
+    at_once: bool = False
+    """Whether the first attempt is made within the workflow task. Set at the start of a run, for all that it does; runs
+    from before there was such an attempt are without it."""
 
     @property
     def workflow_id(self) -> str:

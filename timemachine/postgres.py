@@ -37,6 +37,8 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
             _dsn(settings),
             min_size=0,
             max_size=settings.postgres_pool_size,
+            # Nothing of ours changes what a connection is set to, so that there is nothing to undo at its return.
+            reset=_leave_as_it_is,
             timeout=STATEMENT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT,
             server_settings={
@@ -52,6 +54,10 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     finally:
         with suppress(TimeoutError):
             await asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT)
+
+
+async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+    """Do nothing, in place of the query that asyncpg sends whenever a connection is given back."""
 
 
 def _dsn(settings: Settings) -> str:

@@ -1,9 +1,16 @@
-"""How every program of this project ends."""
+"""How every program of this project runs its loop, and how it ends."""
 
 import logging
 import os
 import sys
 from typing import NoReturn
+
+if sys.platform == "win32":  # uvloop is not made for it
+    from asyncio import run
+else:
+    from uvloop import run
+
+__all__ = ["leave", "run"]
 
 
 def leave(status: int) -> NoReturn:

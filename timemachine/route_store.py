@@ -48,6 +48,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The valid ones, the newest first. Each signs."""
     failing: bool
     """Whether attempts have failed since the last success."""
+    begun_before: bool = False
+    """Whether the first attempt of the run that this is for had been begun before."""
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,24 +81,30 @@ class RouteStore:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), standing=_standing(row))
 
-    async def target(self, db: str, route_id: str) -> Target:
+    async def target(self, db: str, route_id: str, *, first_of: str | None = None) -> Target:
         """Return what an attempt needs, in one look.
+
+        Args:
+            first_of: Run whose first attempt this is for; it is noted as begun in the same look.
 
         Raises:
             NoSuchRouteError: There is none.
             VaultError: Its secrets cannot be read with the keys that are set.
         """
-        row = await self._target_row(db, route_id)
+        look = (_TARGET_OF_FIRST, db, route_id, first_of) if first_of else (_TARGET, db, route_id)
+        row = await self._target_row(*look)
+        begun_before: bool = row["begun_before"]
         if not row["secrets"]:
             # From before there were any.
             await self._first_secret(db, route_id)
-            row = await self._target_row(db, route_id)
+            row = await self._target_row(_TARGET, db, route_id)
         return Target(
             route=msgspec.json.decode(row["route"], type=Route),
             standing=_standing(row),
             headers=self._open_headers(row["sealed_headers"]),
             secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"]),
             failing=row["failing"],
+            begun_before=begun_before,
         )
 
     async def add(self, db: str, route: Route, headers: Headers) -> None:
@@ -253,9 +261,9 @@ class RouteStore:
                         "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3", db, route_id, run_id
                     )
 
-    async def _target_row(self, db: str, route_id: str) -> Record:
+    async def _target_row(self, query: str, db: str, route_id: str, *run_id: str) -> Record:
         async with connection(self._pool) as postgres:
-            row = await postgres.fetchrow(_TARGET, db, route_id)
+            row = await postgres.fetchrow(query, db, route_id, *run_id)
         if row is None:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return row
@@ -284,15 +292,27 @@ _ADD = """
     RETURNING route, sealed_headers, xmax = 0 AS added
 """
 
-_TARGET = """
-    SELECT route, state, state_since, state_reason, sealed_headers, failing_since IS NOT NULL AS failing, ARRAY(
+_TARGET_COLUMNS = """
+    route, state, state_since, state_reason, sealed_headers, failing_since IS NOT NULL AS failing, ARRAY(
         SELECT sealed FROM route_secrets AS secret
         WHERE secret.db = routes.db AND secret.route_id = routes.id
             AND (expires_at IS NULL OR expires_at > clock_timestamp())
         ORDER BY secret.id DESC
     ) AS secrets
-    FROM routes WHERE db = $1 AND id = $2
 """
+
+_TARGET = f"SELECT {_TARGET_COLUMNS}, false AS begun_before FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
+
+# The log is asked, too, lest a crash of Postgres, which empties the unlogged table, make a first attempt of a second.
+_TARGET_OF_FIRST = f"""
+    WITH begun AS (
+        INSERT INTO first_attempts (run_id) VALUES ($3) ON CONFLICT DO NOTHING RETURNING run_id
+    )
+    SELECT {_TARGET_COLUMNS},
+        NOT EXISTS (SELECT FROM begun)
+            OR EXISTS (SELECT FROM attempts WHERE run_id = $3 AND kind = 'taken') AS begun_before
+    FROM routes WHERE db = $1 AND id = $2
+"""  # noqa: S608 - a constant
 
 _SECRETS = """
     SELECT sealed, expires_at FROM route_secrets

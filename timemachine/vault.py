@@ -1,11 +1,15 @@
 """The door to encryption: secrets at rest, by Fernet (AES-128-CBC and HMAC-SHA256) of the `cryptography` package."""
 
 import re
+from functools import lru_cache
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from timemachine.errors import SettingsError, VaultError
 from timemachine.settings import Settings
+
+OPENED = 1024
+"""How many of the secrets that were decrypted last are kept in memory."""
 
 # Fernet itself takes what only begins with a key, such as two with a blank between them.
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}=")
@@ -26,6 +30,8 @@ class Vault:
         if not all(_KEY.fullmatch(key) for key in keys):
             raise SettingsError("TIMEMACHINE_SECRET_KEYS: each must be 32 bytes in URL-safe base64")
         self._fernet = MultiFernet([Fernet(key) for key in keys])
+        # Each attempt opens its route's secrets, and a busy route has many attempts.
+        self._decrypt = lru_cache(maxsize=OPENED)(self._fernet.decrypt)
 
     def seal(self, secret: bytes) -> bytes:
         """Encrypt."""
@@ -38,7 +44,7 @@ class Vault:
             VaultError: None of the keys fits.
         """
         try:
-            return self._fernet.decrypt(sealed)
+            return self._decrypt(sealed)
         except InvalidToken as error:
             raise VaultError from error
 

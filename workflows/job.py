@@ -6,22 +6,25 @@ from datetime import datetime, timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 from temporalio.exceptions import TimeoutError as ActivityTimeout
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.deliver import HELD, Deliveries
-    from timemachine.delivery import AttemptsMade, Delivered, Delivery, Held
+    from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
     from timemachine.job_runs import CHANGED_JOB
-    from timemachine.jobs import Job, message_id
+    from timemachine.jobs import Job, message_id, to_ms
     from timemachine.retry import Retry
     from timemachine.temporal import HELD as HELD_NOW
     from timemachine.temporal import ROUTE, TRIGGER_TIME
 
 ATTEMPT_LIMIT = timedelta(seconds=60)
 """Time after which an attempt is taken for lost with its worker. Longer than the settings let any attempt last."""
+
+AT_ONCE_LIMIT = timedelta(seconds=5)
+"""Longest time that a workflow task is held by the first attempt; the server takes the task for lost after ten."""
 
 LOOK_LIMIT = timedelta(seconds=10)
 
@@ -44,6 +47,8 @@ class JobWorkflow:
     def __init__(self, job: Job) -> None:
         """Take the job, before any update can come in."""
         self._job = job
+        self._at_once = job.at_once
+        self._first: FirstAttempt | None = None
         self._attempted = False
         self._made = 0
         self._looks = 0
@@ -57,7 +62,12 @@ class JobWorkflow:
         when it was cancelled in time.
         """
         while True:
-            await self._until_due()
+            try:
+                await self._until_due()
+            except asyncio.CancelledError:
+                if self._may_be_lost():
+                    return await self._settled()
+                raise
             self._attempted = True
             outcome = await self._deliver()
             if isinstance(outcome, Delivered):
@@ -74,7 +84,7 @@ class JobWorkflow:
 
     @change.validator
     def _in_time(self, job: Job) -> None:
-        if self._attempted:
+        if self._attempted or self._may_be_lost():
             raise ApplicationError("the job is being delivered", type=TOO_LATE)
 
     @workflow.signal(name="release")
@@ -87,7 +97,7 @@ class JobWorkflow:
         while (wait := self._job.trigger_at - workflow.now()) > timedelta(0):
             if workflow.info().is_continue_as_new_suggested():
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(self._job)
+                workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once))
             await self._pass(wait)
 
     async def _pass(self, wait: timedelta) -> None:
@@ -100,7 +110,84 @@ class JobWorkflow:
                 timeout_summary="until due",
             )
 
+    def _may_be_lost(self) -> bool:
+        """Return whether the first attempt may have been made already, in a workflow task that was lost.
+
+        Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
+        nothing that would undo the attempt is believed before the activity was asked.
+        """
+        return self._at_once and workflow.now() >= self._job.trigger_at
+
     async def _deliver(self) -> Delivered | Held:
+        """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
+        if self._at_once:
+            outcome = await self._deliver_at_once()
+            self._at_once = False
+            if not isinstance(outcome, FirstAttempt):
+                return outcome
+            self._first = outcome
+        return await self._deliver_by_activity()
+
+    async def _deliver_at_once(self) -> Delivered | Held | FirstAttempt:
+        """Make the first attempt by a local activity: half of the events, and of the work, of a regular one.
+
+        It is never cancelled: an attempt in flight decides.
+        """
+        if workflow.cancellation_reason() is not None:
+            return await self._settled()
+        attempt = workflow.start_local_activity_method(
+            Deliveries.deliver_at_once,
+            self._delivery,
+            start_to_close_timeout=AT_ONCE_LIMIT,
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            summary=f"POST to {self._job.route}",
+        )
+        with suppress(asyncio.CancelledError):
+            await workflow.wait([attempt])
+        try:
+            return await attempt
+        except FailureError as error:
+            if workflow.cancellation_reason() is not None:
+                return await self._settled()
+            # A local activity's failure comes without an ActivityError around it; a time-out comes with one.
+            return self._after_first(error.cause if isinstance(error, ActivityError) else error)
+
+    def _after_first(self, cause: BaseException | None) -> Held | FirstAttempt:
+        """Return what comes after a first attempt that did not deliver the job.
+
+        Raises:
+            ApplicationError: Nothing: there is to be no other attempt.
+        """
+        if not isinstance(cause, ApplicationError):
+            return FirstAttempt(reason=str(cause), type=UNSURE, next_at=to_ms(workflow.now()))
+        if cause.type == HELD:
+            return Held(reason=cause.message, made=_made(cause), since=workflow.now())
+        if cause.non_retryable:
+            raise _not_delivered(cause) from cause
+        self._made = _made(cause) if cause.details else self._made
+        next_at = workflow.now() + (cause.next_retry_delay or timedelta(0))
+        return FirstAttempt(reason=cause.message, type=cause.type or UNSURE, next_at=to_ms(next_at))
+
+    async def _settled(self) -> Delivered:
+        """Return the success of a first attempt that may have been made before the cancel request came.
+
+        Raises:
+            asyncio.CancelledError: There is none.
+        """
+        settling = workflow.start_activity_method(
+            Deliveries.settle,
+            self._delivery,
+            start_to_close_timeout=LOOK_LIMIT,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
+            summary="was the job taken before it was cancelled?",
+        )
+        with suppress(asyncio.CancelledError):
+            await workflow.wait([settling])
+        if taken := await settling:
+            return taken
+        raise asyncio.CancelledError
+
+    async def _deliver_by_activity(self) -> Delivered | Held:
         """Attempt until the receiver takes the job, and answer a cancel request exactly.
 
         A cancel request and the end of an attempt may come to us together. What the receiver took counts as taken:
@@ -121,7 +208,7 @@ class JobWorkflow:
                 return await self._taken_before_the_cancel(error)
             if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
                 return Held(reason=error.cause.message, made=_made(error.cause), since=workflow.now())
-            raise _not_delivered(error) from error
+            raise _not_delivered(error.cause) from error
 
     async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
         """Return what the log has of an attempt whose worker died, for it may have been taken.
@@ -161,11 +248,12 @@ class JobWorkflow:
     @property
     def _delivery(self) -> Delivery:
         first_run = workflow.info().first_execution_run_id
-        return Delivery(job=self._job, message_id=self._job.message_id or message_id(first_run), made=self._made)
+        message = self._job.message_id or message_id(first_run)
+        return Delivery(job=self._job, message_id=message, made=self._made, first=self._first)
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._made, self._attempted, self._release_at = held.made, held.made > 0, None
+        self._made, self._attempted, self._release_at, self._first = held.made, held.made > 0, None, None
         workflow.upsert_memo({HELD_SINCE: held})
         workflow.upsert_search_attributes([HELD_NOW.value_set(True)])
         job, patience = self._job, LOOK_AGAIN[min(self._looks, len(LOOK_AGAIN) - 1)]
@@ -183,11 +271,11 @@ class JobWorkflow:
         workflow.upsert_memo({HELD_SINCE: None})
 
 
-def _not_delivered(error: ActivityError) -> ApplicationError:
+def _not_delivered(cause: BaseException | None) -> ApplicationError:
     """Return the failure that the workflow ends with: the last attempt's reason and the number of attempts."""
-    if isinstance(error.cause, ApplicationError):
-        return ApplicationError(error.cause.message, *error.cause.details, type="NotDelivered")
-    return ApplicationError(str(error.cause), type="NotDelivered")
+    if isinstance(cause, ApplicationError):
+        return ApplicationError(cause.message, *cause.details, type="NotDelivered")
+    return ApplicationError(str(cause), type="NotDelivered")
 
 
 def _made(cause: ApplicationError) -> int:

@@ -9,7 +9,8 @@ import pytest
 from msgspec.structs import replace
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from activities.deliver import Deliveries
 from api.app import create_app
@@ -33,6 +34,10 @@ class Dying:
         self._attempts = attempts
         self._taken = taken
         self.reached = asyncio.Event()
+
+    @activity.defn(name="deliver_at_once")
+    async def deliver_at_once(self, delivery: Delivery) -> Delivered:
+        raise ApplicationError("its route is busy", type="NotYet")
 
     @activity.defn(name="deliver")
     async def deliver(self, delivery: Delivery) -> Delivered:
@@ -82,7 +87,8 @@ async def test_a_cancel_after_the_worker_died(own: Settings, client: Client, db:
                 client,
                 task_queue=own.task_queue,
                 workflows=[JobWorkflow],
-                activities=[dying.deliver, real.find_taken],
+                workflow_runner=UnsandboxedWorkflowRunner(),
+                activities=[dying.deliver_at_once, dying.deliver, real.find_taken],
             ):
                 job_id = await service.create(0)
                 await dying.reached.wait()

@@ -19,6 +19,9 @@ from timemachine.redelivery import redelivery_workflow_id
 STACK_TRACE = re.compile(r'"stackTrace": "(?:[^"\\]|\\.)*"')
 HISTORIES = Path(__file__).parent / "histories"
 
+AT_ONCE = "at_once_"
+"""Begins the names of jobs whose first attempt was made within the workflow task; those without are from before."""
+
 
 async def delivered(service: Service, receiver: Receiver) -> str:
     job_id = await service.create(1, meta={"n": 1})
@@ -63,9 +66,27 @@ async def cancelled_in_flight_but_taken(service: Service, receiver: Receiver) ->
     receiver.answer = slow
     job_id = await service.create(0)
     await receiver.wait_for(job_id)
+    await service.wait_for_state(job_id, "delivering")
     delete = asyncio.create_task(service.cancel(job_id))
     await asyncio.sleep(0.3)
     answered.set()
+    await delete
+    return job_id
+
+
+async def cancelled_while_the_task_is_held(service: Service, receiver: Receiver) -> str:
+    """The server refuses the end of the workflow task in which the receiver took the job."""
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = slow
+    job_id = await service.create(0)
+    await receiver.wait_for(job_id)
+    delete = asyncio.create_task(service.cancel(job_id))
+    asyncio.get_running_loop().call_later(0.3, answered.set)
     await delete
     return job_id
 
@@ -145,6 +166,7 @@ STORIES: list[Callable[[Service, Receiver], Awaitable[str]]] = [
     cancelled_while_waiting,
     cancelled_between_attempts,
     cancelled_in_flight_but_taken,
+    cancelled_while_the_task_is_held,
     delivered_at_the_second_attempt,
     held_then_released,
     held_then_changed,
@@ -155,7 +177,7 @@ STORIES: list[Callable[[Service, Receiver], Awaitable[str]]] = [
 async def test_record(
     story: Callable[[Service, Receiver], Awaitable[str]], service: Service, receiver: Receiver, client: Client
 ) -> None:
-    file = HISTORIES / f"{story.__name__}.json"
+    file = HISTORIES / f"{AT_ONCE}{story.__name__}.json"
     if file.exists():
         pytest.skip("recorded already")
     job_id = await story(service, receiver)

@@ -44,6 +44,15 @@ def test_every_kind_of_story_is_recorded() -> None:
         "redelivered_many",
         "released",
         "cleaned",
+        "at_once_delivered",
+        "at_once_changed_then_delivered",
+        "at_once_cancelled_while_waiting",
+        "at_once_cancelled_between_attempts",
+        "at_once_cancelled_in_flight_but_taken",
+        "at_once_cancelled_while_the_task_is_held",
+        "at_once_delivered_at_the_second_attempt",
+        "at_once_held_then_released",
+        "at_once_held_then_changed",
     }
 
 

@@ -1,0 +1,45 @@
+"""First attempts under way on this worker, which outlive the workflow task that wanted them."""
+
+import asyncio
+from collections.abc import Coroutine
+
+from timemachine.delivery import Delivered
+
+REMEMBERED = 60.0
+"""Seconds that the end of an attempt is remembered, for a workflow task that was lost and is run again."""
+
+
+class Flights:
+    """The first attempts of this worker by run id: under way, or ended a short while ago."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._flights: dict[str, asyncio.Future[Delivered]] = {}
+
+    def of(self, run_id: str) -> asyncio.Future[Delivered] | None:
+        """Return the attempt of a run, if it was made here."""
+        return self._flights.get(run_id)
+
+    def take_off(self, run_id: str, attempt: Coroutine[object, object, Delivered]) -> asyncio.Future[Delivered]:
+        """Begin an attempt, which nothing cancels."""
+        end: asyncio.Future[Delivered] = asyncio.get_running_loop().create_future()
+        self._flights[run_id] = end
+        task = asyncio.create_task(attempt)
+        task.add_done_callback(lambda ended: self._land(run_id, ended, end))
+        return end
+
+    async def landed(self) -> None:
+        """Wait until none is under way."""
+        if under_way := [flight for flight in self._flights.values() if not flight.done()]:
+            await asyncio.wait(under_way)
+
+    def _land(self, run_id: str, ended: asyncio.Task[Delivered], end: asyncio.Future[Delivered]) -> None:
+        if ended.cancelled():
+            end.cancel()
+        elif error := ended.exception():
+            # A traceback would keep the job and its meta in memory.
+            end.set_exception(error.with_traceback(None))
+            end.exception()  # whether anybody still asks for it or not
+        else:
+            end.set_result(ended.result())
+        end.get_loop().call_later(REMEMBERED, self._flights.pop, run_id, None)
