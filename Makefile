@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.ready-bench
 RUN := $(VENV)/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo temporal test lint format clean
+.PHONY: help setup run demo temporal test bench lint format clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -25,6 +26,9 @@ temporal: $(READY) ## Find the Temporal CLI, or download or build it
 
 test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
 	@$(RUN) pytest $(ARGS)
+
+bench: temporal $(BENCH_READY) ## Measure against others, for 25 minutes (for 3: make bench QUICK=1; more: ARGS=--help)
+	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(READY) ## Check style, format and types
 	@$(RUN) ruff check .
@@ -54,5 +58,14 @@ $(READY): requirements-dev.txt
 	else \
 		$(PYTHON) -m venv $(VENV) && \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt; \
+	fi
+	@touch $@
+
+$(BENCH_READY): requirements-bench.txt $(READY)
+	@echo "installing requirements-bench.txt into $(VENV), once"
+	@if command -v uv >/dev/null; then \
+		uv pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements-bench.txt; \
+	else \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt; \
 	fi
 	@touch $@

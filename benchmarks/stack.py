@@ -4,7 +4,9 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+from timemachine.local.children import Commands
 from timemachine.local.stack import Stack, local_stack
 from timemachine.settings import Settings
 
@@ -12,8 +14,12 @@ _OURS = ("TIMEMACHINE_", "TEMPORAL_")
 
 
 @asynccontextmanager
-async def fresh_stack() -> AsyncIterator[Stack]:
-    """Run a stack with the default settings, whatever this process's environment says."""
+async def fresh_stack(*, logs: Path | None = None) -> AsyncIterator[Stack]:
+    """Run a stack with the default settings, whatever this process's environment says.
+
+    Args:
+        logs: Folder that our programs write to; without one they write where we write.
+    """
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
             http_port=0,
@@ -23,5 +29,6 @@ async def fresh_stack() -> AsyncIterator[Stack]:
             temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
-        async with local_stack(settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http"}) as stack:
+        env["TIMEMACHINE_DEFAULT_SCHEME"] = "http"
+        async with local_stack(settings, env, commands=Commands(logs=logs)) as stack:
             yield stack

@@ -1,0 +1,59 @@
+"""An HTTP client that costs next to nothing, so that the load does not take from what is measured."""
+
+import asyncio
+import re
+from urllib.parse import urlsplit
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class HttpLoad:
+    """Kept connections to one server; as many as there are requests in flight."""
+
+    def __init__(self, url: str) -> None:
+        """Name the server, as `http://host:port`."""
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname, parts.port
+        self._idle: list[_Connection] = []
+
+    async def send(self, method: str, path: str, body: bytes = b"") -> int:
+        """Send a request and return the answer's status; its body is read and dropped.
+
+        Raises:
+            OSError, asyncio.IncompleteReadError: There was no answer.
+        """
+        head = (
+            f"{method} {path} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        )
+        connection = await self._connection()
+        try:
+            status = await _exchange(connection, head.encode() + b"\r\n\r\n" + body)
+        except BaseException:
+            connection[1].close()
+            raise
+        self._idle.append(connection)
+        return status
+
+    async def _connection(self) -> _Connection:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()  # the server closes what was idle for some seconds
+        return await asyncio.open_connection(self._host, self._port)
+
+    def close(self) -> None:
+        """Close the connections, which must be idle."""
+        for _, writer in self._idle:
+            writer.close()
+
+
+async def _exchange(connection: _Connection, request: bytes) -> int:
+    reader, writer = connection
+    writer.write(request)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    if length := _LENGTH.search(answer):
+        await reader.readexactly(int(length[1]))
+    return int(answer[9:12])

@@ -1,0 +1,47 @@
+"""What processes cost: CPU time and memory."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import psutil
+
+
+class Meter:
+    """Reads what each named process has used, its children included."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        """Watch the given processes, and the benchmark itself as `load`."""
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU seconds of each so far."""
+        cpu = {name: sum(_cpu(part) for part in _tree(process)) for name, process in self._processes.items()}
+        return cpu | {"load": time.process_time()}
+
+    def resident(self) -> dict[str, int]:
+        """Return the bytes of memory that each holds now. What children share is counted once."""
+        return {name: sum(_resident(part) for part in _tree(process)) for name, process in self._processes.items()}
+
+
+def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) -> dict[str, float]:
+    """Return the CPU milliseconds per job between two readings."""
+    return {name: round((after[name] - before[name]) * 1000 / max(jobs, 1), 3) for name in after}
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu(process: psutil.Process) -> float:
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        # Children that have ended are in their parent's account.
+        return float(times.user + times.system + times.children_user + times.children_system)
+    return 0.0
+
+
+def _resident(process: psutil.Process) -> int:
+    with suppress(psutil.NoSuchProcess):
+        return int(process.memory_full_info().pss)
+    return 0

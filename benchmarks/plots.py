@@ -1,0 +1,168 @@
+"""What a run found, as drawings: small, the same for the same results, legible on dark and light."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from benchmarks.report import services_cpu
+from benchmarks.results import (
+    BUCKETS_MS,
+    HALF,
+    OURS,
+    RAW,
+    SAME_RAW,
+    STRAIGHTFORWARD,
+    Measurement,
+    Run,
+    Spread,
+    shorter,
+)
+from timemachine.local.children import ROOT
+
+FOLDER = ROOT / "docs" / "performance"
+
+_INK = "#808890"
+"""Seen on white and on black; the style has it too."""
+
+_COLOURS = {RAW: "#9aa5b1", SAME_RAW: "#6b7a8c", STRAIGHTFORWARD: "#e0873a", OURS: "#2f8fd8"}
+_PROCESSES = {"worker": "#2f8fd8", "temporal": "#8a6fd1", "api": "#3aa676", "postgres": "#c9a227"}
+
+_STYLE = Path(__file__).with_suffix(".mplstyle")
+
+
+def draw(run: Run, folder: Path) -> None:
+    """Draw all plots of a run into a folder, one file each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Callable[[Run], Figure]] = {
+        "lateness": _lateness,
+        "throughput": _throughput,
+        "cpu": _cpu,
+        "waiting": _waiting,
+    }
+    for name, drawing in drawings.items():
+        with style.context(_STYLE):
+            nothing_to_date = {"Date": None, "Creator": None}
+            drawing(run).savefig(folder / f"{name}.svg", transparent=True, metadata=nothing_to_date)
+
+
+def _lateness(run: Run) -> Figure:
+    """Draw, for some scenarios, how large a part of the jobs arrived within how many milliseconds."""
+    names = [name for name in (HALF, "burst", "slow receiver, 15 jobs/s") if run.of(name, OURS)]
+    figure, plots = _figure(len(names), height=3.0)
+    for name, axes in zip(names, plots, strict=False):
+        for contestant in (STRAIGHTFORWARD, OURS):
+            found = [one.lateness for one in run.of(name, contestant) if one.lateness]
+            axes.step(
+                (1, *BUCKETS_MS), (0.0, *_shares(found)), where="post", color=_COLOURS[contestant], label=contestant
+            )
+        axes.set(title=name, xscale="log", xlabel="at most so many ms late", xlim=(2, 20_000), ylim=(0, 1.02))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=True)
+    _legend(figure, plots[:1])
+    plots[0].set_ylabel("part of the jobs")
+    return figure
+
+
+def _shares(found: Sequence[Spread]) -> list[float]:
+    """Return, for each bucket's bound, the part of all jobs that were not later."""
+    counts = [sum(counted) for counted in zip(*(one.histogram for one in found), strict=True)]
+    total = max(sum(counts), 1)
+    return [so_far / total for so_far in accumulate(counts)][: len(BUCKETS_MS)] or [0.0] * len(BUCKETS_MS)
+
+
+def _throughput(run: Run) -> Figure:
+    """Draw the rates of creates, and of deliveries, as bars with the span of the rounds."""
+    deliveries = [name for name in ("burst", "sustained", "failing receiver") if run.starting(name)]
+    groups = {"creates a second": [*run.starting("creates, ")], "deliveries a second": deliveries}
+    figure, plots = _figure(2, height=3.4)
+    for axes, (title, names) in zip(plots, groups.items(), strict=True):
+        there = [contestant for contestant in _COLOURS if any(run.of(name, contestant) for name in names)]
+        for place, contestant in enumerate(there):
+            _bars(axes, [run.of(name, contestant) for name in names], contestant, (place + 0.5) / len(there) - 0.5)
+        axes.set_title(title)
+        axes.set_xticks(range(len(names)), [shorter(name) for name in names])
+        axes.grid(visible=True, axis="y")
+    _legend(figure, plots)
+    return figure
+
+
+def _bars(axes: Axes, measured: Sequence[Sequence[Measurement]], contestant: str, place: float) -> None:
+    """Draw one contestant's bars, each at its place, from -0.5 to 0.5, within a group."""
+    rates = {n: [one.per_second for one in found] for n, found in enumerate(measured) if found}
+    middles = [median(values) for values in rates.values()]
+    below = [middle - min(values) for middle, values in zip(middles, rates.values(), strict=True)]
+    above = [max(values) - middle for middle, values in zip(middles, rates.values(), strict=True)]
+    axes.bar(
+        [n + 0.8 * place for n in rates],
+        middles,
+        0.16,
+        yerr=[below, above],
+        color=_COLOURS[contestant],
+        ecolor=_INK,
+        label=contestant,
+    )
+
+
+def _cpu(run: Run) -> Figure:
+    """Draw the CPU of each process per job, one bar for each scenario and contestant."""
+    names = [name for name in ("burst", "sustained", HALF, "failing receiver") if run.of(name, OURS)]
+    rows = [(name, contestant) for name in names for contestant in (STRAIGHTFORWARD, OURS)][::-1]
+    figure, (axes,) = _figure(1, height=0.6 + 0.38 * max(len(rows), 2))
+    used = [_median_cpu(run.of(*row)) for row in rows]
+    left = [0.0] * len(rows)
+    for process, colour in _PROCESSES.items():
+        widths = [one.get(process, 0.0) for one in used]
+        axes.barh(range(len(rows)), widths, 0.7, left=left, color=colour, label=process)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(rows)), [f"{shorter(name)}: {contestant}" for name, contestant in rows])
+    axes.set_xlabel("CPU milliseconds per job")
+    axes.grid(visible=True, axis="x")
+    _legend(figure, [axes])
+    return figure
+
+
+def _median_cpu(found: Sequence[Measurement]) -> Mapping[str, float]:
+    each = [services_cpu(one.cpu_ms_per_job) for one in found]
+    return {name: median(one[name] for one in each) for name in (each[0] if each else {})}
+
+
+def _waiting(run: Run) -> Figure:
+    """Draw the rate of creates, and what each process holds, over the number of waiting jobs."""
+    found = sorted((one for some in run.starting("waiting, ").values() for one in some), key=_level)
+    levels = [_level(one) for one in found]
+    figure, (rates, memory) = _figure(2, height=3.0)
+    rates.plot(levels, [one.per_second for one in found], "o-", color=_COLOURS[OURS])
+    rates.set_title("creates a second")
+    for process, colour in _PROCESSES.items():
+        held = [one.memory.resident[process] / 2**20 if one.memory else 0.0 for one in found]
+        memory.plot(levels, held, "o-", color=colour, label=process)
+    memory.set_title("memory, MiB")
+    for axes in (rates, memory):
+        axes.set(xlabel="waiting jobs", xscale="log", ylim=(0, 1.08 * axes.get_ylim()[1]))
+        axes.set_xticks(levels, [f"{level:,.0f}" for level in levels])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=True)
+    _legend(figure, [memory])
+    return figure
+
+
+def _level(one: Measurement) -> float:
+    return one.notes["waiting"]
+
+
+def _figure(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many plots side by side."""
+    figure = Figure(figsize=(9.0, height), layout="constrained")
+    return figure, list(figure.subplots(1, max(count, 1), squeeze=False)[0])
+
+
+def _legend(figure: Figure, plots: Sequence[Axes]) -> None:
+    """Name each colour once, above the plots."""
+    named = {name: handle for axes in plots for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=max(len(named), 1))

@@ -1,0 +1,238 @@
+"""What a run found, as the generated part of docs/performance.md and as lines for the terminal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import msgspec
+
+from benchmarks.results import Measurement, Run, Spread
+from benchmarks.targets import Target, targets
+from timemachine.local.children import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+
+BEGIN = "<!-- Begin of what `make bench` writes: changes in here are lost. -->"
+END = "<!-- End of what `make bench` writes. -->"
+
+_MIB = 2**20
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column of figures."""
+
+    heading: str
+    figure: Callable[[Measurement], float | None]
+
+
+def with_report(page: str, run: Run) -> str:
+    """Return a page with what stands between the two markers replaced.
+
+    Raises:
+        ValueError: A marker is missing.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError("the page has lost a marker of its generated part")
+    return f"{before}{BEGIN}\n\n{report(run)}\n{END}{after}"
+
+
+def report(run: Run) -> str:
+    """Return the whole generated part, in Markdown."""
+    sections = {
+        "Targets": [_targets(run)],
+        "Creates": [_creates(run)],
+        "Burst": [_table(run, "burst", [*_RATES, *_LATENESS]), _table(run, "burst", [*_CPU, *_HISTORY])],
+        "Sustained": [_table(run, "sustained", [*_RATES, *_LATENESS]), _table(run, "sustained", [*_CPU, *_HISTORY])],
+        "Steady": [_plot("lateness", "How many jobs arrived how late"), _table(run, "steady, ", [*_LATENESS, *_CPU])],
+        "A receiver that fails once": [_table(run, "failing receiver", [*_RATES, *_CPU, *_HISTORY])],
+        "A slow receiver": [_table(run, "slow receiver", [*_LATENESS, *_CPU])],
+        "All side by side": [_plot("throughput", "Jobs a second"), _plot("cpu", "CPU of each process per job")],
+        "Waiting jobs": [_plot("waiting", "Creates a second over waiting jobs"), _waiting(run)],
+        "Overload": [_overload(run)],
+    }
+    parts = [_about(run), *(part for name, found in sections.items() for part in (f"### {name}", *found))]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(run: Run) -> str:
+    """Return what was reached of the targets, as lines for the terminal."""
+    return "\n".join(
+        f"{_REACHED[one.reached].strip('*'):12} {_wanted(one):8} {_cell(one.values):28} {one.what}"
+        for one in targets(run)
+    )
+
+
+def number(value: float) -> str:
+    """Return a figure with as many digits as mean something."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+_REACHED = {True: "yes", False: "**no**", None: "not measured"}
+
+
+def _about(run: Run) -> str:
+    rounds = f"{run.rounds} round" + ("s" if run.rounds > 1 else "")
+    kind = ", `QUICK=1`: too little to go by" if run.quick else ""
+    facts = [f"- {name}: {value}" for name, value in run.machine.items()]
+    versions = ", ".join(f"{name} {value}" for name, value in run.versions.items())
+    return "\n".join(
+        [f"{run.at}, {rounds}{kind}. Figures are medians of the rounds (least to most).", "", *facts, f"- {versions}"]
+    )
+
+
+def _targets(run: Run) -> str:
+    rows = [[one.what, _cell(one.values), _wanted(one), _REACHED[one.reached]] for one in targets(run)]
+    return _markdown(["", "measured", "target", "reached"], rows)
+
+
+def _wanted(target: Target) -> str:
+    return f">= {target.at_least:g}" if target.at_least is not None else f"<= {target.at_most:g}"
+
+
+def _creates(run: Run) -> str:
+    columns = [
+        Column("creates/s", lambda one: one.per_second),
+        *_spread("answer", lambda one: one.answers, ("p50", "p99")),
+        *_cpu("api", "temporal", "load"),
+    ]
+    return _table(run, "creates, ", columns)
+
+
+def _waiting(run: Run) -> str:
+    columns = [
+        Column("creates/s", lambda one: one.per_second),
+        *(
+            Column(f"{name} {part}, ms", _note(f"{note}_{part}_ms"))
+            for name, note in {"GET": "read", "PUT": "change"}.items()
+            for part in ("p50", "p99")
+        ),
+        *(Column(f"{name}, MiB", _resident(name)) for name in ("api", "worker", "temporal", "postgres")),
+        Column("Temporal's disk, MiB", lambda one: one.memory.disk["temporal"] / _MIB if one.memory else None),
+    ]
+    return _table(run, "waiting, ", columns)
+
+
+def _overload(run: Run) -> str:
+    columns = [
+        *(Column(heading, _note(name)) for name, heading in _ANSWERED.items()),
+        *_spread("accepted", lambda one: one.answers, ("p50", "p99")),
+        Column("429 p99, ms", _note("refused_p99_ms")),
+        Column("503 p99, ms", _note("unavailable_p99_ms")),
+        Column("lost", _note("lost")),
+        Column("drained after, s", _note("drain_seconds")),
+        Column("delivered/s", lambda one: one.per_second),
+    ]
+    memory = [
+        Column(f"{name} {when}, MiB", _scaled(_note(f"{name}_{when}"), 1 / _MIB))
+        for name in ("api", "worker", "temporal")
+        for when in ("before", "peak", "after")
+    ]
+    return "\n\n".join(_table(run, "overload", some) for some in (columns, memory))
+
+
+def _table(run: Run, prefix: str, columns: Sequence[Column]) -> str:
+    """Return a table with a row for each scenario that begins so and each contestant; empty columns are left out."""
+    rows = []
+    for scenario, found in run.starting(prefix).items():
+        for contestant in dict.fromkeys(one.contestant for one in sorted(found, key=_in_first_round)):
+            of_it = [one for one in found if one.contestant == contestant]
+            rows.append([scenario, contestant, *(_cell(_values(of_it, column)) for column in columns)])
+    headings = ["scenario", "contestant", *(column.heading for column in columns)]
+    kept = [n for n in range(len(headings)) if n < 2 or any(row[n] for row in rows)]
+    if len(kept) == 2:
+        return "Not measured."
+    return _markdown([headings[n] for n in kept], [[row[n] for n in kept] for row in rows])
+
+
+def _in_first_round(one: Measurement) -> int:
+    return one.round
+
+
+def _values(found: Sequence[Measurement], column: Column) -> list[float]:
+    return [value for value in map(column.figure, found) if value is not None]
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Return the median, and the least and the most where they are not the same; nothing for nothing."""
+    if not values:
+        return ""
+    middle, least, most = number(median(values)), number(min(values)), number(max(values))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def _plot(name: str, what: str) -> str:
+    return f"![{what}](performance/{name}.svg)"
+
+
+def _note(name: str) -> Callable[[Measurement], float | None]:
+    return lambda one: one.notes.get(name)
+
+
+def _resident(name: str) -> Callable[[Measurement], float | None]:
+    return lambda one: one.memory.resident[name] / _MIB if one.memory else None
+
+
+def _scaled(figure: Callable[[Measurement], float | None], by: float) -> Callable[[Measurement], float | None]:
+    def scaled(one: Measurement) -> float | None:
+        value = figure(one)
+        return None if value is None else value * by
+
+    return scaled
+
+
+def _cpu(*names: str) -> list[Column]:
+    return [Column(f"{name}, CPU ms", _cpu_of(name)) for name in names]
+
+
+def _cpu_of(name: str) -> Callable[[Measurement], float | None]:
+    return lambda one: one.cpu_ms_per_job.get(name)
+
+
+def _spread(name: str, of: Callable[[Measurement], Spread | None], parts: Sequence[str]) -> list[Column]:
+    return [Column(f"{name} {part}, ms", _part(of, part)) for part in parts]
+
+
+def _part(of: Callable[[Measurement], Spread | None], part: str) -> Callable[[Measurement], float | None]:
+    def figure(one: Measurement) -> float | None:
+        found = of(one)
+        return None if found is None else float(getattr(found, part))
+
+    return figure
+
+
+def services_cpu(cpu_ms_per_job: Mapping[str, float]) -> dict[str, float]:
+    """Return the CPU of what is compared, without that of the load."""
+    return {name: ms for name, ms in cpu_ms_per_job.items() if name != "load"}
+
+
+_RATES = [
+    Column("jobs/s", lambda one: one.per_second),
+    Column("closed/s", _note("closed_per_second")),
+]
+_LATENESS = _spread("late", lambda one: one.lateness, ("min", "p50", "p99", "max"))
+_CPU = [
+    *_cpu("worker", "temporal", "api", "postgres"),
+    Column("all, CPU ms", lambda one: sum(services_cpu(one.cpu_ms_per_job).values())),
+    Column("worker until due", _note("worker_until_due")),
+    Column("temporal until due", _note("temporal_until_due")),
+]
+_ANSWERED = {
+    "asked": "asked",
+    "accepted": "accepted",
+    "refused": "429",
+    "unavailable": "503",
+    "unanswered": "unanswered",
+    "otherwise": "answered otherwise",
+}
+_HISTORY = [
+    Column("events", lambda one: one.events),
+    Column("bytes of history", lambda one: one.history_bytes),
+]

@@ -1,0 +1,140 @@
+"""What a benchmark run leaves behind, as it is written to JSON, and how its figures are summed up."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+import msgspec
+
+BUCKETS_MS = (
+    *(2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1_000),
+    *(1_500, 2_000, 3_000, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 60_000),
+)
+"""Upper bounds of the histograms, in milliseconds; one bucket more holds what is above."""
+
+RAW, SAME_RAW, STRAIGHTFORWARD, OURS = "raw", "raw, same arguments", "straightforward", "timemachine"
+"""The contestants' names."""
+
+HALF = "steady, half of sustained"
+"""The scenario at half the rate that the straightforward implementation sustains."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """How values are spread, in milliseconds."""
+
+    count: int
+    min: float
+    p50: float
+    p99: float
+    max: float
+    histogram: tuple[int, ...]
+    """Counts by `BUCKETS_MS`."""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What is held, in bytes."""
+
+    resident: dict[str, int]
+    """Of each process, its children included."""
+    disk: dict[str, int]
+    """Of each store."""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """One contestant in one scenario in one round."""
+
+    scenario: str
+    contestant: str
+    round: int
+    jobs: int
+    seconds: float
+    per_second: float
+    cpu_ms_per_job: dict[str, float]
+    """CPU milliseconds of each process per job; `load` is the benchmark itself with its receiver."""
+    lateness: Spread | None = None
+    """Trigger time to arrival at the receiver."""
+    answers: Spread | None = None
+    """Time that creates took."""
+    events: float | None = None
+    """History events of a job."""
+    history_bytes: float | None = None
+    memory: Memory | None = None
+    notes: dict[str, float] = {}
+    """What only this scenario has."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run."""
+
+    at: str
+    """When it ended, in UTC."""
+    machine: dict[str, str]
+    versions: dict[str, str]
+    quick: bool
+    rounds: int
+    measurements: list[Measurement]
+
+    def of(self, scenario: str, contestant: str) -> list[Measurement]:
+        """Return what a contestant did in a scenario, by round."""
+        found = [one for one in self.measurements if (one.scenario, one.contestant) == (scenario, contestant)]
+        return sorted(found, key=lambda one: one.round)
+
+    def starting(self, prefix: str) -> dict[str, list[Measurement]]:
+        """Return what was measured in the scenarios whose names begin so, by scenario, in the order of the run."""
+        found = defaultdict(list)
+        for one in self.measurements:
+            if one.scenario.startswith(prefix):
+                found[one.scenario].append(one)
+        return found
+
+
+def spread(values_ms: Iterable[float]) -> Spread | None:
+    """Summarise, or return None where there is nothing."""
+    ordered = sorted(values_ms)
+    if not ordered:
+        return None
+    counts = [0] * (len(BUCKETS_MS) + 1)
+    for value in ordered:
+        counts[sum(value > bound for bound in BUCKETS_MS)] += 1
+    last = len(ordered) - 1
+    return Spread(
+        count=len(ordered),
+        min=round(ordered[0], 2),
+        p50=round(ordered[last // 2], 2),
+        p99=round(ordered[min(last, int(len(ordered) * 0.99))], 2),
+        max=round(ordered[-1], 2),
+        histogram=tuple(counts),
+    )
+
+
+def median_of(values: Iterable[float | None]) -> float | None:
+    """Return the median of what there is."""
+    present = [value for value in values if value is not None]
+    return median(present) if present else None
+
+
+def shorter(scenario: str) -> str:
+    """Return a scenario's name without its family's."""
+    return scenario.rpartition(", ")[2]
+
+
+def merged(runs: Sequence[Run]) -> Run:
+    """Return several runs as one, the rounds of each after those of the one before; the last says where it was."""
+    measurements, rounds = [], 0
+    for run in runs:
+        measurements += [msgspec.structs.replace(one, round=one.round + rounds) for one in run.measurements]
+        rounds += run.rounds
+    quick = any(run.quick for run in runs)
+    return msgspec.structs.replace(runs[-1], quick=quick, rounds=rounds, measurements=measurements)
+
+
+def problems(run: Run) -> list[str]:
+    """Return what must never be and was: a job delivered early, or one that was accepted and lost."""
+    found = []
+    for one in run.measurements:
+        where = f"{one.scenario}, {one.contestant}, round {one.round + 1}"
+        if one.lateness and one.lateness.min < 0:
+            found.append(f"{where}: a job was {-one.lateness.min:g} ms early")
+        if lost := one.notes.get("lost"):
+            found.append(f"{where}: {lost:.0f} jobs were lost")
+    return found

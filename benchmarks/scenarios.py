@@ -1,0 +1,91 @@
+"""What the contestants are measured at side by side. Each scenario takes a contestant's turn to its end."""
+
+import asyncio
+import time
+from functools import partial
+from itertools import repeat
+
+import msgspec
+
+from benchmarks.load import at_rate, due_in, timed_all
+from benchmarks.results import Measurement, spread
+from benchmarks.turn import SETTLE, Turn
+
+FAR = 86_400.0
+"""Seconds to the trigger time of jobs that are to wait."""
+
+AHEAD = 1.5
+"""Seconds to the trigger time of jobs that are created at an even rate."""
+
+ANSWER_AFTER = 1.5
+"""Seconds that the slow receiver takes to answer."""
+
+SLOW_RATE = 15.0
+"""Jobs a second that the slow receiver gets."""
+
+CLIENTS = 64
+"""Clients of the sustained scenario, each with one job at a time."""
+
+# The jobs of a burst are created so many at a time, at this rate a second at least, and come due a moment after.
+_BURST_IN_FLIGHT, _BURST_CREATES, _BURST_AHEAD = 32, 80.0, 3.0
+
+
+async def creates(turn: Turn, *, in_flight: int, count: int) -> Measurement:
+    """Create jobs of the far future, so many at a time."""
+    answers = await timed_all(repeat(partial(turn.create_in, FAR), count), in_flight)
+    return msgspec.structs.replace(turn.result(count, until=time.time()), answers=spread(answers))
+
+
+async def burst(turn: Turn, *, count: int) -> Measurement:
+    """Let jobs come due at one instant: rates count from there, CPU from before the creates until all are closed."""
+    due = due_in(_BURST_AHEAD + count / _BURST_CREATES)
+    await timed_all(repeat(partial(turn.create, due), count), _BURST_IN_FLIGHT)
+    if due_in(0) >= due:
+        raise RuntimeError("the jobs of the burst were not created in time")
+    await asyncio.sleep(due / 1000 - time.time())
+    before = turn.cpu_per_job(count)
+    await turn.all_taken(count)
+    measured = await turn.delivered(since=due / 1000)
+    waited = {f"{name}_until_due": before[name] for name in ("worker", "temporal")}
+    return msgspec.structs.replace(measured, notes=measured.notes | waited)
+
+
+async def steady(turn: Turn, *, rate: float, seconds: float) -> Measurement:
+    """Create jobs at an even rate a second, each due a moment later."""
+    count = int(rate * seconds)
+    await at_rate(rate, count, partial(turn.create_in, AHEAD))
+    await turn.all_taken(count)
+    measured = await turn.delivered()
+    return msgspec.structs.replace(measured, notes=measured.notes | {"rate": rate})
+
+
+async def sustained(turn: Turn, *, seconds: float) -> Measurement:
+    """Create jobs that are due at once, each client waiting for its job's delivery before the next."""
+    end = time.time() + seconds
+    async with asyncio.timeout(seconds + SETTLE), asyncio.TaskGroup() as clients:
+        for _ in range(CLIENTS):
+            clients.create_task(_client(turn, end))
+    return await turn.delivered()
+
+
+async def _client(turn: Turn, end: float) -> None:
+    while time.time() < end:
+        await turn.sink.wait_for(await turn.create_in(0))
+
+
+async def failing(turn: Turn, *, seconds: float) -> Measurement:
+    """As sustained, with a receiver that refuses each job once; both try again after a second."""
+    turn.sink.refusals = 1
+    try:
+        return await sustained(turn, seconds=seconds)
+    finally:
+        turn.sink.refusals = 0
+
+
+async def slow(turn: Turn, *, seconds: float) -> Measurement:
+    """As steady, with a receiver that takes its time to answer."""
+    turn.sink.answer_after = ANSWER_AFTER
+    try:
+        return await steady(turn, rate=SLOW_RATE, seconds=seconds)
+    finally:
+        turn.sink.answer_after = 0.0

@@ -1,0 +1,128 @@
+"""What this project is to reach against the others, and whether it does."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from statistics import median
+
+import msgspec
+
+from benchmarks.results import HALF, OURS, RAW, STRAIGHTFORWARD, Measurement, Run
+
+Figure = Callable[[Measurement], float | None]
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure of ours, mostly a ratio to another's in the same round, and what it is to be."""
+
+    what: str
+    values: tuple[float, ...]
+    """Of each round; none where it was not measured."""
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def middle(self) -> float | None:
+        """The median over the rounds."""
+        return median(self.values) if self.values else None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median is as it is to be; None where it was not measured."""
+        if self.middle is None:
+            return None
+        above = self.at_least is None or self.middle >= self.at_least
+        return above and (self.at_most is None or self.middle <= self.at_most)
+
+
+def targets(run: Run) -> list[Target]:
+    """Return all targets with what a run has reached."""
+    return [*_rates(run), *_costs(run), *_lateness(run), *_limits(run)]
+
+
+def _rates(run: Run) -> list[Target]:
+    def versus(scenario: str, other: str) -> tuple[float, ...]:
+        return _ratios(run, scenario, other, lambda one: one.per_second)
+
+    return [
+        *(
+            Target(
+                what=f"creates a second, {in_flight} in flight / raw",
+                values=versus(f"creates, {in_flight} in flight", RAW),
+                at_least=0.9,
+            )
+            for in_flight in (16, 64)
+        ),
+        Target(what="burst, jobs a second / straightforward", values=versus("burst", STRAIGHTFORWARD), at_least=1.6),
+        Target(
+            what="sustained, jobs a second / straightforward", values=versus("sustained", STRAIGHTFORWARD), at_least=1.5
+        ),
+    ]
+
+
+def _costs(run: Run) -> list[Target]:
+    limits = {"worker": 0.5, "temporal": 0.7}
+    names = {"worker": "worker", "temporal": "Temporal with its database"}
+    return [
+        Target(
+            what=f"{scenario}, CPU of {names[process]} per job / straightforward",
+            values=_ratios(run, scenario, STRAIGHTFORWARD, partial(_cpu, process)),
+            at_most=limit,
+        )
+        for process, limit in limits.items()
+        for scenario in ("burst", "sustained")
+    ]
+
+
+def _lateness(run: Run) -> list[Target]:
+    ours = [one.lateness.min for one in run.measurements if one.contestant == OURS and one.lateness]
+    return [
+        Target(
+            what="p99 lateness at half of sustained / straightforward",
+            values=_ratios(run, HALF, STRAIGHTFORWARD, lambda one: one.lateness.p99 if one.lateness else None),
+            at_most=0.7,
+        ),
+        Target(what="smallest lateness of all, ms", values=(min(ours),) if ours else (), at_least=0),
+    ]
+
+
+def _limits(run: Run) -> list[Target]:
+    levels = run.starting("waiting, ")
+    first, last = (min(levels, key=_level, default=""), max(levels, key=_level, default=""))
+    where = f"{_level(last):,} / {_level(first):,} waiting" if levels else "most / fewest waiting"
+    lost = [one.notes["lost"] for one in run.of("overload", OURS)]
+    return [
+        Target(
+            what=f"memory of the worker, {where}",
+            values=_between(levels.get(first, []), levels.get(last, []), _worker_memory),
+            at_most=1.1,
+        ),
+        Target(
+            what=f"creates a second, {where}",
+            values=_between(levels.get(first, []), levels.get(last, []), lambda one: one.per_second),
+            at_least=0.9,
+        ),
+        Target(what="jobs lost in the overload", values=tuple(lost), at_most=0),
+    ]
+
+
+def _ratios(run: Run, scenario: str, other: str, figure: Figure) -> tuple[float, ...]:
+    return _between(run.of(scenario, other), run.of(scenario, OURS), figure)
+
+
+def _between(others: Iterable[Measurement], ours: Iterable[Measurement], figure: Figure) -> tuple[float, ...]:
+    """Return ours / theirs of each round that has both."""
+    theirs = {one.round: figure(one) for one in others}
+    pairs = [(figure(one), theirs.get(one.round)) for one in ours]
+    return tuple(mine / other for mine, other in pairs if mine is not None and other)
+
+
+def _cpu(process: str, one: Measurement) -> float | None:
+    return one.cpu_ms_per_job.get(process)
+
+
+def _level(scenario: str) -> int:
+    return int(scenario.split()[1])
+
+
+def _worker_memory(one: Measurement) -> float | None:
+    return one.memory.resident["worker"] if one.memory else None

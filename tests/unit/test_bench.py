@@ -1,0 +1,294 @@
+"""The pure parts of the benchmark: how figures are summed up, judged and reported."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks.__main__ import EVERYTHING, arguments
+from benchmarks.load import at_rate, timed_all
+from benchmarks.meter import per_job
+from benchmarks.report import BEGIN, END, PAGE, number, report, summary, with_report
+from benchmarks.results import (
+    BUCKETS_MS,
+    HALF,
+    OURS,
+    RAW,
+    STRAIGHTFORWARD,
+    Measurement,
+    Memory,
+    Run,
+    median_of,
+    merged,
+    problems,
+    spread,
+)
+from benchmarks.targets import Target, targets
+
+ROOT = Path(__file__).parents[2]
+
+
+def one(
+    scenario: str, contestant: str, per_second: float, *, n: int = 0, late: tuple[float, ...] = (), **notes: float
+) -> Measurement:
+    """A measurement whose CPU per job is 1000 divided by its rate, half of it the worker's."""
+    each = 500 / per_second
+    held = (
+        {"api": 10, "worker": 2**20 * int(notes["waiting"]), "temporal": 30, "postgres": 40}
+        if "waiting" in notes
+        else {}
+    )
+    return Measurement(
+        scenario=scenario,
+        contestant=contestant,
+        round=n,
+        jobs=100,
+        seconds=100 / per_second,
+        per_second=per_second,
+        cpu_ms_per_job={"worker": each, "temporal": each, "load": 1.0},
+        lateness=spread(late),
+        memory=Memory(resident=held, disk={"temporal": 2**20, "postgres": 1}) if held else None,
+        notes=notes,
+    )
+
+
+def run_of(*measurements: Measurement, rounds: int = 1) -> Run:
+    return Run(
+        at="2026-01-02T03:04:05+00:00",
+        machine={"processors": "2 x Abacus"},
+        versions={"temporal CLI": "1.5.1", "postgres": "18.6"},
+        quick=False,
+        rounds=rounds,
+        measurements=list(measurements),
+    )
+
+
+@pytest.fixture
+def run() -> Run:
+    return run_of(
+        one("creates, 16 in flight", RAW, 100, n=0),
+        one("creates, 16 in flight", OURS, 96, n=0),
+        one("creates, 16 in flight", RAW, 100, n=1),
+        one("creates, 16 in flight", OURS, 88, n=1),
+        one("burst", STRAIGHTFORWARD, 20, late=(5, 100)),
+        one("burst", OURS, 50, late=(3, 40), closed_per_second=45, worker_until_due=0.25),
+        one(HALF, STRAIGHTFORWARD, 10, late=(5, 100)),
+        one(HALF, OURS, 10, late=(2, 60)),
+        one("waiting, 1000 jobs", OURS, 100, waiting=1000),
+        one("waiting, 50000 jobs", OURS, 80, waiting=50000),
+        one("overload", OURS, 30, late=(7,), lost=0, accepted=90, refused=10),
+        rounds=2,
+    )
+
+
+def target(run: Run, what: str) -> Target:
+    (found,) = (each for each in targets(run) if each.what.startswith(what))
+    return found
+
+
+def test_a_spread_is_of_all_values() -> None:
+    found = spread(float(n) for n in range(1000, 0, -1))
+
+    assert found
+    assert (found.count, found.min, found.p50, found.p99, found.max) == (1000, 1, 500, 991, 1000)
+    assert sum(found.histogram) == 1000
+
+
+def test_a_spread_of_one_value_and_of_none() -> None:
+    found = spread([7.0])
+
+    assert found
+    assert {found.min, found.p50, found.p99, found.max} == {7.0}
+    assert spread([]) is None
+
+
+def test_a_bucket_holds_its_bound_and_the_last_one_what_is_above() -> None:
+    found = spread([BUCKETS_MS[0], BUCKETS_MS[0] + 0.1, BUCKETS_MS[-1] + 1, -1])
+
+    assert found
+    assert found.histogram[:2] == (2, 1)
+    assert found.histogram[-1] == 1
+    assert len(found.histogram) == len(BUCKETS_MS) + 1
+
+
+def test_a_median_is_of_what_there_is() -> None:
+    assert median_of([3, None, 1, 2]) == 2
+    assert median_of([None]) is None
+
+
+def test_cpu_per_job() -> None:
+    assert per_job({"worker": 1.0}, {"worker": 1.5}, 100) == {"worker": 5.0}
+
+
+def test_ratios_are_of_the_same_round(run: Run) -> None:
+    found = target(run, "creates a second, 16 in flight")
+
+    assert found.values == (0.96, 0.88)
+    assert found.middle == pytest.approx(0.92)
+    assert found.reached
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "reached"),
+    [
+        ("burst, jobs a second", 2.5, True),
+        ("burst, CPU of worker", 0.4, True),
+        ("burst, CPU of Temporal", 0.4, True),
+        ("p99 lateness", 0.6, True),
+        ("smallest lateness", 2, True),
+        ("memory of the worker, 50,000 / 1,000", 50, False),
+        ("creates a second, 50,000 / 1,000", 0.8, False),
+        ("jobs lost", 0, True),
+        ("sustained, jobs", None, None),
+        ("creates a second, 64", None, None),
+    ],
+)
+def test_targets(run: Run, what: str, value: float | None, reached: bool | None) -> None:
+    found = target(run, what)
+
+    assert found.middle == (None if value is None else pytest.approx(value))
+    assert found.reached is reached
+
+
+def test_nothing_measured_reaches_nothing() -> None:
+    assert {each.reached for each in targets(run_of())} == {None}
+    assert "Not measured." in report(run_of())
+
+
+def test_runs_are_merged_round_after_round() -> None:
+    first, second = run_of(one("burst", OURS, 10), rounds=2), run_of(one("burst", OURS, 20), rounds=1)
+    both = merged([first, second])
+
+    assert both.rounds == 3
+    assert [(found.round, found.per_second) for found in both.of("burst", OURS)] == [(0, 10), (2, 20)]
+
+
+def test_early_and_lost_jobs_are_problems(run: Run) -> None:
+    assert problems(run) == []
+
+    found = problems(run_of(one("burst", OURS, 10, late=(-0.5, 3)), one("overload", OURS, 10, lost=2)))
+
+    assert found == [
+        "burst, timemachine, round 1: a job was 0.5 ms early",
+        "overload, timemachine, round 1: 2 jobs were lost",
+    ]
+
+
+def test_results_survive_their_file(run: Run) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(run), type=Run) == run
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0"), (0.256, "0.26"), (12.34, "12.3"), (123.4, "123"), (50_000, "50,000"), (-0.5, "-0.50")],
+)
+def test_numbers(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_the_report_has_medians_targets_and_where_it_was(run: Run) -> None:
+    text = report(run)
+
+    assert "2 x Abacus" in text
+    assert "temporal CLI 1.5.1, postgres 18.6" in text
+    assert "| creates a second, 16 in flight / raw | 0.92 (0.88 to 0.96) | >= 0.9 | yes |" in text
+    assert "| creates a second, 50,000 / 1,000 waiting | 0.80 | >= 0.9 | **no** |" in text
+    assert re.search(r"\| creates, 16 in flight \| timemachine \| 92 \(88 to 96\) \|", text)
+    assert "| burst | timemachine | 50 | 45 | 3 | 3 | 40 | 40 |" in text
+
+
+def test_every_row_of_a_table_has_as_many_cells(run: Run) -> None:
+    tables = re.findall(r"(?:^\|.*\|\n)+", report(run), re.MULTILINE)
+
+    assert len(tables) >= 7
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
+
+
+def test_columns_without_a_figure_are_left_out(run: Run) -> None:
+    assert "worker until due" in report(run)
+    assert "bytes of history" not in report(run)
+
+
+def test_only_what_is_between_the_markers_changes(run: Run) -> None:
+    once = with_report(f"before\n{BEGIN}\nold\n{END}\nafter\n", run)
+
+    assert once.startswith(f"before\n{BEGIN}\n\n2026-01-02")
+    assert once.endswith(f"\n{END}\nafter\n")
+    assert "old" not in once
+    assert with_report(once, run) == once
+
+
+def test_a_page_without_markers_is_refused(run: Run) -> None:
+    with pytest.raises(ValueError, match="marker"):
+        with_report(f"{END} {BEGIN}", run)
+
+
+def test_the_page_has_its_markers(run: Run) -> None:
+    assert report(run) in with_report(PAGE.read_text(), run)
+
+
+def test_the_summary_has_a_line_for_each_target(run: Run) -> None:
+    assert len(summary(run).splitlines()) == len(targets(run))
+
+
+def test_the_plots_are_small_and_always_the_same(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="only `make bench` installs it")
+    from benchmarks.plots import draw
+
+    draw(run, tmp_path / "first")
+    draw(run, tmp_path / "second")
+
+    drawn = sorted((tmp_path / "first").iterdir())
+    assert {f"performance/{path.name}" for path in drawn} == set(re.findall(r"\((performance/[^)]+)\)", report(run)))
+    for path in drawn:
+        assert path.stat().st_size < 60_000
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_the_command_line() -> None:
+    assert arguments([]).only == set(EVERYTHING)
+    assert arguments(["--quick", "--only", "burst,creates"]).only == {"burst", "creates"}
+    assert arguments(["--report", "a.json", "b.json"]).report == [Path("a.json"), Path("b.json")]
+    with pytest.raises(SystemExit):
+        arguments(["--only", "bursts"])
+
+
+def test_what_the_plots_need_is_pinned_with_hashes_and_as_elsewhere() -> None:
+    each = [
+        dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+        for name in ("requirements-bench.txt", "requirements-dev.txt")
+    ]
+    text = (ROOT / "requirements-bench.txt").read_text()
+
+    assert "matplotlib" in each[0]
+    assert {name for name in each[0].keys() & each[1].keys() if each[0][name] != each[1][name]} == set()
+    assert re.findall(r".*(?:://|index|find-links|trusted-host|@ |/(?:home|root|tmp|work)\b).*", text) == []
+    assert all("--hash=sha256:" in entry for entry in text.replace("\\\n", " ").splitlines() if "==" in entry)
+
+
+async def test_so_many_calls_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def call() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    took = await timed_all([call] * 20, 4)
+
+    assert (len(took), most) == (20, 4)
+
+
+@pytest.mark.parametrize("make", [lambda call: timed_all([call], 2), lambda call: at_rate(1000, 2, call)])
+async def test_a_call_that_fails_is_heard_of(make: Callable[..., object]) -> None:
+    async def call() -> None:
+        raise RuntimeError("refused")
+
+    with pytest.raises(ExceptionGroup):
+        await make(call)  # type: ignore[misc]
