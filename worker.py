@@ -97,14 +97,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         open_pool(settings) as pool,
         WebhookClient(
             timeout=settings.delivery_timeout,
-            max_connections=settings.max_deliveries,
+            max_connections=2 * settings.max_deliveries,
             targets=settings.targets,
             egress_proxy=settings.egress_proxy,
         ) as webhooks,
     ):
         store = RouteStore(pool, Vault(settings))
         client = await connect(metrics_address=settings.metrics_address)
-        flights = Flights()
+        flights = Flights(settings.max_deliveries)
         worker = create_worker(client, store, AttemptLog(pool), webhooks, settings, flights)
         working, stopping = asyncio.create_task(worker.run()), asyncio.create_task(stop.wait())
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})

@@ -89,7 +89,7 @@ class Deliveries:
         self._attempts = attempts
         self._webhooks = webhooks
         self._turns = Turns(settings.max_in_flight_per_route)
-        self._flights = flights or Flights()
+        self._flights = flights or Flights(settings.max_deliveries)
         self._default_scheme = settings.default_scheme
         self._default_timeout = settings.delivery_timeout
         self._disable_after = timedelta(hours=settings.disable_after_hours)
@@ -105,7 +105,11 @@ class Deliveries:
             ApplicationError: Not delivered by this. As `deliver` raises it, or of the type `UNSURE` while the end of
                 the attempt is not known.
         """
-        flight = self._flights.of(_run_id()) or self._flights.take_off(_run_id(), self._first(delivery))
+        flight = self._flights.of(_run_id())
+        if flight is None:
+            if self._flights.full:
+                _postpone("this worker makes as many first attempts as it can", timedelta(0), type="NotYet")
+            flight = self._flights.take_off(_run_id(), self._first(delivery))
         ended, _ = await asyncio.wait([flight], timeout=AT_ONCE)
         if not ended:
             raise _unsure("the attempt is under way")

@@ -12,9 +12,16 @@ REMEMBERED = 60.0
 class Flights:
     """The first attempts of this worker by run id: under way, or ended a short while ago."""
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, limit: int) -> None:
+        """Set how many may be under way at a time."""
+        self._limit = limit
+        self._under_way = 0
         self._flights: dict[str, asyncio.Future[Delivered]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no other may take off now."""
+        return self._under_way >= self._limit
 
     def of(self, run_id: str) -> asyncio.Future[Delivered] | None:
         """Return the attempt of a run, if it was made here."""
@@ -24,6 +31,7 @@ class Flights:
         """Begin an attempt, which nothing cancels."""
         end: asyncio.Future[Delivered] = asyncio.get_running_loop().create_future()
         self._flights[run_id] = end
+        self._under_way += 1
         task = asyncio.create_task(attempt)
         task.add_done_callback(lambda ended: self._land(run_id, ended, end))
         return end
@@ -34,6 +42,7 @@ class Flights:
             await asyncio.wait(under_way)
 
     def _land(self, run_id: str, ended: asyncio.Task[Delivered], end: asyncio.Future[Delivered]) -> None:
+        self._under_way -= 1
         if ended.cancelled():
             end.cancel()
         elif error := ended.exception():

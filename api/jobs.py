@@ -121,7 +121,7 @@ class Jobs:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
             NoSuchRouteError: Its route does not exist.
             NoSuchJobError: There is no job to change.
-            TooLateError: Its first attempt has begun, or it has ended.
+            TooLateError: It is due or has been attempted, or it has ended.
         """
         check_job(job)
         check_not_past(job.trigger_time, datetime.now(UTC))

@@ -32,11 +32,11 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FULL = Size(
-    creates=400,
+    creates=300,
     burst=1000,
     rates=(5, 15, 30),
-    steady_seconds=10,
-    sustained_seconds=10,
+    steady_seconds=8,
+    sustained_seconds=8,
     waiting=(1_000, 10_000, 50_000),
     batch=400,
     overload_seconds=120,

@@ -77,7 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     that must keep them from private addresses; the settings on targets then hold for addresses in URLs only."""
 
     max_deliveries: Count = 1000
-    """Delivery attempts that one worker makes at a time. Each costs some kilobytes while it waits for its receiver."""
+    """Delivery attempts that one worker makes at a time: so many first ones, and so many others. Each costs some
+    kilobytes while it waits for its receiver."""
 
     max_workflow_tasks: Count = 100
     """Workflow tasks that one worker handles at a time."""
@@ -95,7 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs a second that a redelivery of many starts, or that are let go when a route is resumed."""
 
     max_cached_workflows: Count = 1000
-    """Workflows that one worker keeps in memory between their tasks."""
+    """Workflows that one worker keeps in memory between their tasks. Keep it above `max_workflow_tasks`."""
 
     metrics_address: str | None = None
     """`address:port` where the worker serves metrics for Prometheus; none by default."""

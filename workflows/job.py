@@ -76,7 +76,7 @@ class JobWorkflow:
 
     @workflow.update(name="change")
     def change(self, job: Job) -> None:
-        """Replace trigger time, meta and route of a job that waits. Refused once the first attempt has begun."""
+        """Replace trigger time, meta and route of a job that waits. Refused once it is due, or was attempted."""
         self._job = job
         workflow.upsert_memo({CHANGED_JOB: job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])

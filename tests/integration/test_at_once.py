@@ -155,7 +155,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
 
 
 async def test_a_flight_is_not_cut_by_who_waits_for_it() -> None:
-    flights, land = Flights(), asyncio.Event()
+    flights, land = Flights(1), asyncio.Event()
 
     async def attempt() -> Delivered:
         await land.wait()
@@ -163,9 +163,11 @@ async def test_a_flight_is_not_cut_by_who_waits_for_it() -> None:
 
     waiting = asyncio.create_task(asyncio.wait([flights.take_off("run", attempt())]))
     await asyncio.sleep(0)
+    assert flights.full
     waiting.cancel()
     land.set()
     await flights.landed()
+    assert not flights.full
 
     flight = flights.of("run")
     assert flight
