@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -12,7 +12,7 @@ import msgspec
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from activities.flights import Flights
+from activities.flights import Flights, end_of
 from activities.turns import Turns
 from timemachine.attempt_log import Attempt, AttemptLog
 from timemachine.delivery import (
@@ -61,6 +61,9 @@ POSTGRES_RETRY = timedelta(seconds=10)
 AT_ONCE = 1.0
 """Seconds that a workflow task waits for its attempt. One that takes longer goes on, and is joined by the activity."""
 
+NOT_YET = "NotYet"
+"""Error type of an attempt that was not made because its turn has not come."""
+
 LOST_AFTER = timedelta(seconds=60)
 """Time after which a first attempt that left no trace in the log is taken for lost with its worker."""
 
@@ -108,12 +111,12 @@ class Deliveries:
         flight = self._flights.of(_run_id())
         if flight is None:
             if self._flights.full:
-                _postpone("this worker makes as many first attempts as it can", timedelta(0), type="NotYet")
+                raise _unsure("this worker makes as many first attempts as it can")
             flight = self._flights.take_off(_run_id(), self._first(delivery))
         ended, _ = await asyncio.wait([flight], timeout=AT_ONCE)
         if not ended:
             raise _unsure("the attempt is under way")
-        return flight.result()
+        return await end_of(flight)
 
     @activity.defn(name="deliver")
     async def deliver(self, delivery: Delivery) -> Delivered:
@@ -130,6 +133,8 @@ class Deliveries:
                 if delivery.first.type == UNSURE and (taken := await self._end_of_first(delivery)):
                     return taken
                 _check_time(delivery.first, delivery.made)
+                if delivery.made:
+                    activity.heartbeat(AttemptsMade(made=delivery.made))
             return await self._next(delivery)
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
@@ -157,51 +162,81 @@ class Deliveries:
             UnavailableError: Postgres does not answer; to be tried again.
         """
         try:
-            return await self._end_of_first(delivery)
-        except ApplicationError as error:
-            if error.type == UNSURE:
-                raise
+            if taken := await self._end_of_first_here():
+                return taken
+        except ApplicationError:
             return None
+        last = await self._end_of_first_elsewhere(delivery)
+        return _delivered_then(delivery.job, last) if last and last.kind is Kind.TAKEN else None
 
     async def landed(self) -> None:
         """Wait for the attempts that go on although no activity waits for them."""
         await self._flights.landed()
 
     async def _first(self, delivery: Delivery) -> Delivered:
-        """Make the first attempt, unless it may have been made before."""
-        await _until_due(delivery.job)
+        """Make the first attempt, unless it may have been made before.
+
+        What fails before that is known says nothing of an earlier workflow task, and is unsure.
+        """
+        await _until_due(delivery.job, type=UNSURE)
         try:
             target = await self._target(delivery, 1, first_of=_run_id())
         except UnavailableError as error:
-            _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
+            _postpone(str(error), POSTGRES_RETRY, type=UNSURE)
         if target.begun_before:
             raise _unsure("another worker may be making the attempt")
-        return await self._to(target, delivery, 1)
+        try:
+            return await self._to(target, delivery, 1)
+        except ApplicationError as error:
+            if error.type == NOT_YET:
+                with suppress(UnavailableError):
+                    await self._attempts.release_first(_run_id())
+            raise
 
     async def _end_of_first(self, delivery: Delivery) -> Delivered | None:
-        """Return how the first attempt ended; None where it never was made, or was lost with its worker.
+        """Return how the first attempt ended; None where it was not made, or was lost with its worker.
 
         Raises:
             ApplicationError: How it failed, or that this is not known yet.
         """
-        job = delivery.job
-        if flight := self._flights.of(_run_id()):
-            try:
-                return await asyncio.shield(flight)
-            except ApplicationError as error:
-                if error.type != UNSURE:
-                    raise
-        begun = await self._attempts.first_begun(_run_id())
+        if taken := await self._end_of_first_here():
+            return taken
+        last = await self._end_of_first_elsewhere(delivery)
+        if last is None:
+            return None
+        if last.kind is Kind.TAKEN:
+            return _delivered_then(delivery.job, last)
+        target = await self._target(delivery, last.attempt)
+        ending = Ending(kind=last.kind, status=last.status)
+        raise _failure(last.error or "", delivery.job, delivery.job.retry or target.route.retry, last.attempt, ending)
+
+    async def _end_of_first_here(self) -> Delivered | None:
+        """Wait for the first attempt on this worker, and return its success; None where it was not made here.
+
+        Raises:
+            ApplicationError: How it failed.
+        """
+        flight = self._flights.of(_run_id())
+        if flight is None:
+            return None
+        try:
+            return await end_of(flight)
+        except ApplicationError as error:
+            if error.type in (UNSURE, NOT_YET):
+                return None
+            raise
+
+    async def _end_of_first_elsewhere(self, delivery: Delivery) -> Attempt | None:
+        """Return the first attempt as another worker logged it; None where none was made, nor will be from now on.
+
+        Raises:
+            ApplicationError: It may be under way.
+        """
+        job, age = delivery.job, await self._attempts.claim_first(_run_id())
         last = await self._attempts.last_of_run(job.db, job.collection, job.id, _run_id())
-        if last and last.kind is Kind.TAKEN:
-            return _delivered_then(job, last)
-        if last:
-            target = await self._routes.target(job.db, job.route)
-            ending = Ending(kind=last.kind, status=last.status)
-            raise _failure(last.error or "", job, job.retry or target.route.retry, last.attempt, ending)
-        if begun and datetime.now(UTC) - begun < LOST_AFTER:
+        if last is None and age is not None and age < LOST_AFTER:
             _postpone("another worker may be making the attempt", ASK_AGAIN, type=UNSURE)
-        return None
+        return last
 
     async def _next(self, delivery: Delivery) -> Delivered:
         await _until_due(delivery.job)
@@ -234,7 +269,7 @@ class Deliveries:
                     await places.enter_async_context(self._routes.place(job.db, job.route, _run_id(), limit))
             except (NotYetError, UnavailableError) as error:
                 wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
-                _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type="NotYet")  # noqa: S311
+                _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type=NOT_YET)  # noqa: S311
             return await self._attempt(delivery, target, number)
 
     async def _attempt(self, delivery: Delivery, target: Target, number: int) -> Delivered:
@@ -291,7 +326,7 @@ class Deliveries:
             log.warning("attempt not logged", extra={"reason": str(error), "job_id": attempt.job_id})
 
 
-async def _until_due(job: Job) -> None:
+async def _until_due(job: Job, *, type: str = "Early") -> None:  # noqa: A002 - Temporal's word
     """Wait while this machine's clock says that it is too early: the promise is kept by the sender's own clock.
 
     Raises:
@@ -299,7 +334,7 @@ async def _until_due(job: Job) -> None:
     """
     early = job.trigger_time / 1000 - time.time()
     if early > CLOCK_PATIENCE:
-        _postpone(f"this worker's clock is {early:.1f} s behind", timedelta(seconds=early), type="Early")
+        _postpone(f"this worker's clock is {early:.1f} s behind", timedelta(seconds=early), type=type)
     while (early := job.trigger_time / 1000 - time.time()) > 0:  # noqa: ASYNC110 - it is time itself that is awaited
         await asyncio.sleep(early)
 

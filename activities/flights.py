@@ -3,10 +3,38 @@
 import asyncio
 from collections.abc import Coroutine
 
+from temporalio.exceptions import ApplicationError
+
 from timemachine.delivery import Delivered
 
 REMEMBERED = 60.0
 """Seconds that the end of an attempt is remembered, for a workflow task that was lost and is run again."""
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """Return the error without traceback and context, which would keep the job and its meta in memory."""
+    if not isinstance(error, ApplicationError):
+        return ApplicationError(str(error), type=type(error).__name__)
+    return ApplicationError(
+        error.message,
+        *error.details,
+        type=error.type,
+        non_retryable=error.non_retryable,
+        next_retry_delay=error.next_retry_delay,
+        category=error.category,
+    )
+
+
+async def end_of(flight: asyncio.Future[Delivered]) -> Delivered:
+    """Wait for the end of an attempt, which goes on when we are cancelled.
+
+    Raises:
+        ApplicationError: How it failed; anew each time, since what is raised grows a traceback.
+    """
+    await asyncio.wait([flight])
+    if error := flight.exception():
+        raise copy_of(error)
+    return flight.result()
 
 
 class Flights:
@@ -46,8 +74,7 @@ class Flights:
         if ended.cancelled():
             end.cancel()
         elif error := ended.exception():
-            # A traceback would keep the job and its meta in memory.
-            end.set_exception(error.with_traceback(None))
+            end.set_exception(copy_of(error))
             end.exception()  # whether anybody still asks for it or not
         else:
             end.set_result(ended.result())

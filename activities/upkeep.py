@@ -30,10 +30,13 @@ class Upkeep:
         Raises:
             UnavailableError: Postgres does not answer; to be tried again.
         """
-        await self._attempts.forget_firsts(datetime.now(UTC) - FIRSTS_KEPT)
         before, removed, batch = datetime.now(UTC) - self._kept, 0, BATCH
         while batch == BATCH and not activity.is_worker_shutdown():
             batch = await self._attempts.remove_before(before, BATCH)
             removed += batch
+            activity.heartbeat()
+        before, batch = datetime.now(UTC) - FIRSTS_KEPT, BATCH
+        while batch == BATCH and not activity.is_worker_shutdown():
+            batch = await self._attempts.forget_firsts(before, BATCH)
             activity.heartbeat()
         return Cleaned(removed=removed)

@@ -105,11 +105,22 @@ class AttemptLog:
             row = await postgres.fetchrow(_LAST_OF_RUN, db, collection, job_id, run_id)
         return _attempt(row) if row else None
 
-    async def first_begun(self, run_id: str) -> datetime | None:
-        """Return when the first attempt of a run was begun within a workflow task, as far as that is known."""
+    async def claim_first(self, run_id: str) -> timedelta | None:
+        """See to it that no workflow task begins the first attempt of a run from now on.
+
+        Returns:
+            How long ago one began it, or None where none is at it.
+        """
         async with connection(self._pool) as postgres:
-            begun: datetime | None = await postgres.fetchval(_FIRST_BEGUN, run_id)
-        return begun
+            # Two statements: the second must see the row that kept the first from adding one.
+            await postgres.execute(_CLAIM_FIRST, run_id)
+            age: timedelta | None = await postgres.fetchval(_AGE_OF_FIRST, run_id)
+        return age
+
+    async def release_first(self, run_id: str) -> None:
+        """Note that the workflow task which began the first attempt of a run has not made it."""
+        async with connection(self._pool) as postgres:
+            await postgres.execute("UPDATE first_attempts SET by_task = false WHERE run_id = $1", run_id)
 
     async def of_job(self, db: str, collection: str, job_id: str, *, limit: int, after: Place | None = None) -> Page:
         """Return attempts of a job, over all of its runs, the latest first.
@@ -156,10 +167,11 @@ class AttemptLog:
             rows = await postgres.fetch(_LAST_ERRORS, db, *columns)
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
-    async def forget_firsts(self, before: datetime) -> None:
-        """Forget which first attempts were begun before a time."""
+    async def forget_firsts(self, before: datetime, limit: int) -> int:
+        """Forget the oldest of the first attempts that were begun before a time, at most `limit`; return how many."""
         async with connection(self._pool) as postgres:
-            await postgres.execute("DELETE FROM first_attempts WHERE begun_at < $1", before)
+            done = await postgres.execute(_FORGET_FIRSTS, before, limit)
+        return int(done.rpartition(" ")[2])
 
     async def remove_before(self, at: datetime, limit: int) -> int:
         """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many."""
@@ -179,7 +191,15 @@ _LAST_OF_RUN = f"""
     ORDER BY (kind = 'taken') DESC, id DESC LIMIT 1
 """  # noqa: S608 - a constant
 
-_FIRST_BEGUN = "SELECT begun_at FROM first_attempts WHERE run_id = $1"
+_CLAIM_FIRST = "INSERT INTO first_attempts (run_id, by_task) VALUES ($1, false) ON CONFLICT DO NOTHING"
+
+_AGE_OF_FIRST = "SELECT clock_timestamp() - begun_at FROM first_attempts WHERE run_id = $1 AND by_task"
+
+_FORGET_FIRSTS = """
+    DELETE FROM first_attempts WHERE run_id IN (
+        SELECT run_id FROM first_attempts WHERE begun_at < $1 ORDER BY begun_at LIMIT $2
+    )
+"""
 
 # By time and not by id alone, so that a window of time is a stretch of the index; the id tells equal times apart.
 _OF_JOB = f"""

@@ -78,6 +78,9 @@ class JobWorkflow:
     def change(self, job: Job) -> None:
         """Replace trigger time, meta and route of a job that waits. Refused once it is due, or was attempted."""
         self._job = job
+        if job.trigger_at <= workflow.now():
+            # Within this workflow task an attempt would be made before the change that led to it is durable.
+            self._at_once = False
         workflow.upsert_memo({CHANGED_JOB: job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
@@ -205,6 +208,8 @@ class JobWorkflow:
             return await delivery
         except ActivityError as error:
             if workflow.cancellation_reason() is not None:
+                if self._first and self._first.type == UNSURE:
+                    return await self._settled()
                 return await self._taken_before_the_cancel(error)
             if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
                 return Held(reason=error.cause.message, made=_made(error.cause), since=workflow.now())

@@ -10,12 +10,14 @@ from temporalio.client import Client, WorkflowHandle
 from activities import deliver
 from activities.flights import Flights
 from tests.receiver import Received, Receiver, response
-from tests.service import Service, refused
+from tests.service import ROUTE, Service, new_id, refused
 from timemachine.attempt_log import Attempt, AttemptLog
 from timemachine.delivery import Delivered, Kind
 from timemachine.job_runs import latest_run
 from timemachine.postgres import connection, open_pool
+from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
+from timemachine.vault import Vault
 
 Events = list[EventType.ValueType]
 
@@ -172,3 +174,43 @@ async def test_a_flight_is_not_cut_by_who_waits_for_it() -> None:
     flight = flights.of("run")
     assert flight
     assert flight.result().status == 200
+
+
+async def test_a_cancel_waits_for_an_attempt_on_another_worker(
+    service: Service, receiver: Receiver, client: Client, settings: Settings
+) -> None:
+    job_id = await service.create(1.5)
+    taken = await of_another_worker(client, service, job_id)
+    await begin_elsewhere(settings, taken.run_id)
+    while "last_error" not in await service.find(job_id):
+        await asyncio.sleep(0.05)
+
+    cancelling = asyncio.create_task(service.cancel(job_id))
+    while EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED not in await events(client, service, job_id):
+        await asyncio.sleep(0.05)
+    async with open_pool(settings) as pool:
+        await AttemptLog(pool).record(taken)
+
+    assert refused(await cancelling) in [(400, "E006"), (503, "E015")]
+    assert (await service.wait_for_end(job_id))["state"] == "delivered"
+    assert receiver.of(job_id) == []
+
+
+async def test_after_an_activity_has_asked_no_task_begins_the_attempt(service: Service, settings: Settings) -> None:
+    run = new_id()
+    async with open_pool(settings) as pool:
+        assert await AttemptLog(pool).claim_first(run) is None
+        assert await AttemptLog(pool).claim_first(run) is None
+        target = await RouteStore(pool, Vault(settings)).target(service.db, ROUTE, first_of=run)
+    assert target.begun_before
+
+
+async def test_a_change_to_now_is_durable_before_it_is_delivered(
+    service: Service, receiver: Receiver, client: Client
+) -> None:
+    job_id = await service.create(3600)
+    assert (await service.change(job_id, 0, meta="now")).json() == {"status": "ok"}
+    await service.wait_for_state(job_id, "delivered")
+
+    assert [received.body for received in receiver.of(job_id)] == [b'"now"']
+    assert EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED in await events(client, service, job_id)
