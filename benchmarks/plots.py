@@ -43,8 +43,9 @@ def draw(run: Run, folder: Path) -> None:
         "lateness": _lateness,
         "throughput": _throughput,
         "cpu": _cpu,
-        "waiting": _waiting,
     }
+    if run.starting("waiting, "):
+        drawings["waiting"] = _waiting
     for name, drawing in drawings.items():
         with style.context(_STYLE):
             nothing_to_date = {"Date": None, "Creator": None}

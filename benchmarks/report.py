@@ -51,7 +51,8 @@ def report(run: Run) -> str:
         "Waiting jobs": [_plot("waiting", "Creates a second over waiting jobs"), _waiting(run)],
         "Overload": [_overload(run)],
     }
-    parts = [_about(run), *(part for name, found in sections.items() for part in (f"### {name}", *found))]
+    measured = {name: found for name, found in sections.items() if not found[-1].startswith(_NOT_MEASURED)}
+    parts = [_about(run), *(part for name, found in measured.items() for part in (f"### {name}", *found))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,6 +70,8 @@ def number(value: float) -> str:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
+
+_NOT_MEASURED = "Not measured."
 
 _REACHED = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -143,7 +146,7 @@ def _table(run: Run, prefix: str, columns: Sequence[Column]) -> str:
     headings = ["scenario", "contestant", *(column.heading for column in columns)]
     kept = [n for n in range(len(headings)) if n < 2 or any(row[n] for row in rows)]
     if len(kept) == 2:
-        return "Not measured."
+        return _NOT_MEASURED
     return _markdown([headings[n] for n in kept], [[row[n] for n in kept] for row in rows])
 
 
