@@ -169,10 +169,6 @@ class Deliveries:
         last = await self._end_of_first_elsewhere(delivery)
         return _delivered_then(delivery.job, last) if last and last.kind is Kind.TAKEN else None
 
-    async def landed(self) -> None:
-        """Wait for the attempts that go on although no activity waits for them."""
-        await self._flights.landed()
-
     async def _first(self, delivery: Delivery) -> Delivered:
         """Make the first attempt, unless it may have been made before.
 
