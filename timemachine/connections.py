@@ -7,12 +7,14 @@ for another when it is called. The name stays what TLS and the request say.
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import ip_address
 from itertools import chain, zip_longest
+from typing import Any, cast
 
 import httpcore
 
@@ -28,6 +30,9 @@ MOST_ADDRESSES = 4
 
 MOST_LOOK_UPS = 256
 """Names that are looked up at a time."""
+
+MOST_UNREAD = 256 * 1024
+"""Bytes that a receiver may send ahead of what is read of them."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
@@ -72,6 +77,101 @@ def _look_up(host: str) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
+class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
+    """A connection, for httpcore.
+
+    In place of the streams that httpcore brings: it is asked before each request whether a kept connection was closed
+    by the receiver meanwhile, and knows it without a call to the system; and a request leaves in one piece.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing read; the loop connects it."""
+        self._transport: asyncio.Transport
+        self._unread = bytearray()
+        self._ended = False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the interface
+        """Return what has come, waiting for it; nothing at the end.
+
+        Raises:
+            httpcore.ReadError: The connection broke, and all that had come before was read.
+        """
+        while not self._unread and not self._ended:
+            self._news.clear()
+            async with asyncio.timeout(timeout):
+                await self._news.wait()
+        if self._error and not self._unread:
+            raise httpcore.ReadError(str(self._error)) from self._error
+        taken = bytes(self._unread[:max_bytes])
+        del self._unread[:max_bytes]
+        if not self._unread and not self._ended:
+            self._transport.resume_reading()
+        return taken
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the interface
+        """Hand over what is to be sent, without waiting: it is no more than a request, which is in memory anyway.
+
+        That it could not be sent shows when the answer is read, which a receiver may have sent before it hung up.
+        """
+        self._transport.write(buffer)
+
+    async def aclose(self) -> None:
+        """Close at once, whatever is still on its way."""
+        self._transport.abort()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the interface of httpcore
+    ) -> httpcore.AsyncNetworkStream:
+        """Go on in TLS.
+
+        Raises:
+            httpcore.ConnectError: The receiver has the wrong certificate, or none, or hangs up.
+            httpcore.ConnectTimeout: It does not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout):
+                secured = await loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except OSError as error:  # an SSLError is one
+            raise httpcore.ConnectError(str(error)) from error
+        self._transport = cast("asyncio.Transport", secured)
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore asks for."""
+        if info == "is_readable":
+            return self._ended or bool(self._unread)
+        return self._transport.get_extra_info(info)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the way to send by."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what has come until it is read."""
+        self._unread += data
+        if len(self._unread) > MOST_UNREAD:
+            self._transport.pause_reading()
+        self._news.set()
+
+    def eof_received(self) -> None:
+        """Note that no more will come."""
+        self._ended = True
+        self._news.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that no more will come, and why."""
+        self._ended, self._error = True, exc
+        self._news.set()
+
+
 class Connector(httpcore.AsyncNetworkBackend):
     """Opens connections for the pool of httpcore, to addresses that may be called."""
 
@@ -84,7 +184,6 @@ class Connector(httpcore.AsyncNetworkBackend):
         self._resolve = resolve
         self._may_call = may_call
         self._peer = peer
-        self._tcp = httpcore.AnyIOBackend()
         self._opened: dict[asyncio.Task[object] | None, httpcore.AsyncNetworkStream] = {}
 
     async def connect_tcp(
@@ -101,16 +200,16 @@ class Connector(httpcore.AsyncNetworkBackend):
             BlockedTargetError: One of the addresses may not be called.
             NoAnswerError: There is none, or none that takes the connection.
         """
-        now = asyncio.get_running_loop().time
-        deadline = now() + (timeout or CONNECT_TIME)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (timeout or CONNECT_TIME)
         addresses = await self._checked(host)
-        error: Exception | None = None
+        error: OSError | None = None
         for left in range(len(addresses), 0, -1):
-            address = str(addresses[-left])
-            limit = min(CONNECT_TIME, max(deadline - now(), 0) / (left + 1))
+            limit = min(CONNECT_TIME, max(deadline - loop.time(), 0) / (left + 1))
             try:
-                stream = await self._tcp.connect_tcp(address, port, limit, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as failure:
+                async with asyncio.timeout(limit):
+                    _, stream = await loop.create_connection(Stream, str(addresses[-left]), port)
+            except OSError as failure:
                 error = failure
             else:
                 self._opened[asyncio.current_task()] = stream
@@ -150,8 +249,8 @@ class Connector(httpcore.AsyncNetworkBackend):
                 raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{host} stands for {address}")
         return _taking_turns(found)[:MOST_ADDRESSES]
 
-    def _unreachable(self, error: Exception | None) -> NoAnswerError:
-        if isinstance(error, httpcore.ConnectTimeout):
+    def _unreachable(self, error: OSError | None) -> NoAnswerError:
+        if isinstance(error, TimeoutError):
             return NoAnswerError(f"no connection to {self._peer} in time", kind=Kind.TIMEOUT)
         return NoAnswerError(f"no connection to {self._peer}: {_system_reason(error)}", kind=Kind.CONNECT)
 
@@ -163,10 +262,6 @@ def _taking_turns(addresses: list[Address]) -> list[Address]:
     return [address for address in chain(*zip_longest(first, second)) if address]
 
 
-def _system_reason(error: BaseException | None) -> str:
+def _system_reason(error: OSError | None) -> str:
     """Return the system's own words for a failure, without the address, which is nobody's business."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return os.strerror(error.errno).lower()
-        error = error.__cause__
-    return "it failed"
+    return os.strerror(error.errno).lower() if error and error.errno else "it failed"

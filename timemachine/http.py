@@ -6,8 +6,9 @@ The only file that imports httpx.
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,7 @@ import msgspec
 from timemachine.connections import Connector, Resolve, SystemResolver
 from timemachine.delivery import Kind
 from timemachine.errors import BlockedTargetError, NoAnswerError
+from timemachine.keep_alive import KeepAlive
 from timemachine.targets import Targets, literal_address
 
 MAX_ANSWER_BYTES = 64 * 1024
@@ -101,17 +103,15 @@ class WebhookClient:
             if egress_proxy
             else Connector(look_up, targets.may_call)
         )
+        # Only makes connections: of each kind that a proxy may need, too.
         pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context or httpcore.default_ssl_context(),
-            # Without a queue of the pool's own: a request that ends in it can leave its place taken for good.
-            max_connections=None,
-            max_keepalive_connections=max_connections,
             keepalive_expiry=IDLE_TIME,
             proxy=_proxy(egress_proxy) if egress_proxy else None,
             network_backend=self._connector,
         )
         self._http = httpx.AsyncClient(
-            transport=_Transport(pool, proxied=egress_proxy is not None),
+            transport=_Transport(KeepAlive(pool.create_connection, max_connections), proxied=egress_proxy is not None),
             headers=_OURS,
             trust_env=False,
             follow_redirects=False,
@@ -194,6 +194,8 @@ class WebhookClient:
         """
         parts = urlsplit(url)
         host = self._host(parts.hostname or "")
+        if not host:
+            raise ValueError("no host")
         query = parts.query.encode("ascii") or None
         called = httpx.URL(scheme=parts.scheme, host=host, port=parts.port, path=parts.path, query=query)
         if called.raw_host != host.encode("ascii"):
@@ -213,45 +215,57 @@ class WebhookClient:
 
 
 class _Transport(httpx.AsyncBaseTransport):
-    """Sends what httpx asks for through our pool, whose connections are checked."""
+    """Sends what httpx asks for through our own connections, which are checked."""
 
-    def __init__(self, pool: httpcore.AsyncConnectionPool, *, proxied: bool) -> None:
-        self._pool = pool
+    def __init__(self, connections: KeepAlive, *, proxied: bool) -> None:
+        self._connections = connections
         self._proxied = proxied
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and return as soon as the answer's head is there. Failures are those of httpcore."""
+        sent = self._for_httpcore(request)
+        connection = await self._connections.borrow(sent.url.origin)
+        try:
+            response = await connection.handle_async_request(sent)
+        except BaseException:
+            await self._connections.give_back(connection, sent.url.origin)
+            raise
+        give_back = partial(self._connections.give_back, connection, sent.url.origin)
+        headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FOR_HTTPX]
+        return httpx.Response(response.status, headers=headers, stream=_Body(response, give_back))
+
+    def _for_httpcore(self, request: httpx.Request) -> httpcore.Request:
         url, host = request.url, request.url.raw_host
         if self._proxied and b":" in host:
-            host = b"[%b]" % host  # the pool writes it into what it tells a proxy, without the brackets
-        response = await self._pool.handle_async_request(
-            httpcore.Request(
-                request.method,
-                httpcore.URL(scheme=url.raw_scheme, host=host, port=url.port, target=url.raw_path),
-                headers=request.headers.raw,
-                content=request.content,
-                extensions=request.extensions,
-            )
+            host = b"[%b]" % host  # httpcore writes it into what it tells a proxy, without the brackets
+        return httpcore.Request(
+            request.method,
+            httpcore.URL(scheme=url.raw_scheme, host=host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.content,
+            extensions=request.extensions,
         )
-        headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FOR_HTTPX]
-        return httpx.Response(response.status, headers=headers, stream=_Body(response))
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        await self._pool.aclose()
+        """Close every connection that is kept."""
+        await self._connections.aclose()
 
 
 class _Body(httpx.AsyncByteStream):
     """The body of an answer, as it comes."""
 
-    def __init__(self, response: httpcore.Response) -> None:
+    def __init__(self, response: httpcore.Response, give_back: Callable[[], Awaitable[None]]) -> None:
         self._response = response
+        self._give_back = give_back
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._response.aiter_stream()
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        try:
+            await self._response.aclose()
+        finally:
+            await self._give_back()
 
 
 def _proxy(url: str) -> httpcore.Proxy:

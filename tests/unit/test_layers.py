@@ -22,8 +22,8 @@ MAY_IMPORT = {
 # The modules of `timemachine`, the empty name being its `__init__`. A new module has to be put in a part here.
 PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets upkeep"
 DOORS = (
-    "attempt_log connections hasty http job_runs postgres process rekey route_store schedules setup telemetry temporal "
-    "vault"
+    "attempt_log connections hasty http job_runs keep_alive postgres process rekey route_store schedules setup "
+    "telemetry temporal vault"
 )
 MODULES = {
     **dict.fromkeys(["", *PURE_MODULES.split()], "pure"),
@@ -33,7 +33,7 @@ MODULES = {
 # Who may import a library: these modules and what is in them.
 USERS = {
     "asyncpg": ["timemachine.postgres", "timemachine.attempt_log", "timemachine.route_store", "timemachine.local"],
-    "httpcore": ["timemachine.http", "timemachine.connections"],
+    "httpcore": ["timemachine.http", "timemachine.connections", "timemachine.keep_alive"],
     "httpx": ["timemachine.http"],
     "cryptography": ["timemachine.vault"],
     "litestar": ["api"],
