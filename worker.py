@@ -110,12 +110,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
         await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
+        until = asyncio.get_running_loop().time() + settings.shutdown_grace
         if not working.done():
             log.info("stopping", extra={"grace_seconds": settings.shutdown_grace})
             await worker.shutdown()
         await working
         with suppress(TimeoutError):
-            await asyncio.wait_for(flights.landed(), settings.shutdown_grace)
+            async with asyncio.timeout_at(until):
+                await flights.landed()
 
 
 async def main() -> int:

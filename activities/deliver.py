@@ -37,6 +37,7 @@ from timemachine.errors import (
     NoSuchRouteError,
     NotYetError,
     UnavailableError,
+    VaultError,
     WebhookUrlError,
 )
 from timemachine.http import Answer, WebhookClient
@@ -60,6 +61,9 @@ POSTGRES_RETRY = timedelta(seconds=10)
 
 AT_ONCE = 1.0
 """Seconds that a workflow task waits for its attempt. One that takes longer goes on, and is joined by the activity."""
+
+_NOT_TAKEN = frozenset({"AttemptFailed", "Blocked", "Expired", "Held"})
+"""Error types of attempts of which it is known that the receiver did not take the job."""
 
 NOT_YET = "NotYet"
 """Error type of an attempt that was not made because its turn has not come."""
@@ -133,8 +137,6 @@ class Deliveries:
                 if delivery.first.type == UNSURE and (taken := await self._end_of_first(delivery)):
                     return taken
                 _check_time(delivery.first, delivery.made)
-                if delivery.made:
-                    activity.heartbeat(AttemptsMade(made=delivery.made))
             return await self._next(delivery)
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
@@ -164,8 +166,9 @@ class Deliveries:
         try:
             if taken := await self._end_of_first_here():
                 return taken
-        except ApplicationError:
-            return None
+        except ApplicationError as error:
+            if error.type in _NOT_TAKEN:
+                return None
         last = await self._end_of_first_elsewhere(delivery)
         return _delivered_then(delivery.job, last) if last and last.kind is Kind.TAKEN else None
 
@@ -179,6 +182,8 @@ class Deliveries:
             target = await self._target(delivery, 1, first_of=_run_id())
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type=UNSURE)
+        except (ApplicationError, VaultError) as error:
+            raise _unsure(str(error)) from None
         if target.begun_before:
             raise _unsure("another worker may be making the attempt")
         try:
@@ -318,7 +323,7 @@ class Deliveries:
                 )
             else:
                 await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
-        except (UnavailableError, NoSuchRouteError) as error:
+        except Exception as error:
             log.warning("attempt not logged", extra={"reason": str(error), "job_id": attempt.job_id})
 
 
@@ -350,8 +355,10 @@ def _check_time(first: FirstAttempt, made: int) -> None:
         ApplicationError: It is too early.
     """
     early = from_ms(first.next_at) - datetime.now(UTC)
-    if early > timedelta(0):
-        _postpone(first.reason, early, type=first.type, made=made)
+    # What was made is told by a run that ends: the answer to a heartbeat may bring a cancel, which would cut short an
+    # attempt of the same run.
+    if early > timedelta(0) or (made and activity.info().attempt == 1):
+        _postpone(first.reason, max(early, timedelta(milliseconds=1)), type=first.type, made=made)
 
 
 def _attempts_made(delivery: Delivery) -> int:

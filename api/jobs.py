@@ -35,6 +35,7 @@ from timemachine.errors import (
     TooLargeError,
     TooLateError,
     TriggerTimeError,
+    UnavailableError,
 )
 from timemachine.job_runs import start_job
 from timemachine.jobs import (
@@ -92,9 +93,14 @@ class Jobs:
                 return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
             except WorkflowAlreadyStartedError:
                 existing = await take_snapshot(self._client, job.workflow_id)
+                waits = existing.shown.state in (State.SCHEDULED, State.DELIVERING)
+                if waits and existing.cancel_requested:
+                    raise UnavailableError(
+                        "the job is being cancelled; repeat this request when it has ended"
+                    ) from None
                 if _is_same(existing, job):
                     return None
-                if existing.shown.state in (State.SCHEDULED, State.DELIVERING):
+                if waits:
                     break
         raise JobExistsError(f"another job {job.id} exists in {job.db}/{job.collection}")
 

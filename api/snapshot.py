@@ -79,6 +79,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     job: Job
     shown: JobOut
+    cancel_requested: bool
+    """Whether a cancel was asked for, and its answer may not be known yet."""
 
 
 async def take_snapshot(client: Client, workflow_id: str) -> Snapshot:
@@ -90,7 +92,8 @@ async def take_snapshot(client: Client, workflow_id: str) -> Snapshot:
     latest = await latest_run(client, workflow_id)
     run = client.get_workflow_handle_for(JobWorkflow.run, workflow_id, run_id=latest.run_id)
     try:
-        return Snapshot(latest.job, await _show(client, run, latest.description, latest.job))
+        shown = await _show(client, run, latest.description, latest.job)
+        return Snapshot(latest.job, shown, latest.cancel_requested)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoSuchJobError from error

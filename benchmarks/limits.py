@@ -137,7 +137,7 @@ class Asked:
         """Wait until all that was accepted is taken, or none comes any more, and return how many are missing."""
         taken, asked = self._turn.sink.taken, time.time()
         while missing := self.accepted - taken.keys():
-            if time.time() - max(asked, *taken.values()) > SETTLE:
+            if time.time() - max([asked, *taken.values()]) > SETTLE:
                 return len(missing)
             await asyncio.sleep(0.5)
         return 0

@@ -54,6 +54,11 @@ class JobRun(msgspec.Struct, frozen=True):
         return self.status not in _ENDED + _CANCELLED
 
     @property
+    def cancel_requested(self) -> bool:
+        """Whether a cancel was asked for, which an attempt in flight may still forestall."""
+        return self.description.raw_description.workflow_extended_info.cancel_requested
+
+    @property
     def message_id(self) -> str:
         """The `webhook-id` of its deliveries."""
         return self.job.message_id or message_id(self.description.raw_description.workflow_execution_info.first_run_id)

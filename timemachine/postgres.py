@@ -91,6 +91,18 @@ def _unreadable() -> SettingsError:
     )
 
 
+# A server that shuts down, is full, was made read-only or a replica, or lets us not in; and a lost race for a lock.
+_PASSING = (
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,
+)
+
+
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
     """Acquire a connection, with every way in which Postgres can be away made one error."""
@@ -99,7 +111,7 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConne
             yield acquired
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
         raise UnavailableError("Postgres does not answer") from error
-    except (asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError) as error:
+    except _PASSING as error:
         raise UnavailableError(f"Postgres: {error}") from error
 
 

@@ -16,7 +16,6 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
     from timemachine.job_runs import CHANGED_JOB
     from timemachine.jobs import Job, message_id, to_ms
-    from timemachine.retry import Retry
     from timemachine.temporal import HELD as HELD_NOW
     from timemachine.temporal import ROUTE, TRIGGER_TIME
 
@@ -33,7 +32,7 @@ LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20)
 moment in which the others were released, and a signal that was missed must not lose it."""
 
 TOO_LATE = "TooLate"
-"""Error type of an update that came after the first attempt had begun. Known to the API: do not rename."""
+"""Error type of an update that came after the first attempt had begun."""
 
 HELD_SINCE = "held"
 """Memo key of why and since when a job is held. Stored: do not rename."""
@@ -234,16 +233,12 @@ class JobWorkflow:
 
     def _start_delivery(self) -> workflow.ActivityHandle[Delivered]:
         """Start the activity. It decides itself how often and when it is tried again; this is for lost workers."""
-        retry = Retry()
         return workflow.start_activity_method(
             Deliveries.deliver,
             self._delivery,
             start_to_close_timeout=ATTEMPT_LIMIT,
             retry_policy=RetryPolicy(
-                initial_interval=timedelta(seconds=retry.initial_interval),
-                backoff_coefficient=retry.backoff_coefficient,
-                maximum_interval=timedelta(seconds=retry.maximum_interval),
-                maximum_attempts=0,
+                initial_interval=timedelta(seconds=5), maximum_interval=timedelta(minutes=1), maximum_attempts=0
             ),
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"POST to {self._job.route}",
