@@ -60,14 +60,13 @@ async def kill_after_answer(stack: Stack, service: Service, receiver: Receiver) 
 
 
 async def run_again(service: Service, job_id: str, stack: Stack) -> bool:
-    """Return whether a job's activity was started more than once, as Temporal's history tells."""
+    """Return whether the workflow task that made the first attempt was lost, as Temporal's history tells."""
     client = await Client.connect(stack.env["TEMPORAL_ADDRESS"])
     handle = client.get_workflow_handle(f"{service.db}/c/{job_id}")
     return any(
         [
-            event.activity_task_started_event_attributes.attempt > 1
+            event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT
             async for event in handle.fetch_history_events()
-            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED
         ]
     )
 
