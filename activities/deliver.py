@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
@@ -261,17 +261,14 @@ class Deliveries:
 
     async def _in_turn(self, delivery: Delivery, target: Target, number: int) -> Delivered:
         """Make the attempt when the route has a place for it, or put it off."""
-        job = delivery.job
-        async with AsyncExitStack() as places:
-            try:
-                limit = target.route.max_in_flight
-                await places.enter_async_context(self._turns.turn(job.route_key, limit))
-                if limit:
-                    await places.enter_async_context(self._routes.place(job.db, job.route, _run_id(), limit))
-            except (NotYetError, UnavailableError) as error:
-                wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
-                _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type=NOT_YET)  # noqa: S311
-            return await self._attempt(delivery, target, number)
+        job, limit = delivery.job, target.route.max_in_flight
+        place = self._routes.place(job.db, job.route, _run_id(), limit) if limit else nullcontext()
+        try:
+            async with self._turns.turn(job.route_key, limit), place:
+                return await self._attempt(delivery, target, number)
+        except (NotYetError, UnavailableError) as error:  # of the two places: an attempt raises neither
+            wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
+            _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type=NOT_YET)  # noqa: S311
 
     async def _attempt(self, delivery: Delivery, target: Target, number: int) -> Delivered:
         """POST, note how it ended, and answer with the outcome."""

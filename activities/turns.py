@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from timemachine.errors import NotYetError
+from timemachine.errors import NotYetError, UnavailableError
 
 PATIENCE = 2.0
 """Seconds that an attempt waits for its turn in place, holding a slot; a longer wait is spent outside the worker."""
@@ -73,7 +73,7 @@ class Turns:
         line.started[token] = started
         try:
             yield
-        except NotYetError:
+        except (NotYetError, UnavailableError):
             made = False  # what was not attempted says nothing of how long an attempt takes
             raise
         finally:

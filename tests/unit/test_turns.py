@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from activities.turns import Turns
-from timemachine.errors import NotYetError
+from timemachine.errors import NotYetError, UnavailableError
 
 
 async def hold(turns: Turns, route: str, until: asyncio.Event) -> None:
@@ -84,12 +84,13 @@ async def test_routes_without_attempts_are_forgotten() -> None:
     assert turns._lines == {}
 
 
-async def test_what_was_not_attempted_is_no_measure() -> None:
+@pytest.mark.parametrize("error", [NotYetError(1), UnavailableError("Postgres does not answer")])
+async def test_what_was_not_attempted_is_no_measure(error: Exception) -> None:
     turns, free = Turns(per_route=1), asyncio.Event()
     for _ in range(5):
-        with pytest.raises(NotYetError):
+        with pytest.raises(type(error)):
             async with turns.turn("slow"):
-                raise NotYetError(1)
+                raise error
     held = asyncio.create_task(hold(turns, "slow", free))
     await asyncio.sleep(0)
 
