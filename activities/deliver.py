@@ -37,7 +37,6 @@ from timemachine.errors import (
     NoSuchRouteError,
     NotYetError,
     UnavailableError,
-    VaultError,
     WebhookUrlError,
 )
 from timemachine.http import Answer, WebhookClient
@@ -182,8 +181,6 @@ class Deliveries:
             target = await self._target(delivery, 1, first_of=_run_id())
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type=UNSURE)
-        except (ApplicationError, VaultError) as error:
-            raise _unsure(str(error)) from None
         if target.begun_before:
             raise _unsure("another worker may be making the attempt")
         try:
