@@ -178,10 +178,10 @@ class Deliveries:
         """
         await _until_due(delivery.job, type=UNSURE)
         try:
-            target = await self._target(delivery, 1, first_of=_run_id())
+            target = await self._first_target(delivery)
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type=UNSURE)
-        if target.begun_before:
+        if target is None:
             raise _unsure("another worker may be making the attempt")
         try:
             return await self._to(target, delivery, 1)
@@ -243,13 +243,19 @@ class Deliveries:
             return taken
         return await self._to(await self._target(delivery, number), delivery, number)
 
-    async def _target(self, delivery: Delivery, number: int, *, first_of: str | None = None) -> Target:
+    async def _target(self, delivery: Delivery, number: int) -> Target:
         job = delivery.job
         try:
-            return await self._routes.target(job.db, job.route, first_of=first_of)
+            return await self._routes.target(job.db, job.route)
         except NoSuchRouteError as error:
-            # Without the chain of causes, which Temporal would cut off with everything before it.
-            raise _failure(str(error), job, job.retry or Retry(), number, Ending(kind=Kind.REFUSED)) from None
+            raise _without_route(error, job, number) from None
+
+    async def _first_target(self, delivery: Delivery) -> Target | None:
+        job = delivery.job
+        try:
+            return await self._routes.first_target(job.db, job.route, _run_id())
+        except NoSuchRouteError as error:
+            raise _without_route(error, job, 1) from None
 
     async def _to(self, target: Target, delivery: Delivery, number: int) -> Delivered:
         _check_deadline(delivery.job, number)
@@ -336,6 +342,11 @@ async def _until_due(job: Job, *, type: str = "Early") -> None:  # noqa: A002 - 
 
 def _run_id() -> str:
     return activity.info().workflow_run_id or ""
+
+
+def _without_route(error: NoSuchRouteError, job: Job, number: int) -> ApplicationError:
+    """Return a failure without the chain of causes, which Temporal would cut off with everything before it."""
+    return _failure(str(error), job, job.retry or Retry(), number, Ending(kind=Kind.REFUSED))
 
 
 def _unsure(reason: str) -> ApplicationError:

@@ -48,8 +48,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """The valid ones, the newest first. Each signs."""
     failing: bool
     """Whether attempts have failed since the last success."""
-    begun_before: bool = False
-    """Whether the first attempt of the run that this is for had been begun before."""
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,30 +79,42 @@ class RouteStore:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), standing=_standing(row))
 
-    async def target(self, db: str, route_id: str, *, first_of: str | None = None) -> Target:
+    async def target(self, db: str, route_id: str) -> Target:
         """Return what an attempt needs, in one look.
-
-        Args:
-            first_of: Run whose first attempt this is for; it is noted as begun in the same look.
 
         Raises:
             NoSuchRouteError: There is none.
             VaultError: Its secrets cannot be read with the keys that are set.
         """
-        look = (_TARGET_OF_FIRST, db, route_id, first_of) if first_of else (_TARGET, db, route_id)
-        row = await self._target_row(*look)
-        begun_before: bool = row["begun_before"]
+        return await self._opened(db, route_id, await self._row(_TARGET, db, route_id))
+
+    async def first_target(self, db: str, route_id: str, run_id: str) -> Target | None:
+        """Note that the first attempt of a run begins, and return what it needs, in one look.
+
+        Returns:
+            None when it was begun before, whatever may be wrong with the route by now.
+
+        Raises:
+            NoSuchRouteError, VaultError: As `target` does.
+        """
+        row = await self._row(_TARGET_OF_FIRST, db, route_id, run_id)
+        if row and row["begun_before"]:
+            return None
+        return await self._opened(db, route_id, row)
+
+    async def _opened(self, db: str, route_id: str, row: Record | None) -> Target:
+        if row is None or row["route"] is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
         if not row["secrets"]:
             # From before there were any.
             await self._first_secret(db, route_id)
-            row = await self._target_row(_TARGET, db, route_id)
+            return await self.target(db, route_id)
         return Target(
             route=msgspec.json.decode(row["route"], type=Route),
             standing=_standing(row),
             headers=self._open_headers(row["sealed_headers"]),
             secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"]),
             failing=row["failing"],
-            begun_before=begun_before,
         )
 
     async def add(self, db: str, route: Route, headers: Headers) -> None:
@@ -261,12 +271,9 @@ class RouteStore:
                         "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3", db, route_id, run_id
                     )
 
-    async def _target_row(self, query: str, db: str, route_id: str, *run_id: str) -> Record:
+    async def _row(self, query: str, *arguments: str) -> Record | None:
         async with connection(self._pool) as postgres:
-            row = await postgres.fetchrow(query, db, route_id, *run_id)
-        if row is None:
-            raise NoSuchRouteError(f"no route {route_id} in {db}")
-        return row
+            return await postgres.fetchrow(query, *arguments)
 
     async def _first_secret(self, db: str, route_id: str) -> None:
         """Give a route its first secret, unless it has been given one meanwhile."""
@@ -301,17 +308,17 @@ _TARGET_COLUMNS = """
     ) AS secrets
 """
 
-_TARGET = f"SELECT {_TARGET_COLUMNS}, false AS begun_before FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
+_TARGET = f"SELECT {_TARGET_COLUMNS} FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
 
 # The log is asked, too, lest a crash of Postgres, which empties the unlogged table, make a first attempt of a second.
 _TARGET_OF_FIRST = f"""
     WITH begun AS (
         INSERT INTO first_attempts (run_id) VALUES ($3) ON CONFLICT DO NOTHING RETURNING run_id
     )
-    SELECT {_TARGET_COLUMNS},
+    SELECT target.*,
         NOT EXISTS (SELECT FROM begun)
             OR EXISTS (SELECT FROM attempts WHERE run_id = $3 AND kind = 'taken') AS begun_before
-    FROM routes WHERE db = $1 AND id = $2
+    FROM (SELECT) AS run LEFT JOIN ({_TARGET}) AS target ON true
 """  # noqa: S608 - a constant
 
 _SECRETS = """

@@ -201,8 +201,9 @@ async def test_after_an_activity_has_asked_no_task_begins_the_attempt(service: S
     async with open_pool(settings) as pool:
         assert await AttemptLog(pool).claim_first(run) is None
         assert await AttemptLog(pool).claim_first(run) is None
-        target = await RouteStore(pool, Vault(settings)).target(service.db, ROUTE, first_of=run)
-    assert target.begun_before
+        store = RouteStore(pool, Vault(settings))
+        assert await store.first_target(service.db, ROUTE, run) is None
+        assert await store.first_target(service.db, "deleted meanwhile", run) is None
 
 
 async def test_a_change_to_now_is_durable_before_it_is_delivered(
