@@ -4,7 +4,6 @@ The only file that imports httpx.
 """
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -33,9 +32,7 @@ IDLE_TIME = 5.0
 """Seconds that a connection is kept for the next delivery to the same receiver."""
 
 # An answer is read to its first bytes only, and a compressed one would need all of them to be readable.
-_OURS = {"accept-encoding": "identity", "user-agent": "timemachine"}
-# httpx would keep a cookie for later deliveries, and read where a redirect goes even if it is not to follow it.
-_NOT_FOR_HTTPX = (b"location", b"set-cookie")
+_OURS = {"accept": "*/*", "accept-encoding": "identity", "connection": "keep-alive", "user-agent": "timemachine"}
 _BROKEN = (
     httpcore.ProtocolError,
     httpcore.NetworkError,
@@ -46,8 +43,6 @@ _BROKEN = (
     ValueError,
 )
 _REASON_LENGTH = 200
-
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells each URL, and a URL may hold a secret
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,23 +105,20 @@ class WebhookClient:
             proxy=_proxy(egress_proxy) if egress_proxy else None,
             network_backend=self._connector,
         )
-        self._http = httpx.AsyncClient(
-            transport=_Transport(KeepAlive(pool.create_connection, max_connections), proxied=egress_proxy is not None),
-            headers=_OURS,
-            trust_env=False,
-            follow_redirects=False,
+        # Used without `httpx.AsyncClient`, which would keep cookies, read where a redirect goes, and log each URL.
+        self._transport = _Transport(
+            KeepAlive(pool.create_connection, max_connections), proxied=egress_proxy is not None
         )
 
     async def __aenter__(self) -> Self:
         """Open the client."""
-        await self._http.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close every connection."""
-        await self._http.__aexit__(kind, error, traceback)
+        await self._transport.aclose()
         self._system.close()
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None) -> Answer:  # noqa: ASYNC109 - a limit on all of it but the answer's body
@@ -163,7 +155,7 @@ class WebhookClient:
 
     async def _answer(self, request: httpx.Request, deadline: float) -> Answer:
         async with self._connector.none_left_behind(), asyncio.timeout_at(deadline):
-            response = await self._http.send(request, stream=True)
+            response = await self._transport.handle_async_request(request)
         try:
             return Answer(
                 status=response.status_code,
@@ -176,13 +168,15 @@ class WebhookClient:
     def _request(self, url: str, body: bytes, headers: Mapping[str, str], limit: float) -> httpx.Request:
         called = self._called(url)
         host = called.netloc.decode("ascii")  # httpx itself would decode the name for it, and not every one can be
-        return self._http.build_request(
+        return httpx.Request(
             "POST",
             called,
             content=body,
-            headers={"host": host, **headers},
-            timeout=httpx.Timeout(None, connect=limit),
-            extensions={"sni_hostname": called.raw_host.decode("ascii").removesuffix(".")},
+            headers={**_OURS, "host": host, **headers},
+            extensions={
+                "timeout": {"connect": limit},
+                "sni_hostname": called.raw_host.decode("ascii").removesuffix("."),
+            },
         )
 
     def _called(self, url: str) -> httpx.URL:
@@ -231,8 +225,7 @@ class _Transport(httpx.AsyncBaseTransport):
             await self._connections.give_back(connection, sent.url.origin)
             raise
         give_back = partial(self._connections.give_back, connection, sent.url.origin)
-        headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_FOR_HTTPX]
-        return httpx.Response(response.status, headers=headers, stream=_Body(response, give_back))
+        return httpx.Response(response.status, headers=response.headers, stream=_Body(response, give_back))
 
     def _for_httpcore(self, request: httpx.Request) -> httpcore.Request:
         url, host = request.url, request.url.raw_host
