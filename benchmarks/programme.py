@@ -32,7 +32,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FULL = Size(
-    creates=300,
+    creates=1000,
     burst=1000,
     rates=(5, 15, 30),
     steady_seconds=8,
