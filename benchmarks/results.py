@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import median
 
 import msgspec
 
@@ -105,12 +104,6 @@ def spread(values_ms: Iterable[float]) -> Spread | None:
         max=round(ordered[-1], 2),
         histogram=tuple(counts),
     )
-
-
-def median_of(values: Iterable[float | None]) -> float | None:
-    """Return the median of what there is."""
-    present = [value for value in values if value is not None]
-    return median(present) if present else None
 
 
 def shorter(scenario: str) -> str:

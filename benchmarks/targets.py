@@ -52,7 +52,9 @@ def _rates(run: Run) -> list[Target]:
             )
             for in_flight in (16, 64)
         ),
-        Target(what="burst, arrivals a second / straightforward", values=versus("burst", STRAIGHTFORWARD), at_least=1.6),
+        Target(
+            what="burst, arrivals a second / straightforward", values=versus("burst", STRAIGHTFORWARD), at_least=1.6
+        ),
         Target(
             what="burst, jobs closed a second / straightforward",
             values=_ratios(run, "burst", STRAIGHTFORWARD, lambda one: one.notes.get("closed_per_second")),

@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kilobytes while it waits for its receiver."""
 
     max_workflow_tasks: Count = 100
-    """Workflow tasks that one worker handles at a time."""
+    """Workflow tasks that one worker handles at a time, each with the first attempt of its job."""
 
     max_in_flight_per_route: Count = 50
     """Attempts that one worker makes at a time for one route, so that a slow receiver does not take every slot."""

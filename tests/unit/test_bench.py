@@ -21,7 +21,6 @@ from benchmarks.results import (
     Measurement,
     Memory,
     Run,
-    median_of,
     merged,
     problems,
     spread,
@@ -112,11 +111,6 @@ def test_a_bucket_holds_its_bound_and_the_last_one_what_is_above() -> None:
     assert found.histogram[:2] == (2, 1)
     assert found.histogram[-1] == 1
     assert len(found.histogram) == len(BUCKETS_MS) + 1
-
-
-def test_a_median_is_of_what_there_is() -> None:
-    assert median_of([3, None, 1, 2]) == 2
-    assert median_of([None]) is None
 
 
 def test_cpu_per_job() -> None:
