@@ -1,4 +1,4 @@
-"""The `deliver` activity: one attempt to hand a job to its receiver."""
+"""The activities that hand a job to its receiver: one attempt at a time, and what became of one."""
 
 import asyncio
 import logging
@@ -72,8 +72,6 @@ LOST_AFTER = timedelta(seconds=60)
 
 ASK_AGAIN = timedelta(seconds=2)
 """Time after which the log is asked again how an attempt on another worker ended."""
-
-LOGGED_BYTES = 1024
 
 HELD = "Held"
 """Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
@@ -433,7 +431,7 @@ def _row(delivery: Delivery, number: int, started: datetime, outcome: Outcome) -
         status=outcome.ending.status,
         kind=outcome.ending.kind,
         error=outcome.reason,
-        answer=outcome.body[:LOGGED_BYTES],
+        answer=outcome.body,
         worker=activity.client().identity,
     )
 

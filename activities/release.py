@@ -12,7 +12,7 @@ from timemachine.held import Released, ReleaseHeld
 from timemachine.route_store import RouteStore
 from timemachine.routes import RouteState
 from timemachine.settings import Settings
-from timemachine.temporal import HELD, ROUTE
+from timemachine.temporal import IS_HELD, ROUTE
 
 PAGE = 100
 
@@ -72,7 +72,7 @@ def _query(release: ReleaseHeld) -> str:
     """Return what to ask Temporal's visibility for. The names hold no quotes."""
     return (
         f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{release.route_key}' "
-        f"AND {HELD.name} = true"
+        f"AND {IS_HELD.name} = true"
     )
 
 

@@ -67,7 +67,7 @@ class Turns:
             NotYetError: All are taken, and waiting for one would hold a slot for too long.
         """
         share = min(self._per_route, limit or self._per_route)
-        line = self._lines.setdefault(route_key, _Line(share))
+        line = self._lines.get(route_key) or self._lines.setdefault(route_key, _Line(share))
         await self._wait(line)
         token, started, made = object(), time.monotonic(), True
         line.started[token] = started

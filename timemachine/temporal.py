@@ -28,8 +28,7 @@ from timemachine.hasty import HastyServiceClient
 # Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
 ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
 TRIGGER_TIME = SearchAttributeKey.for_datetime("TimemachineTriggerTime")
-HELD = SearchAttributeKey.for_bool("TimemachineHeld")
-
+IS_HELD = SearchAttributeKey.for_bool("TimemachineHeld")
 
 LATENESS = "timemachine_lateness"
 """Metric: milliseconds between a job's trigger time and the start of its first attempt."""
@@ -120,7 +119,7 @@ async def ensure_search_attributes(client: Client) -> None:
     wanted = {
         ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
         TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
-        HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
+        IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
     }
     present = await client.operator_service.list_search_attributes(
         ListSearchAttributesRequest(namespace=client.namespace)

@@ -16,8 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
     from timemachine.job_runs import CHANGED_JOB
     from timemachine.jobs import Job, message_id, to_ms
-    from timemachine.temporal import HELD as HELD_NOW
-    from timemachine.temporal import ROUTE, TRIGGER_TIME
+    from timemachine.temporal import IS_HELD, ROUTE, TRIGGER_TIME
 
 ATTEMPT_LIMIT = timedelta(seconds=60)
 """Time after which an attempt is taken for lost with its worker. Longer than the settings let any attempt last."""
@@ -255,7 +254,7 @@ class JobWorkflow:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
         self._made, self._attempted, self._release_at, self._first = held.made, held.made > 0, None, None
         workflow.upsert_memo({HELD_SINCE: held})
-        workflow.upsert_search_attributes([HELD_NOW.value_set(True)])
+        workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, patience = self._job, LOOK_AGAIN[min(self._looks, len(LOOK_AGAIN) - 1)]
         self._looks += 1
         with suppress(TimeoutError):
@@ -264,7 +263,7 @@ class JobWorkflow:
                 timeout=patience,
                 timeout_summary=f"held: {held.reason}",
             )
-        workflow.upsert_search_attributes([HELD_NOW.value_set(False)])
+        workflow.upsert_search_attributes([IS_HELD.value_set(False)])
         if self._release_at:
             self._looks = 0
             await workflow.sleep(max(self._release_at - workflow.now(), timedelta(0)), summary="until its moment")
