@@ -117,7 +117,7 @@ class Attempts:
             until=None if until is None else from_ms(until),
         )
         if not page.attempts:
-            await self._routes.find(db, route_id)
+            await self._routes.check(db, route_id)
         return _shown(page)
 
 

@@ -77,7 +77,7 @@ class Jobs:
         """
         check_job(job)
         async with answering(self._limit):
-            await self._routes.find(job.db, job.route)
+            await self._routes.check(job.db, job.route)
             try:
                 check_not_past(job.trigger_time, datetime.now(UTC))
             except TriggerTimeError:
@@ -132,7 +132,7 @@ class Jobs:
         check_job(job)
         check_not_past(job.trigger_time, datetime.now(UTC))
         async with answering(self._limit):
-            await self._routes.find(job.db, job.route)
+            await self._routes.check(job.db, job.route)
             while not await self._changed(job):
                 # Temporal says the same of a job that has ended, one that never was, and one that is just being
                 # continued as a new run, after very many changes.

@@ -111,7 +111,7 @@ class Redeliveries:
             if _is_under_way(run):
                 return
             check_redeliverable(run)
-            await self._routes.find(db, run.job.route)
+            await self._routes.check(db, run.job.route)
             try:
                 await redeliver(self._client, run, task_queue=self._task_queue)
             except WorkflowAlreadyStartedError as error:
@@ -132,7 +132,7 @@ class Redeliveries:
         check_route_key(db, route_id)
         failed = _asked(db, route_id, window)
         async with answering(self._limit):
-            await self._routes.find(db, route_id)
+            await self._routes.check(db, route_id)
             await self._client.start_workflow(
                 RedeliveryWorkflow.run,
                 failed,

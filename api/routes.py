@@ -225,7 +225,7 @@ class Routes:
             NoSuchRouteError: There is none.
             RouteInUseError: Jobs still wait on it, and `force` is not set.
         """
-        await self._store.find(db, route_id)
+        await self._store.check(db, route_id)
         if not force:
             query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{db}/{route_id}'"
             async with answering(self._settings.request_timeout):

@@ -79,6 +79,17 @@ class RouteStore:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), standing=_standing(row))
 
+    async def check(self, db: str, route_id: str) -> None:
+        """Refuse a route that does not exist.
+
+        Raises:
+            NoSuchRouteError: There is none.
+        """
+        async with connection(self._pool) as postgres:
+            found = await postgres.fetchval("SELECT 1 FROM routes WHERE db = $1 AND id = $2", db, route_id)
+        if found is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
+
     async def target(self, db: str, route_id: str) -> Target:
         """Return what an attempt needs, in one look.
 

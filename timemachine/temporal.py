@@ -1,6 +1,7 @@
 """The door to Temporal: connection, payloads, search attributes."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from temporalio.converter import (
 )
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from timemachine.errors import BusyError, UnavailableError
 from timemachine.hasty import HastyServiceClient
@@ -80,6 +81,8 @@ _AWAY = frozenset(
 
 DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
 
+_ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
+
 
 async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: str | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
@@ -92,6 +95,9 @@ async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: s
     Raises:
         RuntimeError: Not lazy, and Temporal does not answer.
     """
+    # All that the SDK's threads bring has to take its turn with Python. Handing over among several of them costs more
+    # than it gains, 6 % of a worker's CPU; an operator's own number counts.
+    os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
     runtime = None
     if metrics_address:
         prometheus = PrometheusConfig(
@@ -100,7 +106,16 @@ async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: s
         runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
     config = ClientConfig.load_client_connect_config()
     config.setdefault("target_host", "localhost:7233")
-    client = await Client.connect(**config, data_converter=DATA_CONVERTER, lazy=lazy, runtime=runtime)
+    client = await Client.connect(
+        **config,
+        data_converter=DATA_CONVERTER,
+        lazy=lazy,
+        runtime=runtime,
+        # There is nothing to be saved on the way to a server on this machine.
+        grpc_compression=GrpcCompression.NONE
+        if config["target_host"].startswith(_ON_THIS_MACHINE)
+        else GrpcCompression.GZIP,
+    )
     return _made_hasty(client) if hasty else client
 
 
