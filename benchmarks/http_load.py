@@ -2,9 +2,13 @@
 
 import asyncio
 import re
+import time
 from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+
+_KEPT = 2.0
+"""Seconds that an idle connection is used again; the server closes one after five."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -16,7 +20,7 @@ class HttpLoad:
         """Name the server, as `http://host:port`."""
         parts = urlsplit(url)
         self._host, self._port = parts.hostname, parts.port
-        self._idle: list[_Connection] = []
+        self._idle: list[tuple[_Connection, float]] = []
 
     async def send(self, method: str, path: str, body: bytes = b"") -> int:
         """Send a request and return the answer's status; its body is read and dropped.
@@ -33,20 +37,20 @@ class HttpLoad:
         except BaseException:
             connection[1].close()
             raise
-        self._idle.append(connection)
+        self._idle.append((connection, time.monotonic()))
         return status
 
     async def _connection(self) -> _Connection:
         while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof():
+            (reader, writer), since = self._idle.pop()
+            if not reader.at_eof() and time.monotonic() - since < _KEPT:
                 return reader, writer
-            writer.close()  # the server closes what was idle for some seconds
+            writer.close()
         return await asyncio.open_connection(self._host, self._port)
 
     def close(self) -> None:
         """Close the connections, which must be idle."""
-        for _, writer in self._idle:
+        for (_, writer), _ in self._idle:
             writer.close()
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator
 from benchmarks.report import services_cpu
 from benchmarks.results import (
     BUCKETS_MS,
+    BURST,
     HALF,
     OURS,
     RAW,
@@ -54,7 +55,7 @@ def draw(run: Run, folder: Path) -> None:
 
 def _lateness(run: Run) -> Figure:
     """Draw, for some scenarios, how large a part of the jobs arrived within how many milliseconds."""
-    names = [name for name in (HALF, "burst", "slow receiver, 15 jobs/s") if run.of(name, OURS)]
+    names = [name for name in (HALF, *run.starting(BURST), "slow receiver, 15 jobs/s") if run.of(name, OURS)]
     figure, plots = _figure(len(names), height=3.0)
     for name, axes in zip(names, plots, strict=False):
         for contestant in (STRAIGHTFORWARD, OURS):
@@ -79,7 +80,7 @@ def _shares(found: Sequence[Spread]) -> list[float]:
 
 def _throughput(run: Run) -> Figure:
     """Draw the rates of creates, and of deliveries, as bars with the span of the rounds."""
-    deliveries = [name for name in ("burst", "sustained", "failing receiver") if run.starting(name)]
+    deliveries = [name for name in (*run.starting(BURST), "sustained", "failing receiver") if run.starting(name)]
     groups = {"creates a second": [*run.starting("creates, ")], "deliveries a second": deliveries}
     figure, plots = _figure(2, height=3.4)
     for axes, (title, names) in zip(plots, groups.items(), strict=True):
@@ -112,7 +113,7 @@ def _bars(axes: Axes, measured: Sequence[Sequence[Measurement]], contestant: str
 
 def _cpu(run: Run) -> Figure:
     """Draw the CPU of each process per job, one bar for each scenario and contestant."""
-    names = [name for name in ("burst", "sustained", HALF, "failing receiver") if run.of(name, OURS)]
+    names = [name for name in (*run.starting(BURST), "sustained", HALF, "failing receiver") if run.of(name, OURS)]
     rows = [(name, contestant) for name in names for contestant in (STRAIGHTFORWARD, OURS)][::-1]
     figure, (axes,) = _figure(1, height=0.6 + 0.38 * max(len(rows), 2))
     used = [_median_cpu(run.of(*row)) for row in rows]

@@ -8,7 +8,7 @@ import msgspec
 from benchmarks import limits, scenarios
 from benchmarks.arena import Arena, arena
 from benchmarks.contestants import Contestant
-from benchmarks.results import HALF, OURS, Measurement
+from benchmarks.results import BURST, HALF, OURS, Measurement
 from benchmarks.scenarios import SLOW_RATE
 from benchmarks.turn import begun
 from timemachine.local.terminal import say
@@ -22,7 +22,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
     creates: int
     """With one create in flight it is a quarter."""
-    burst: int
+    bursts: tuple[int, ...]
     rates: tuple[float, ...]
     steady_seconds: float
     sustained_seconds: float
@@ -33,7 +33,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 FULL = Size(
     creates=1000,
-    burst=1000,
+    bursts=(1_000, 2_000),
     rates=(5, 15, 30),
     steady_seconds=8,
     sustained_seconds=8,
@@ -43,7 +43,7 @@ FULL = Size(
 )
 QUICK = Size(
     creates=120,
-    burst=120,
+    bursts=(120,),
     rates=(15,),
     steady_seconds=4,
     sustained_seconds=4,
@@ -74,9 +74,10 @@ class Round:
 
     async def burst(self) -> AsyncIterator[Measurement]:
         """Many jobs due at one instant."""
-        for contestant in self._both:
-            turn = await begun(self._place, contestant, "burst", self._n)
-            yield await scenarios.burst(turn, count=self._size.burst)
+        for count in self._size.bursts:
+            for contestant in self._both:
+                turn = await begun(self._place, contestant, f"{BURST} {count:,}", self._n)
+                yield await scenarios.burst(turn, count=count)
 
     async def sustained(self) -> AsyncIterator[Measurement]:
         """As many jobs as can be delivered."""

@@ -5,7 +5,7 @@ from statistics import median
 
 import msgspec
 
-from benchmarks.results import Measurement, Run, Spread
+from benchmarks.results import BURST, Measurement, Run, Spread
 from benchmarks.targets import Target, targets
 from timemachine.local.children import ROOT
 
@@ -42,7 +42,7 @@ def report(run: Run) -> str:
     sections = {
         "Targets": [_targets(run)],
         "Creates": [_creates(run)],
-        "Burst": [_table(run, "burst", [*_RATES, *_LATENESS]), _table(run, "burst", [*_CPU, *_HISTORY])],
+        "Burst": [_table(run, BURST, [*_RATES, *_LATENESS]), _table(run, BURST, [*_CPU, *_HISTORY])],
         "Sustained": [_table(run, "sustained", [*_RATES, *_LATENESS]), _table(run, "sustained", [*_CPU, *_HISTORY])],
         "Steady": [_plot("lateness", "How many jobs arrived how late"), _table(run, "steady, ", [*_LATENESS, *_CPU])],
         "A receiver that fails once": [_table(run, "failing receiver", [*_RATES, *_CPU, *_HISTORY])],

@@ -14,6 +14,9 @@ BUCKETS_MS = (
 RAW, SAME_RAW, STRAIGHTFORWARD, OURS = "raw", "raw, same arguments", "straightforward", "timemachine"
 """The contestants' names."""
 
+BURST = "burst of"
+"""How the names of scenarios begin in which so many jobs come due at one instant."""
+
 HALF = "steady, half of sustained"
 """The scenario at half the rate that the straightforward implementation sustains."""
 

@@ -6,7 +6,8 @@ from statistics import median
 
 import msgspec
 
-from benchmarks.results import HALF, OURS, RAW, STRAIGHTFORWARD, Measurement, Run
+from benchmarks.results import BURST, HALF, OURS, RAW, STRAIGHTFORWARD, Measurement, Run
+from timemachine.settings import Settings
 
 Figure = Callable[[Measurement], float | None]
 
@@ -41,7 +42,7 @@ def targets(run: Run) -> list[Target]:
 
 def _rates(run: Run) -> list[Target]:
     def versus(scenario: str, other: str) -> tuple[float, ...]:
-        return _ratios(run, scenario, other, lambda one: one.per_second)
+        return _ratios(run, scenario, other, _per_second)
 
     return [
         *(
@@ -52,13 +53,14 @@ def _rates(run: Run) -> list[Target]:
             )
             for in_flight in (16, 64)
         ),
-        Target(
-            what="burst, arrivals a second / straightforward", values=versus("burst", STRAIGHTFORWARD), at_least=1.6
-        ),
-        Target(
-            what="burst, jobs closed a second / straightforward",
-            values=_ratios(run, "burst", STRAIGHTFORWARD, lambda one: one.notes.get("closed_per_second")),
-            at_least=1.6,
+        *(
+            Target(
+                what=f"{burst}, {what} a second / straightforward",
+                values=_ratios(run, burst, STRAIGHTFORWARD, figure),
+                at_least=1.6,
+            )
+            for burst in _bursts(run)
+            for what, figure in (("jobs closed", _closed), ("arrivals", _per_second))
         ),
         Target(
             what="sustained, jobs a second / straightforward", values=versus("sustained", STRAIGHTFORWARD), at_least=1.5
@@ -76,7 +78,7 @@ def _costs(run: Run) -> list[Target]:
             at_most=limit,
         )
         for process, limit in limits.items()
-        for scenario in ("burst", "sustained")
+        for scenario in (*_bursts(run), "sustained")
     ]
 
 
@@ -96,7 +98,7 @@ def _limits(run: Run) -> list[Target]:
     levels = run.starting("waiting, ")
     first, last = (min(levels, key=_level, default=""), max(levels, key=_level, default=""))
     where = f"{_level(last):,} / {_level(first):,} waiting" if levels else "most / fewest waiting"
-    lost = [one.notes["lost"] for one in run.of("overload", OURS)]
+    overloads = run.of("overload", OURS)
     return [
         Target(
             what=f"memory of the worker, {where}",
@@ -105,10 +107,15 @@ def _limits(run: Run) -> list[Target]:
         ),
         Target(
             what=f"creates a second, {where}",
-            values=_between(levels.get(first, []), levels.get(last, []), lambda one: one.per_second),
+            values=_between(levels.get(first, []), levels.get(last, []), _per_second),
             at_least=0.9,
         ),
-        Target(what="jobs lost in the overload", values=tuple(lost), at_most=0),
+        Target(what="jobs lost in the overload", values=tuple(one.notes["lost"] for one in overloads), at_most=0),
+        Target(
+            what="answer to an accepted create in the overload, p99, ms",
+            values=tuple(one.answers.p99 for one in overloads if one.answers),
+            at_most=1_000 * Settings().request_timeout,
+        ),
     ]
 
 
@@ -121,6 +128,19 @@ def _between(others: Iterable[Measurement], ours: Iterable[Measurement], figure:
     theirs = {one.round: figure(one) for one in others}
     pairs = [(figure(one), theirs.get(one.round)) for one in ours]
     return tuple(mine / other for mine, other in pairs if mine is not None and other)
+
+
+def _bursts(run: Run) -> list[str]:
+    """Return the names of the bursts that were measured, or one for none."""
+    return list(run.starting(BURST)) or ["burst"]
+
+
+def _per_second(one: Measurement) -> float:
+    return one.per_second
+
+
+def _closed(one: Measurement) -> float | None:
+    return one.notes.get("closed_per_second")
 
 
 def _cpu(process: str, one: Measurement) -> float | None:

@@ -72,8 +72,8 @@ def run() -> Run:
         one("creates, 16 in flight", OURS, 96, n=0),
         one("creates, 16 in flight", RAW, 100, n=1),
         one("creates, 16 in flight", OURS, 88, n=1),
-        one("burst", STRAIGHTFORWARD, 20, late=(5, 100), closed_per_second=18),
-        one("burst", OURS, 50, late=(3, 40), closed_per_second=45, worker_until_due=0.25),
+        one("burst of 90", STRAIGHTFORWARD, 20, late=(5, 100), closed_per_second=18),
+        one("burst of 90", OURS, 50, late=(3, 40), closed_per_second=45, worker_until_due=0.25),
         one(HALF, STRAIGHTFORWARD, 10, late=(5, 100)),
         one(HALF, OURS, 10, late=(2, 60)),
         one("waiting, 1000 jobs", OURS, 100, waiting=1000),
@@ -128,10 +128,10 @@ def test_ratios_are_of_the_same_round(run: Run) -> None:
 @pytest.mark.parametrize(
     ("what", "value", "reached"),
     [
-        ("burst, arrivals a second", 2.5, True),
-        ("burst, jobs closed a second", 2.5, True),
-        ("burst, CPU of worker", 0.4, True),
-        ("burst, CPU of Temporal", 0.4, True),
+        ("burst of 90, arrivals a second", 2.5, True),
+        ("burst of 90, jobs closed a second", 2.5, True),
+        ("burst of 90, CPU of worker", 0.4, True),
+        ("burst of 90, CPU of Temporal", 0.4, True),
         ("p99 lateness", 0.6, True),
         ("smallest lateness", 2, True),
         ("memory of the worker, 50,000 / 1,000", 50, False),
@@ -155,20 +155,20 @@ def test_nothing_measured_reaches_nothing() -> None:
 
 
 def test_runs_are_merged_round_after_round() -> None:
-    first, second = run_of(one("burst", OURS, 10), rounds=2), run_of(one("burst", OURS, 20), rounds=1)
+    first, second = run_of(one("burst of 90", OURS, 10), rounds=2), run_of(one("burst of 90", OURS, 20), rounds=1)
     both = merged([first, second])
 
     assert both.rounds == 3
-    assert [(found.round, found.per_second) for found in both.of("burst", OURS)] == [(0, 10), (2, 20)]
+    assert [(found.round, found.per_second) for found in both.of("burst of 90", OURS)] == [(0, 10), (2, 20)]
 
 
 def test_early_and_lost_jobs_are_problems(run: Run) -> None:
     assert problems(run) == []
 
-    found = problems(run_of(one("burst", OURS, 10, late=(-0.5, 3)), one("overload", OURS, 10, lost=2)))
+    found = problems(run_of(one("burst of 90", OURS, 10, late=(-0.5, 3)), one("overload", OURS, 10, lost=2)))
 
     assert found == [
-        "burst, timemachine, round 1: a job was 0.5 ms early",
+        "burst of 90, timemachine, round 1: a job was 0.5 ms early",
         "overload, timemachine, round 1: 2 jobs were lost",
     ]
 
@@ -193,7 +193,7 @@ def test_the_report_has_medians_targets_and_where_it_was(run: Run) -> None:
     assert "| creates a second, 16 in flight / raw | 0.92 (0.88 to 0.96) | >= 0.9 | yes |" in text
     assert "| creates a second, 50,000 / 1,000 waiting | 0.80 | >= 0.9 | **no** |" in text
     assert re.search(r"\| creates, 16 in flight \| timemachine \| 92 \(88 to 96\) \|", text)
-    assert "| burst | timemachine | 50 | 45 | 3 | 3 | 40 | 40 |" in text
+    assert "| burst of 90 | timemachine | 50 | 45 | 3 | 3 | 40 | 40 |" in text
 
 
 def test_every_row_of_a_table_has_as_many_cells(run: Run) -> None:

