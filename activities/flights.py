@@ -31,7 +31,8 @@ async def end_of(flight: asyncio.Future[Delivered]) -> Delivered:
     Raises:
         ApplicationError: How it failed; anew each time, since what is raised grows a traceback.
     """
-    await asyncio.wait([flight])
+    if not flight.done():
+        await asyncio.wait([flight])
     if error := flight.exception():
         raise copy_of(error)
     return flight.result()

@@ -7,7 +7,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -27,6 +27,9 @@ MAX_ANSWER_BYTES = 64 * 1024
 
 BODY_TIME = 1.0
 """Seconds that the body of an answer may take once its head is there; a slower one costs its connection."""
+
+URLS_KEPT = 1000
+"""URLs that are kept as they were found to be callable."""
 
 IDLE_TIME = 5.0
 """Seconds that a connection is kept for the next delivery to the same receiver."""
@@ -90,7 +93,8 @@ class WebhookClient:
         """
         self._timeout = timeout
         self._places = asyncio.Semaphore(max_connections)
-        self._targets = targets
+        # Depends on nothing else, and many deliveries go to the same URL.
+        self._called = lru_cache(URLS_KEPT)(partial(_called, targets))
         self._system = SystemResolver()
         look_up = resolve or self._system
         self._connector = (
@@ -179,34 +183,6 @@ class WebhookClient:
             },
         )
 
-    def _called(self, url: str) -> httpx.URL:
-        """Return the URL to call, made of the parts that are checked here: httpx does not read its text again.
-
-        Raises:
-            BlockedTargetError: Its host is an address that may not be called.
-            ValueError: Its host would be another one to httpx.
-        """
-        parts = urlsplit(url)
-        host = self._host(parts.hostname or "")
-        if not host:
-            raise ValueError("no host")
-        query = parts.query.encode("ascii") or None
-        called = httpx.URL(scheme=parts.scheme, host=host, port=parts.port, path=parts.path, query=query)
-        if called.raw_host != host.encode("ascii"):
-            raise ValueError("another host")
-        return called
-
-    def _host(self, name: str) -> str:
-        """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
-
-        Raises:
-            BlockedTargetError: It is an address that may not be called.
-        """
-        literal = literal_address(name)
-        if literal and not self._targets.may_call(literal):
-            raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
-        return str(literal or name)
-
 
 class _Transport(httpx.AsyncBaseTransport):
     """Sends what httpx asks for through our own connections, which are checked."""
@@ -259,6 +235,36 @@ class _Body(httpx.AsyncByteStream):
             await self._response.aclose()
         finally:
             await self._give_back()
+
+
+def _called(targets: Targets, url: str) -> httpx.URL:
+    """Return the URL to call, made of the parts that are checked here: httpx does not read its text again.
+
+    Raises:
+        BlockedTargetError: Its host is an address that may not be called.
+        ValueError: Its host would be another one to httpx.
+    """
+    parts = urlsplit(url)
+    host = _host(targets, parts.hostname or "")
+    if not host:
+        raise ValueError("no host")
+    query = parts.query.encode("ascii") or None
+    called = httpx.URL(scheme=parts.scheme, host=host, port=parts.port, path=parts.path, query=query)
+    if called.raw_host != host.encode("ascii"):
+        raise ValueError("another host")
+    return called
+
+
+def _host(targets: Targets, name: str) -> str:
+    """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
+
+    Raises:
+        BlockedTargetError: It is an address that may not be called.
+    """
+    literal = literal_address(name)
+    if literal and not targets.may_call(literal):
+        raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
+    return str(literal or name)
 
 
 def _proxy(url: str) -> httpcore.Proxy:
