@@ -25,6 +25,9 @@ from timemachine.targets import Targets, literal_address
 MAX_ANSWER_BYTES = 64 * 1024
 """Bytes of an answer that are read; a longer one costs its connection."""
 
+LAST_LOOK = 0.05
+"""Seconds in which an answer may be read that was there when the time was over."""
+
 BODY_TIME = 1.0
 """Seconds that the body of an answer may take once its head is there; a slower one costs its connection."""
 
@@ -158,7 +161,7 @@ class WebhookClient:
             self._places.release()
 
     async def _answer(self, request: httpx.Request, deadline: float) -> Answer:
-        async with self._connector.none_left_behind(), asyncio.timeout_at(deadline):
+        async with self._connector.none_left_behind(), _until(deadline):
             response = await self._transport.handle_async_request(request)
         try:
             return Answer(
@@ -299,6 +302,22 @@ def _tls_reason(error: Exception) -> str:
         return cause.verify_message
     reason = getattr(cause, "reason", None)
     return str(reason).replace("_", " ").lower() if reason else "the receiver hung up"
+
+
+@asynccontextmanager
+async def _until(deadline: float) -> AsyncIterator[None]:
+    """Limit the time of what is inside, but let it see what has arrived by then.
+
+    When all of the process was stopped meanwhile, as by a move of its machine, the limit is over before an answer that
+    lies in the socket could be read; to throw that away would deliver the job once more.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        over = loop.call_at(deadline, lambda: limit.reschedule(loop.time() + LAST_LOOK))
+        try:
+            yield
+        finally:
+            over.cancel()
 
 
 async def _first_bytes(response: httpx.Response, deadline: float) -> bytes:

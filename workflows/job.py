@@ -25,10 +25,14 @@ AT_ONCE_LIMIT = timedelta(seconds=5)
 """Longest time that a workflow task is held by the first attempt; the server takes the task for lost after ten."""
 
 LOOK_LIMIT = timedelta(seconds=10)
+LOOK_RETRY = RetryPolicy(maximum_interval=timedelta(seconds=5))
 
 LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=4), timedelta(days=1))
 """Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
 moment in which the others were released, and a signal that was missed must not lose it."""
+
+EVERY_CANCEL_ASKS = "every-cancel-asks-the-log"
+"""Id of a change to the workflow. Stored: do not rename."""
 
 TOO_LATE = "TooLate"
 """Error type of an update that came after the first attempt had begun."""
@@ -179,7 +183,7 @@ class JobWorkflow:
             Deliveries.settle,
             self._delivery,
             start_to_close_timeout=LOOK_LIMIT,
-            retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=5)),
+            retry_policy=LOOK_RETRY,
             summary="was the job taken before it was cancelled?",
         )
         with suppress(asyncio.CancelledError):
@@ -216,15 +220,18 @@ class JobWorkflow:
     async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
         """Return what the log has of an attempt whose worker died, for it may have been taken.
 
+        That one has died is not to be seen here once the attempt waits to be made again.
+
         Raises:
-            asyncio.CancelledError: It was not taken, as far as anybody knows.
+            asyncio.CancelledError: None was taken, as far as anybody knows.
         """
-        if isinstance(error.cause, ActivityTimeout):
+        if isinstance(error.cause, ActivityTimeout) or workflow.patched(EVERY_CANCEL_ASKS):
             taken = await workflow.execute_activity_method(
                 Deliveries.find_taken,
                 self._delivery,
                 start_to_close_timeout=LOOK_LIMIT,
-                summary="was the attempt taken whose worker died?",
+                retry_policy=LOOK_RETRY,
+                summary="was an attempt taken whose worker died?",
             )
             if taken:
                 return taken

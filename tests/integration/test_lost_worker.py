@@ -2,7 +2,9 @@
 
 import asyncio
 import uuid
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -73,9 +75,9 @@ def own(settings: Settings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch)
     return replace(settings, task_queue=f"lost-{uuid.uuid4().hex}")
 
 
-@pytest.mark.timeout(150)
-@pytest.mark.parametrize(("taken", "end"), [(True, "delivered"), (False, "cancelled")], ids=["taken", "not taken"])
-async def test_a_cancel_after_the_worker_died(own: Settings, client: Client, db: str, taken: bool, end: str) -> None:
+@asynccontextmanager
+async def dying_worker(client: Client, own: Settings, db: str, *, taken: bool) -> AsyncIterator[tuple[Service, Dying]]:
+    """Run a worker whose attempts die, and an API."""
     async with open_pool(own) as pool, serving(create_app(own)) as api:
         service = Service(api, db)
         await service.add_route("http://127.0.0.1:1/")
@@ -90,13 +92,42 @@ async def test_a_cancel_after_the_worker_died(own: Settings, client: Client, db:
                 workflow_runner=UnsandboxedWorkflowRunner(),
                 activities=[dying.deliver_at_once, dying.deliver, real.find_taken],
             ):
-                job_id = await service.create(0)
-                await dying.reached.wait()
+                yield service, dying
 
-                # Nobody knows yet how the attempt ended.
-                assert refused(await service.cancel(job_id)) == (503, "E015")
 
-                job = await service.wait_for_end(job_id, limit=100)
-                assert job["state"] == end
-                answer: httpx.Response = await service.cancel(job_id)
-                assert refused(answer) == (400, "E006")
+each_end = pytest.mark.parametrize(
+    ("taken", "end"), [(True, "delivered"), (False, "cancelled")], ids=["taken", "not taken"]
+)
+
+
+@pytest.mark.timeout(150)
+@each_end
+async def test_a_cancel_after_the_worker_died(own: Settings, client: Client, db: str, taken: bool, end: str) -> None:
+    async with dying_worker(client, own, db, taken=taken) as (service, dying):
+        job_id = await service.create(0)
+        await dying.reached.wait()
+
+        # Nobody knows yet how the attempt ended.
+        assert refused(await service.cancel(job_id)) == (503, "E015")
+
+        job = await service.wait_for_end(job_id, limit=100)
+        assert job["state"] == end
+        answer: httpx.Response = await service.cancel(job_id)
+        assert refused(answer) == (400, "E006")
+
+
+@each_end
+async def test_a_cancel_before_the_lost_attempt_is_made_again(
+    own: Settings, client: Client, db: str, monkeypatch: pytest.MonkeyPatch, taken: bool, end: str
+) -> None:
+    monkeypatch.setattr("workflows.job.ATTEMPT_LIMIT", timedelta(seconds=1))
+    async with dying_worker(client, own, db, taken=taken) as (service, dying):
+        job_id = await service.create(0)
+        await dying.reached.wait()
+        while "next_attempt_time" not in await service.find(job_id):
+            await asyncio.sleep(0.05)
+
+        answer = await service.cancel(job_id)
+
+        assert (await service.find(job_id))["state"] == end
+        assert answer.status_code == (400 if taken else 200)

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import socket
+import threading
+import time
 
 import pytest
 
@@ -61,6 +64,28 @@ async def unfinished_head(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 async def test_a_receiver_without_an_answer_in_time(script: Script) -> None:
     with pytest.raises(NoAnswerError, match=r"no answer within 1 s"):
         await post(script)
+
+
+async def test_an_answer_counts_that_came_while_the_whole_process_was_stopped() -> None:
+    asked, stopped = threading.Event(), threading.Event()
+
+    def receive(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1_000)
+            asked.set()
+            stopped.wait()
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            receiving = asyncio.create_task(asyncio.to_thread(receive, listener))
+            posting = asyncio.create_task(client.post(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"", {}))
+            await asyncio.to_thread(asked.wait)
+            stopped.set()
+            time.sleep(TIMEOUT)  # noqa: ASYNC251 - stops the whole process, beyond the limit
+            assert (await posting).taken
+            await receiving
 
 
 @pytest.mark.parametrize("then", [silence, flood, drip], ids=["stalls", "never ends", "drips"])

@@ -56,6 +56,11 @@ async def cancelled_between_attempts(service: Service, receiver: Receiver) -> st
     return job_id
 
 
+async def cancelled_after_the_log_was_asked(service: Service, receiver: Receiver) -> str:
+    """As the story before it, which is recorded from when nobody asked."""
+    return await cancelled_between_attempts(service, receiver)
+
+
 async def cancelled_in_flight_but_taken(service: Service, receiver: Receiver) -> str:
     answered = asyncio.Event()
 
@@ -165,6 +170,7 @@ STORIES: list[Callable[[Service, Receiver], Awaitable[str]]] = [
     changed_then_delivered,
     cancelled_while_waiting,
     cancelled_between_attempts,
+    cancelled_after_the_log_was_asked,
     cancelled_in_flight_but_taken,
     cancelled_while_the_task_is_held,
     delivered_at_the_second_attempt,

@@ -48,6 +48,7 @@ def test_every_kind_of_story_is_recorded() -> None:
         "at_once_changed_then_delivered",
         "at_once_cancelled_while_waiting",
         "at_once_cancelled_between_attempts",
+        "at_once_cancelled_after_the_log_was_asked",
         "at_once_cancelled_in_flight_but_taken",
         "at_once_cancelled_while_the_task_is_held",
         "at_once_delivered_at_the_second_attempt",
