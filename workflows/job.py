@@ -31,7 +31,7 @@ LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20)
 """Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
 moment in which the others were released, and a signal that was missed must not lose it."""
 
-EVERY_CANCEL_ASKS = "every-cancel-asks-the-log"
+EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
 """Id of a change to the workflow. Stored: do not rename."""
 
 TOO_LATE = "TooLate"
