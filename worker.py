@@ -25,7 +25,7 @@ from timemachine.process import run as run_program
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
-from timemachine.temporal import connect
+from timemachine.temporal import connect, on_one_thread
 from timemachine.vault import Vault
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
@@ -123,6 +123,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 async def main() -> int:
     """Run until SIGTERM or SIGINT, and return the exit status: 0 only after a stop that was asked for."""
     configure_logging()
+    on_one_thread(os.environ)
     activity.logger.activity_info_on_message = False  # it is in the line's own field
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):

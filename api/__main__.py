@@ -11,11 +11,13 @@ from timemachine.errors import SettingsError
 from timemachine.process import leave
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
+from timemachine.temporal import on_one_thread
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT, and return the exit status."""
     configure_logging()
+    on_one_thread(os.environ)
     for signum in (signal.SIGTERM, signal.SIGINT):
         # While uvicorn serves, it takes these itself, and raises them again once it has shut down.
         signal.signal(signum, lambda *_: leave(0))

@@ -1,8 +1,7 @@
 """The door to Temporal: connection, payloads, search attributes."""
 
 import asyncio
-import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -84,6 +83,15 @@ DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
 _ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
 
 
+def on_one_thread(environment: MutableMapping[str, str]) -> None:
+    """Let the SDK work on one thread, where the process's environment does not say on how many.
+
+    All that its threads bring has to take its turn with Python: to hand over among several of them costs more than it
+    gains, 6 % of a worker's CPU. To be called before the first connect.
+    """
+    environment.setdefault("TOKIO_WORKER_THREADS", "1")
+
+
 async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: str | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
 
@@ -95,9 +103,6 @@ async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: s
     Raises:
         RuntimeError: Not lazy, and Temporal does not answer.
     """
-    # All that the SDK's threads bring has to take its turn with Python. Handing over among several of them costs more
-    # than it gains, 6 % of a worker's CPU; an operator's own number counts.
-    os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
     runtime = None
     if metrics_address:
         prometheus = PrometheusConfig(
