@@ -61,11 +61,15 @@ POSTGRES_RETRY = timedelta(seconds=10)
 AT_ONCE = 1.0
 """Seconds that a workflow task waits for its attempt. One that takes longer goes on, and is joined by the activity."""
 
+NOT_YET = "NotYet"
+"""Error type of an attempt that was not made because its turn has not come."""
+
 _NOT_TAKEN = frozenset({"AttemptFailed", "Blocked", "Expired", "Held"})
 """Error types of attempts of which it is known that the receiver did not take the job."""
 
-NOT_YET = "NotYet"
-"""Error type of an attempt that was not made because its turn has not come."""
+_STALE = 25.0
+"""Seconds after which a run makes no attempt any more: its worker was stopped meanwhile, and while the attempt is under
+way, the run would be taken for lost."""
 
 LOST_AFTER = timedelta(seconds=60)
 """Time after which a first attempt that left no trace in the log is taken for lost with its worker."""
@@ -129,12 +133,14 @@ class Deliveries:
             ApplicationError: Not delivered this time. Carries the wait until the next attempt, or is not retryable
                 when there is to be none.
         """
+        began = time.monotonic()
         try:
             if delivery.first and not activity.info().heartbeat_details:
-                if delivery.first.type == UNSURE and (taken := await self._end_of_first(delivery)):
+                known = delivery.first.type in _NOT_TAKEN or delivery.first.type == NOT_YET
+                if not known and (taken := await self._end_of_first(delivery)):
                     return taken
                 _check_time(delivery.first, delivery.made)
-            return await self._next(delivery)
+            return await self._next(delivery, began)
         except UnavailableError as error:
             _postpone(str(error), POSTGRES_RETRY, type="Unavailable")
         except ApplicationError as error:
@@ -165,7 +171,7 @@ class Deliveries:
                 return taken
         except ApplicationError as error:
             if error.type in _NOT_TAKEN:
-                return None
+                return await self.find_taken(delivery)
         last = await self._end_of_first_elsewhere(delivery)
         return _delivered_then(delivery.job, last) if last and last.kind is Kind.TAKEN else None
 
@@ -174,6 +180,7 @@ class Deliveries:
 
         What fails before that is known says nothing of an earlier workflow task, and is unsure.
         """
+        began = time.monotonic()
         await _until_due(delivery.job, type=UNSURE)
         try:
             target = await self._first_target(delivery)
@@ -182,7 +189,7 @@ class Deliveries:
         if target is None:
             raise _unsure("another worker may be making the attempt")
         try:
-            return await self._to(target, delivery, 1)
+            return await self._to(target, delivery, 1, began)
         except ApplicationError as error:
             if error.type == NOT_YET:
                 with suppress(UnavailableError):
@@ -234,12 +241,12 @@ class Deliveries:
             _postpone("another worker may be making the attempt", ASK_AGAIN, type=UNSURE)
         return last
 
-    async def _next(self, delivery: Delivery) -> Delivered:
+    async def _next(self, delivery: Delivery, began: float) -> Delivered:
         await _until_due(delivery.job)
         number = _attempts_made(delivery) + 1
         if activity.info().attempt > 1 and (taken := await self.find_taken(delivery)):
             return taken
-        return await self._to(await self._target(delivery, number), delivery, number)
+        return await self._to(await self._target(delivery, number), delivery, number, began)
 
     async def _target(self, delivery: Delivery, number: int) -> Target:
         job = delivery.job
@@ -255,17 +262,19 @@ class Deliveries:
         except NoSuchRouteError as error:
             raise _without_route(error, job, 1) from None
 
-    async def _to(self, target: Target, delivery: Delivery, number: int) -> Delivered:
+    async def _to(self, target: Target, delivery: Delivery, number: int, began: float) -> Delivered:
         _check_deadline(delivery.job, number)
         _check_open(target, number)
-        return await self._in_turn(delivery, target, number)
+        return await self._in_turn(delivery, target, number, began)
 
-    async def _in_turn(self, delivery: Delivery, target: Target, number: int) -> Delivered:
+    async def _in_turn(self, delivery: Delivery, target: Target, number: int, began: float) -> Delivered:
         """Make the attempt when the route has a place for it, or put it off."""
         job, limit = delivery.job, target.route.max_in_flight
         place = self._routes.place(job.db, job.route, _run_id(), limit) if limit else nullcontext()
         try:
             async with self._turns.turn(job.route_key, limit), place:
+                if time.monotonic() - began > _STALE:
+                    raise NotYetError(1.0, "the worker was stopped meanwhile")
                 return await self._attempt(delivery, target, number)
         except (NotYetError, UnavailableError) as error:  # of the two places: an attempt raises neither
             wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()

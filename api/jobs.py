@@ -225,7 +225,7 @@ def check_key(db: str, collection: str, job_id: str) -> str:
 
 def _is_same(existing: Snapshot, job: Job) -> bool:
     """Return whether a create is a repetition. After a cancel it is not: the client wants the job again."""
-    same = msgspec.structs.replace(existing.job, message_id=None, at_once=False) == job
+    same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0) == job
     return same and existing.shown.state is not State.CANCELLED
 
 

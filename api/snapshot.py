@@ -120,8 +120,9 @@ async def _show(client: Client, run: Run, description: WorkflowExecutionDescript
         held: Held = await description.memo_value(HELD_SINCE, type_hint=Held)
         state = State.DELIVERING if held.made else State.SCHEDULED
         return replace(shown, state=state, attempts=held.made or UNSET, held=held.reason)
-    if pending := description.raw_description.pending_activities:
-        return await _with_attempts(client, pending[0], shown)
+    for pending in description.raw_description.pending_activities:
+        if pending.activity_type.name == "deliver":
+            return await _with_attempts(client, pending, shown)
     if job.trigger_at <= datetime.now(UTC) and (_at_work(description) or await _attempted(run)):
         return replace(shown, state=State.DELIVERING)
     return shown

@@ -140,9 +140,9 @@ def _asked(retry_after: str | None, now: datetime) -> float | None:
         return float(number[:12])
     try:
         at = parsedate_to_datetime(retry_after)
-    except ValueError:
+        return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
+    except (ValueError, OverflowError):
         return None
-    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
 
 
 def expired(job: Job, at: datetime) -> bool:

@@ -77,9 +77,9 @@ class TooManySecretsError(BusyError):
 class NotYetError(TimemachineError):
     """The route has as many requests in flight as it may have."""
 
-    def __init__(self, after: float) -> None:
-        """Take the seconds after which it is worth asking again."""
-        super().__init__()
+    def __init__(self, after: float, message: str | None = None) -> None:
+        """Take the seconds after which it is worth asking again, and why, where that is something else."""
+        super().__init__(message)
         self.after = after
 
 

@@ -26,7 +26,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 """Bytes of an answer that are read; a longer one costs its connection."""
 
 LAST_LOOK = 0.05
-"""Seconds in which an answer may be read that was there when the time was over."""
+"""Seconds in which an answer may still be read, when the process was stopped while the time ran out."""
 
 BODY_TIME = 1.0
 """Seconds that the body of an answer may take once its head is there; a slower one costs its connection."""
@@ -306,18 +306,23 @@ def _tls_reason(error: Exception) -> str:
 
 @asynccontextmanager
 async def _until(deadline: float) -> AsyncIterator[None]:
-    """Limit the time of what is inside, but let it see what has arrived by then.
+    """Limit the time of what is inside, but let it see what had arrived by then.
 
     When all of the process was stopped meanwhile, as by a move of its machine, the limit is over before an answer that
     lies in the socket could be read; to throw that away would deliver the job once more.
     """
     loop = asyncio.get_running_loop()
+
+    def over() -> None:
+        stopped = loop.time() - deadline > LAST_LOOK
+        limit.reschedule(loop.time() + (LAST_LOOK if stopped else 0.0))
+
     async with asyncio.timeout(None) as limit:
-        over = loop.call_at(deadline, lambda: limit.reschedule(loop.time() + LAST_LOOK))
+        timer = loop.call_at(deadline, over)
         try:
             yield
         finally:
-            over.cancel()
+            timer.cancel()
 
 
 async def _first_bytes(response: httpx.Response, deadline: float) -> bytes:

@@ -152,7 +152,7 @@ async def redeliver(client: Client, run: JobRun, *, task_queue: str, by: str | N
     delivered = run.status is WorkflowExecutionStatus.COMPLETED
     await start_job(
         client,
-        msgspec.structs.replace(run.job, message_id=run.message_id),
+        msgspec.structs.replace(run.job, message_id=run.message_id, made=0),
         task_queue=task_queue,
         # Of two at once the second is then refused, though the first one's delivery may have come to its end.
         reuse=(

@@ -50,6 +50,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     at_once: bool = False
     """Whether the first attempt is made within the workflow task. Set at the start of a run, for all that it does; runs
     from before there was such an attempt are without it."""
+    made: int = 0
+    """Attempts made in the runs that this one continues with a short history."""
 
     @property
     def workflow_id(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import NoReturn
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
@@ -31,8 +32,9 @@ LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20)
 """Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
 moment in which the others were released, and a signal that was missed must not lose it."""
 
+# Ids of changes to the workflow. Stored: do not rename.
 EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
-"""Id of a change to the workflow. Stored: do not rename."""
+HELD_ARE_CUT = "2026-11-held-jobs-are-continued-as-new"
 
 TOO_LATE = "TooLate"
 """Error type of an update that came after the first attempt had begun."""
@@ -51,8 +53,8 @@ class JobWorkflow:
         self._job = job
         self._at_once = job.at_once
         self._first: FirstAttempt | None = None
-        self._attempted = False
-        self._made = 0
+        self._attempted = job.made > 0
+        self._made = job.made
         self._looks = 0
         self._release_at: datetime | None = None
 
@@ -75,6 +77,8 @@ class JobWorkflow:
             if isinstance(outcome, Delivered):
                 return outcome
             await self._hold(outcome)
+            if workflow.info().is_continue_as_new_suggested() and workflow.patched(HELD_ARE_CUT):
+                await self._continue_as_new()
 
     @workflow.update(name="change")
     def change(self, job: Job) -> None:
@@ -101,9 +105,13 @@ class JobWorkflow:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
         while (wait := self._job.trigger_at - workflow.now()) > timedelta(0):
             if workflow.info().is_continue_as_new_suggested():
-                await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once))
+                await self._continue_as_new()
             await self._pass(wait)
+
+    async def _continue_as_new(self) -> NoReturn:
+        """Go on as a new run with a short history: each change and each look of a held job has the whole job in it."""
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once, made=self._made))
 
     async def _pass(self, wait: timedelta) -> None:
         """Let time pass, until the trigger time is moved or the history has grown long at the latest."""

@@ -1,14 +1,15 @@
 """Routes that are paused or disabled hold their jobs, without using up attempts, and let them go again."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service, refused
+from tests.receiver import Received, Receiver, response, take
+from tests.service import ROUTE, Service, a_job, refused
 
 
 async def pause(service: Service, reason: str = "maintenance") -> None:
@@ -151,3 +152,52 @@ async def test_a_disabled_route_holds_what_comes_after(service: Service, receive
     await resume(service)
 
     assert await receiver.wait_for(job_id)
+
+
+async def test_a_held_job_survives_very_many_changes(service: Service, receiver: Receiver, client: Client) -> None:
+    """Its history is cut before Temporal would end it."""
+    await pause(service)
+    job_id = await service.create(0)
+    workflow = client.get_workflow_handle(f"{service.db}/c/{job_id}")
+    first = (await workflow.describe()).run_id
+
+    for n in range(10):
+        await wait_until_held(service, job_id)
+        answer = await service.change(job_id, 0, meta=[n, "x" * 250_000])
+        assert answer.status_code == 200, answer.text
+    await wait_until_held(service, job_id)
+    assert (await workflow.describe()).run_id != first
+    await resume(service)
+    (received,) = await receiver.wait_for(job_id)
+
+    assert received.body.startswith(b"[9,")
+    assert received.headers["webhook-id"] == f"msg_{first.replace('-', '')}"
+
+
+async def test_a_job_that_is_held_for_very_long_keeps_count_of_its_attempts(
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.job.LOOK_AGAIN", (timedelta(seconds=0.05),))
+
+    async def refuse(_: Received) -> bytes:
+        await pause(service)
+        return response(500)
+
+    receiver.answer = refuse
+    job = a_job(0, meta="x" * 250_000)
+    await service.api.post(service.jobs, json=job)
+    workflow = client.get_workflow_handle(f"{service.db}/c/{job['id']}")
+    first = (await workflow.describe()).run_id
+    async with asyncio.timeout(40):
+        while (await workflow.describe()).run_id == first:
+            await asyncio.sleep(0.05)
+    assert (await wait_until_held(service, job["id"]))["attempts"] == 1
+    # A repeated create still finds the same job.
+    assert (await service.api.post(service.jobs, json=job)).status_code == 200
+
+    receiver.answer = take
+    await resume(service)
+    _, received = await receiver.wait_for(job["id"], 2)
+
+    assert received.headers["timemachine-attempt"] == "2"
+    assert (await service.wait_for_state(job["id"], "delivered"))["attempts"] == 2

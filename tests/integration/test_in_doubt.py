@@ -77,3 +77,19 @@ async def test_what_was_taken_counts_though_it_cannot_be_logged(
         await postgres.close()
     assert (await service.wait_for_end(job_id))["state"] == "delivered"
     assert len(receiver.of(job_id)) == 1
+
+
+async def test_a_worker_that_was_stopped_for_too_long_makes_no_attempt(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may have taken the attempt for lost by then, and made it."""
+    monkeypatch.setattr("activities.deliver._STALE", -1.0)
+    job_id = await service.create(0)
+    while (await service.find(job_id)).get("last_error") != "the worker was stopped meanwhile":
+        await asyncio.sleep(0.05)
+    assert receiver.received == []
+
+    monkeypatch.undo()
+
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert len(receiver.of(job_id)) == 1

@@ -75,8 +75,15 @@ def own(settings: Settings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch)
     return replace(settings, task_queue=f"lost-{uuid.uuid4().hex}")
 
 
+@activity.defn(name="find_taken")
+async def find_nothing_out(delivery: Delivery) -> Delivered | None:
+    raise ApplicationError("Postgres does not answer")
+
+
 @asynccontextmanager
-async def dying_worker(client: Client, own: Settings, db: str, *, taken: bool) -> AsyncIterator[tuple[Service, Dying]]:
+async def dying_worker(
+    client: Client, own: Settings, db: str, *, taken: bool, finds: bool = True
+) -> AsyncIterator[tuple[Service, Dying]]:
     """Run a worker whose attempts die, and an API."""
     async with open_pool(own) as pool, serving(create_app(own)) as api:
         service = Service(api, db)
@@ -90,7 +97,7 @@ async def dying_worker(client: Client, own: Settings, db: str, *, taken: bool) -
                 task_queue=own.task_queue,
                 workflows=[JobWorkflow],
                 workflow_runner=UnsandboxedWorkflowRunner(),
-                activities=[dying.deliver_at_once, dying.deliver, real.find_taken],
+                activities=[dying.deliver_at_once, dying.deliver, real.find_taken if finds else find_nothing_out],
             ):
                 yield service, dying
 
@@ -131,3 +138,21 @@ async def test_a_cancel_before_the_lost_attempt_is_made_again(
 
         assert (await service.find(job_id))["state"] == end
         assert answer.status_code == (400 if taken else 200)
+
+
+async def test_that_the_log_is_asked_is_not_shown_as_an_attempt(
+    own: Settings, client: Client, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.job.ATTEMPT_LIMIT", timedelta(seconds=1))
+    async with dying_worker(client, own, db, taken=False, finds=False) as (service, dying):
+        job_id = await service.create(0)
+        await dying.reached.wait()
+        while "next_attempt_time" not in await service.find(job_id):
+            await asyncio.sleep(0.05)
+
+        assert refused(await service.cancel(job_id)) == (503, "E015")
+
+        job = await service.find(job_id)
+        assert job["state"] == "delivering"
+        assert not job.keys() & {"attempts", "next_attempt_time", "last_error"}
+        await client.get_workflow_handle(f"{db}/c/{job_id}").terminate()

@@ -75,6 +75,14 @@ def test_jitter_only_lengthens(retry: Retry, attempt: int, jitter: float) -> Non
     assert plain is None or (jittered and plain <= jittered <= plain * 1.2 + timedelta(milliseconds=1))
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +99999999999999", "-1", "soon"],
+)
+def test_a_retry_after_that_means_nothing_is_ignored(nonsense: str) -> None:
+    assert seconds(answered(503, nonsense)) == seconds(answered(503))
+
+
 @pytest.mark.parametrize("ending", [answered(410), Ending(kind=Kind.BLOCKED)], ids=["gone", "blocked"])
 def test_what_cannot_get_better_is_not_tried_again(ending: Ending) -> None:
     assert wait_after(ending, DEFAULT, 1, now=NOW, jitter=0) is None
