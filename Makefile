@@ -27,7 +27,7 @@ temporal: $(READY) ## Find the Temporal CLI, or download or build it
 test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
 	@$(RUN) pytest $(ARGS)
 
-bench: temporal $(BENCH_READY) ## Measure against others, for 25 minutes (for 3: make bench QUICK=1; more: ARGS=--help)
+bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(READY) ## Check style, format and types
