@@ -63,7 +63,7 @@ def _lateness(run: Run) -> Figure:
             axes.step(
                 (1, *BUCKETS_MS), (0.0, *_shares(found)), where="post", color=_COLOURS[contestant], label=contestant
             )
-        axes.set(title=name, xscale="log", xlabel="at most so many ms late", xlim=(2, 20_000), ylim=(0, 1.02))
+        axes.set(title=name, xscale="log", xlabel="at most so many ms late", xlim=(2, 60_000), ylim=(0, 1.02))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(visible=True)
     _legend(figure, plots[:1])
