@@ -67,12 +67,15 @@ NOT_YET = "NotYet"
 _NOT_TAKEN = frozenset({"AttemptFailed", "Blocked", "Expired", "Held"})
 """Error types of attempts of which it is known that the receiver did not take the job."""
 
-_STALE = 25.0
-"""Seconds after which a run makes no attempt any more: its worker was stopped meanwhile, and while the attempt is under
-way, the run would be taken for lost."""
+_END_KNOWN = _NOT_TAKEN | {NOT_YET}
+"""Error types after which nobody needs to be asked how the first attempt ended."""
 
 LOST_AFTER = timedelta(seconds=60)
 """Time after which a first attempt that left no trace in the log is taken for lost with its worker."""
+
+STALE_AFTER = 25.0
+"""Seconds after which a run begins no attempt any more. Its worker was stopped meanwhile, and the run might be taken
+for lost before the attempt has ended."""
 
 ASK_AGAIN = timedelta(seconds=2)
 """Time after which the log is asked again how an attempt on another worker ended."""
@@ -136,8 +139,7 @@ class Deliveries:
         began = time.monotonic()
         try:
             if delivery.first and not activity.info().heartbeat_details:
-                known = delivery.first.type in _NOT_TAKEN or delivery.first.type == NOT_YET
-                if not known and (taken := await self._end_of_first(delivery)):
+                if delivery.first.type not in _END_KNOWN and (taken := await self._end_of_first(delivery)):
                     return taken
                 _check_time(delivery.first, delivery.made)
             return await self._next(delivery, began)
@@ -273,10 +275,10 @@ class Deliveries:
         place = self._routes.place(job.db, job.route, _run_id(), limit) if limit else nullcontext()
         try:
             async with self._turns.turn(job.route_key, limit), place:
-                if time.monotonic() - began > _STALE:
+                if time.monotonic() - began > STALE_AFTER:
                     raise NotYetError(1.0, "the worker was stopped meanwhile")
                 return await self._attempt(delivery, target, number)
-        except (NotYetError, UnavailableError) as error:  # of the two places: an attempt raises neither
+        except (NotYetError, UnavailableError) as error:  # before the attempt, which raises neither
             wait = error.after if isinstance(error, NotYetError) else POSTGRES_RETRY.total_seconds()
             _postpone(str(error), timedelta(seconds=wait * random.uniform(1, 1.2)), type=NOT_YET)  # noqa: S311
 

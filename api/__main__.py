@@ -35,6 +35,7 @@ def main() -> int:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             ws="none",
             timeout_graceful_shutdown=int(settings.request_timeout) + 1,
         )

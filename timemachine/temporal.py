@@ -81,6 +81,7 @@ _AWAY = frozenset(
 DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
 
 _ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
+"""How the addresses of servers begin that what is sent to need not be compressed."""
 
 
 def on_one_thread(environment: MutableMapping[str, str]) -> None:
@@ -116,7 +117,6 @@ async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: s
         data_converter=DATA_CONVERTER,
         lazy=lazy,
         runtime=runtime,
-        # There is nothing to be saved on the way to a server on this machine.
         grpc_compression=GrpcCompression.NONE
         if config["target_host"].startswith(_ON_THIS_MACHINE)
         else GrpcCompression.GZIP,

@@ -228,7 +228,7 @@ class JobWorkflow:
     async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
         """Return what the log has of an attempt whose worker died, for it may have been taken.
 
-        That one has died is not to be seen here once the attempt waits to be made again.
+        Once the attempt waits to be made again, the error does not tell any more that a worker died.
 
         Raises:
             asyncio.CancelledError: None was taken, as far as anybody knows.

@@ -83,7 +83,7 @@ async def test_a_worker_that_was_stopped_for_too_long_makes_no_attempt(
     service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker may have taken the attempt for lost by then, and made it."""
-    monkeypatch.setattr("activities.deliver._STALE", -1.0)
+    monkeypatch.setattr("activities.deliver.STALE_AFTER", -1.0)
     job_id = await service.create(0)
     while (await service.find(job_id)).get("last_error") != "the worker was stopped meanwhile":
         await asyncio.sleep(0.05)
