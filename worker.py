@@ -11,7 +11,7 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
-from activities.deliver import Deliveries
+from activities.deliver import Deliveries, nothing
 from activities.flights import Flights
 from activities.redelivery import Redeliveries
 from activities.release import Releases
@@ -70,6 +70,7 @@ def create_worker(
             deliveries.deliver,
             deliveries.find_taken,
             deliveries.settle,
+            nothing,
             Redeliveries(client, settings).redeliver_failed,
             Releases(client, routes, settings).release_held,
             Upkeep(attempts, settings).clean_attempts,

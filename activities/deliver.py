@@ -84,6 +84,11 @@ HELD = "Held"
 """Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
 
 
+@activity.defn(name="nothing")
+async def nothing() -> None:
+    """Do nothing, for a workflow that has to wait until it was told all that came together."""
+
+
 class Deliveries:
     """Makes deliveries with what a worker shares among its attempts."""
 

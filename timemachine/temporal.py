@@ -73,6 +73,7 @@ _AWAY = frozenset(
         RPCStatusCode.DEADLINE_EXCEEDED,
         RPCStatusCode.CANCELLED,
         RPCStatusCode.ABORTED,
+        RPCStatusCode.FAILED_PRECONDITION,  # an update whose workflow task failed, and is run again without it
         RPCStatusCode.INTERNAL,
         RPCStatusCode.UNKNOWN,
     }

@@ -13,7 +13,7 @@ from temporalio.exceptions import TimeoutError as ActivityTimeout
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
-    from activities.deliver import HELD, Deliveries
+    from activities.deliver import HELD, Deliveries, nothing
     from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
     from timemachine.job_runs import CHANGED_JOB
     from timemachine.jobs import Job, message_id, to_ms
@@ -82,7 +82,10 @@ class JobWorkflow:
 
     @workflow.update(name="change")
     def change(self, job: Job) -> None:
-        """Replace trigger time, meta and route of a job that waits. Refused once it is due, or was attempted."""
+        """Replace trigger time, meta and route of a job that waits.
+
+        Refused once it is due, or was attempted; so one that is delivered once more is never changed.
+        """
         self._job = job
         if job.trigger_at <= workflow.now():
             # Within this workflow task an attempt would be made before the change that led to it is durable.
@@ -93,7 +96,8 @@ class JobWorkflow:
 
     @change.validator
     def _in_time(self, job: Job) -> None:
-        if self._attempted or self._may_be_lost():
+        redelivered = self._job.message_id is not None
+        if self._attempted or redelivered or self._may_be_lost():
             raise ApplicationError("the job is being delivered", type=TOO_LATE)
 
     @workflow.signal(name="release")
@@ -109,7 +113,12 @@ class JobWorkflow:
             await self._pass(wait)
 
     async def _continue_as_new(self) -> NoReturn:
-        """Go on as a new run with a short history: each change and each look of a held job has the whole job in it."""
+        """Go on as a new run with a short history: each change and each look of a held job has the whole job in it.
+
+        A cancel request that came together with a change is told to us after the change has woken us, when nothing is
+        left to run; it must find us waiting, or it would end with this run. A timer would do, but takes a second.
+        """
+        await workflow.execute_local_activity(nothing, start_to_close_timeout=AT_ONCE_LIMIT)
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once, made=self._made))
 
