@@ -7,6 +7,7 @@ import signal
 import uvicorn
 
 from api.app import create_app
+from api.http_protocol import JsonErrorProtocol
 from timemachine.errors import SettingsError
 from timemachine.process import leave
 from timemachine.settings import Settings
@@ -32,6 +33,8 @@ def main() -> int:
             app,
             host=settings.http_host,
             port=settings.http_port,
+            http=JsonErrorProtocol,
+            timeout_keep_alive=settings.http_keep_alive,
             log_config=None,
             access_log=False,
             server_header=False,

@@ -15,6 +15,7 @@ from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from api.http_protocol import declares_body
 from timemachine.errors import ContentTypeError, MalformedError
 from timemachine.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
 from timemachine.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
@@ -138,7 +139,7 @@ class WholeRequest(Request[Any, Any, State]):
         if body := await super().body():
             return body
         dto = self.route_handler.resolve_data_dto()
-        if dto and issubclass(dto, OptionalJson):
+        if dto and issubclass(dto, OptionalJson) and not declares_body(self.scope["headers"]):
             return b"{}"
         raise MalformedError("the body is missing")
 

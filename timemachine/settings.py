@@ -36,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_port: Port = 8080
     """Port that the API listens on."""
 
+    http_keep_alive: Annotated[int, Meta(ge=1)] = 75
+    """Seconds that the API keeps an idle connection. Longer than a load balancer in front keeps it (60 by most), which
+    else may send a request in the very moment in which the connection is closed, and answer 502."""
+
     postgres_dsn: str | None = None
     """Where the routes live. Needed by the API and the worker; `make run` starts a Postgres of its own without it."""
 

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.contract.server import Server
+from tests.service import Service
 from timemachine.local import children
 from timemachine.local.parts import Part, running
 from timemachine.local.ports import free_port
@@ -48,3 +49,9 @@ async def api(api_process: Server) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the API's process, in place of the API in the tests' own."""
     async with httpx.AsyncClient(base_url=api_process.url, timeout=30) as http:
         yield http
+
+
+@pytest.fixture
+def jobs(server: Server, service: Service) -> Service:
+    """A db with the route `hook`, in which no test may make the server log a fault."""
+    return service

@@ -17,12 +17,6 @@ TOO_LARGE, WRONG_TYPE, WRONG_METHOD, WRONG_PATH = (413, "E011"), (415, "E017"), 
 NO_JOB, NO_ROUTE, NO_REDELIVERY = (400, "E004"), (400, "E007"), (400, "E018")
 
 
-@pytest.fixture
-def jobs(server: Server, service: Service) -> Service:
-    """A db with the route `hook`, in which no test may make the server log a fault."""
-    return service
-
-
 def job(job_id: str = "x", *, meta: bytes = b"1", **fields: Any) -> bytes:
     """Return a job's body with `meta` spelled as given."""
     known = {"id": job_id, "trigger_time": now_ms(3600), "route": ROUTE} | fields
@@ -855,7 +849,6 @@ async def test_a_client_that_expects_100_continue(jobs: Service, server: Server)
         pytest.param([b"content-length: 1" + b"0" * 30], id="huge length"),
         pytest.param([b"transfer-encoding: chunked, identity", b"x: \x00"], id="NUL in a header"),
         pytest.param([b"x : y"], id="space before the colon"),
-        pytest.param([b" folded"], id="folded header"),
     ],
 )
 async def test_a_head_that_could_be_read_in_two_ways_is_refused(

@@ -1,0 +1,123 @@
+"""HTTP/1.1 as the API speaks it: one request, one answer, whatever the request's headers say.
+
+uvicorn reads requests with h11, which reads a body by its framing alone. Its faster parser, httptools, ends a request
+at its head when the request has an `Upgrade` header, and takes the body for the next request (decision 0017).
+"""
+
+import re
+from collections.abc import Iterable
+from typing import cast
+from urllib.parse import unquote
+
+import h11
+import msgspec
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from api.errors import ErrorBody, refuse
+from timemachine.errors import MalformedError
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_ABSOLUTE = re.compile(rb"https?://[^/]*/?", re.IGNORECASE)
+
+
+class JsonErrorProtocol(H11Protocol):
+    """Answers what is no HTTP in the API's own form, and closes the connection."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer 400 with E001 in place of plain text."""
+        body = msgspec.json.encode(ErrorBody(msg.rstrip(".").lower(), "E001"))
+        head = h11.Response(
+            status_code=400,
+            headers=[
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ],
+            reason=b"Bad Request",
+        )
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class OneReading:
+    """Lets pass only requests that everybody between the client and us reads in the same way.
+
+    A request that a proxy could read differently is answered 400, and its connection closed, so that no byte after its
+    head is ever taken for another request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Take the application behind."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+        elif reason := ambiguity(scope["http_version"], scope["headers"]):
+            await refuse(MalformedError(reason), scope, receive, _closing(send))
+        else:
+            _strip_authority(scope)
+            if any(name == b"expect" for name, _ in scope["headers"]):
+                receive, send = _closed_unless_read(receive, send)
+            await self._app(scope, receive, send)
+
+
+def ambiguity(http_version: str, headers: Headers) -> str | None:
+    """Return why the length of a request's body could be read in two ways (RFC 9112, 6.1), or None."""
+    names = {name for name, _ in headers}
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "content-length and transfer-encoding exclude each other"
+    if http_version == "1.0":
+        return "HTTP/1.0 has no transfer-encoding"
+    return None
+
+
+def declares_body(headers: Headers) -> bool:
+    """Return whether a request says that it has a body."""
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0") != b"")
+        for name, value in headers
+    )
+
+
+def _strip_authority(scope: Scope) -> None:
+    """Turn a request line with a whole URL, as for a proxy, into one with a path (RFC 9112, 3.2.2)."""
+    if _ABSOLUTE.match(scope["raw_path"]):
+        scope["raw_path"] = b"/" + _ABSOLUTE.sub(b"", scope["raw_path"])
+        scope["path"] = unquote(scope["raw_path"].decode("ascii"))
+
+
+def _closing(send: Send) -> Send:
+    """Say in the answer that the connection is closed after it, which uvicorn then does."""
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return send_and_close
+
+
+def _closed_unless_read(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Close the connection after an answer that came before the client was asked for its body.
+
+    It waits for `100 Continue`, and may send the body or leave it out: what follows could be read in two ways.
+    """
+    was_read = False
+
+    async def noted() -> HTTPReceiveMessage:
+        nonlocal was_read
+        was_read = True
+        return cast("HTTPReceiveMessage", await receive())
+
+    async def closed_unless_read(message: Message) -> None:
+        await (send if was_read else _closing(send))(message)
+
+    return noted, closed_unless_read
