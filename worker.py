@@ -11,15 +11,18 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
+from activities.attempt import Attempts
 from activities.deliver import Deliveries, nothing
-from activities.flights import Flights
+from activities.in_progress import InProgress
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from activities.upkeep import Upkeep
+from activities.wake import Wakes
 from timemachine.attempt_log import AttemptLog
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import TimemachineError
 from timemachine.http import WebhookClient
-from timemachine.postgres import open_pool
+from timemachine.postgres import Pool, open_pool
 from timemachine.process import leave
 from timemachine.process import run as run_program
 from timemachine.route_store import RouteStore
@@ -31,6 +34,7 @@ from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
 from workflows.upkeep import CleanAttemptsWorkflow
+from workflows.wake import WakeWorkflow
 
 log = logging.getLogger("worker")
 
@@ -45,11 +49,10 @@ need not be stored in between."""
 
 def create_worker(
     client: Client,
-    routes: RouteStore,
-    attempts: AttemptLog,
+    pool: Pool,
     webhooks: WebhookClient,
     settings: Settings,
-    flights: Flights | None = None,
+    in_progress: InProgress | None = None,
 ) -> Worker:
     """Return a worker for all of our workflows and activities, with its slots sized by the settings.
 
@@ -57,23 +60,29 @@ def create_worker(
     caught before: they are linted, and every recorded history is replayed inside the sandbox (decision 0015).
 
     Args:
-        routes, attempts, webhooks: The open doors that the activities need.
-        flights: Where first attempts are kept that go on when no activity waits for them.
+        pool, webhooks: The connections to Postgres and to receivers that the activities need.
+        in_progress: Where attempts are kept that go on when no activity waits for them.
     """
-    deliveries = Deliveries(routes, attempts, webhooks, settings, flights)
+    routes, attempt_log = RouteStore(pool, Vault(settings)), AttemptLog(pool)
+    ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
+    attempts = Attempts(ledger, routes, webhooks, settings, in_progress)
+    deliveries = Deliveries(client, attempts, ledger, attempt_log)
     return Worker(
         client,
         task_queue=settings.task_queue,
-        workflows=[JobWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
+        workflows=[JobWorkflow, WakeWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
         activities=[
-            deliveries.deliver_at_once,
+            deliveries.first_attempt,
             deliveries.deliver,
+            deliveries.cancel_delivery,
+            deliveries.deliver_at_once,
             deliveries.find_taken,
             deliveries.settle,
             nothing,
+            Wakes(client).wake,
             Redeliveries(client, settings).redeliver_failed,
             Releases(client, routes, settings).release_held,
-            Upkeep(attempts, settings).clean_attempts,
+            Upkeep(attempt_log, ledger, settings).clean_attempts,
         ],
         workflow_runner=UnsandboxedWorkflowRunner(),
         workflow_task_poller_behavior=POLLERS,
@@ -103,10 +112,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             egress_proxy=settings.egress_proxy,
         ) as webhooks,
     ):
-        store = RouteStore(pool, Vault(settings))
         client = await connect(metrics_address=settings.metrics_address)
-        flights = Flights(settings.max_deliveries)
-        worker = create_worker(client, store, AttemptLog(pool), webhooks, settings, flights)
+        in_progress = InProgress(settings.max_deliveries)
+        worker = create_worker(client, pool, webhooks, settings, in_progress)
         working, stopping = asyncio.create_task(worker.run()), asyncio.create_task(stop.wait())
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
         await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +126,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         await working
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
-                await flights.landed()
+                await in_progress.drain()
 
 
 async def main() -> int:

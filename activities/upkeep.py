@@ -5,11 +5,9 @@ from datetime import UTC, datetime, timedelta
 from temporalio import activity
 
 from timemachine.attempt_log import AttemptLog
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.upkeep import Cleaned
-
-FIRSTS_KEPT = timedelta(hours=1)
-"""How long it is known that a first attempt was begun; far longer than a lost workflow task takes to be run again."""
 
 BATCH = 1000
 """Rows removed at a time, so that no statement takes long."""
@@ -18,9 +16,10 @@ BATCH = 1000
 class Upkeep:
     """Keeps Postgres tidy."""
 
-    def __init__(self, attempts: AttemptLog, settings: Settings) -> None:
-        """Take the open door to the log."""
+    def __init__(self, attempts: AttemptLog, ledger: DeliveryLedger, settings: Settings) -> None:
+        """Take the log and the ledger."""
         self._attempts = attempts
+        self._ledger = ledger
         self._kept = timedelta(days=settings.attempts_kept_days)
 
     @activity.defn(name="clean_attempts")
@@ -35,8 +34,8 @@ class Upkeep:
             batch = await self._attempts.remove_before(before, BATCH)
             removed += batch
             activity.heartbeat()
-        before, batch = datetime.now(UTC) - FIRSTS_KEPT, BATCH
+        batch = BATCH
         while batch == BATCH and not activity.is_worker_shutdown():
-            batch = await self._attempts.forget_firsts(before, BATCH)
+            batch = await self._ledger.remove_before(before, BATCH)
             activity.heartbeat()
         return Cleaned(removed=removed)

@@ -25,6 +25,7 @@ from api.routes import RouteController, Routes
 from api.secrets import SecretController
 from api.wire import RawSchema, StrictSchema, WholeRequest
 from timemachine.attempt_log import AttemptLog
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import ForbiddenNameError
 from timemachine.jobs import MAX_META_BYTES
 from timemachine.postgres import open_pool
@@ -60,7 +61,8 @@ def create_app(settings: Settings) -> Litestar:
         async with open_pool(settings) as pool:
             client = await connect(lazy=True, hasty=True)
             store = RouteStore(pool, vault)
-            app.state.jobs = Jobs(client, store, settings)
+            ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
+            app.state.jobs = Jobs(client, store, ledger, settings)
             app.state.routes = Routes(store, client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)

@@ -1,5 +1,7 @@
-"""The four endpoints of a job: each asks Temporal, and answers what Temporal knows for certain."""
+"""The four endpoints of a job: each asks Temporal and the ledger, and answers what they know for certain."""
 
+import asyncio
+import logging
 from datetime import UTC, datetime
 
 import msgspec
@@ -11,20 +13,16 @@ from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
-    WorkflowFailureError,
     WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import (
-    CancelledError,
-    TerminatedError,
-    WorkflowAlreadyStartedError,
-)
+from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
 from api.snapshot import JobOut, Snapshot, State, take_snapshot
 from api.wire import Collection, Db, ExactJson, JobChange, JobIdInPath, JobIn, Ok
+from timemachine.delivery_ledger import GRACE, LOST, DeliveryLedger
 from timemachine.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -37,7 +35,7 @@ from timemachine.errors import (
     TriggerTimeError,
     UnavailableError,
 )
-from timemachine.job_runs import start_job
+from timemachine.job_runs import JobRun, first_run_id, start_job
 from timemachine.jobs import (
     MAX_JOB_ID,
     Job,
@@ -47,23 +45,31 @@ from timemachine.jobs import (
     check_not_too_far,
     workflow_id,
 )
+from timemachine.outcomes import LedgerRow, RowState
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import answering
+from timemachine.temporal import TRIGGER_TIME, answering
 from workflows.job import JobWorkflow
+
+log = logging.getLogger(__name__)
+
+
+POLL = 0.1
+"""Seconds after which a cancel asks again how the attempt that is under way has ended."""
 
 
 class Jobs:
-    """Jobs, each a workflow in Temporal.
+    """Jobs, each a workflow in Temporal, and a row in the ledger once it is due or cancelled.
 
     Every method raises UnavailableError when Temporal or Postgres does not answer in time, and BusyError when
     Temporal takes no more.
     """
 
-    def __init__(self, client: Client, routes: RouteStore, settings: Settings) -> None:
-        """Take the open doors to Temporal and Postgres."""
+    def __init__(self, client: Client, routes: RouteStore, ledger: DeliveryLedger, settings: Settings) -> None:
+        """Take the clients of Temporal and Postgres."""
         self._client = client
         self._routes = routes
+        self._ledger = ledger
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
@@ -88,26 +94,40 @@ class Jobs:
 
     async def _start(self, job: Job) -> None:
         """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
-        for reuse in (WorkflowIDReusePolicy.REJECT_DUPLICATE, WorkflowIDReusePolicy.ALLOW_DUPLICATE):
+        for reuse in (
+            WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+        ):
             try:
                 return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
             except WorkflowAlreadyStartedError:
-                existing = await take_snapshot(self._client, job.workflow_id)
-                waits = existing.shown.state in (State.SCHEDULED, State.DELIVERING)
-                if waits and existing.cancel_requested:
-                    raise UnavailableError(
-                        "the job is being cancelled; repeat this request when it has ended"
-                    ) from None
-                if _is_same(existing, job):
-                    return None
-                if waits:
-                    break
+                existing = await take_snapshot(self._client, self._ledger, job.workflow_id)
+            if _is_same(existing, job):
+                return None
+            if not existing.run.is_open:
+                continue
+            if existing.shown.state is State.CANCELLED:
+                await self._close(existing.run)
+            elif existing.shown.state in (State.SCHEDULED, State.DELIVERING) and not _is_being_cancelled(existing):
+                break
+            else:
+                raise UnavailableError("the last job with this id is about to end; repeat this request in a moment")
         raise JobExistsError(f"another job {job.id} exists in {job.db}/{job.collection}")
+
+    async def _close(self, run: JobRun) -> None:
+        """Make room for another job where the ledger says that this one is cancelled, which it may not know yet."""
+        handle = self._client.get_workflow_handle(run.description.id, run_id=run.run_id)
+        try:
+            await handle.terminate(reason="cancelled, and created again")
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
 
     async def _has(self, job: Job) -> bool:
         """Return whether this very job is there, waiting or ended by itself."""
         try:
-            return _is_same(await take_snapshot(self._client, job.workflow_id), job)
+            return _is_same(await take_snapshot(self._client, self._ledger, job.workflow_id), job)
         except NoSuchJobError:
             return False
 
@@ -118,7 +138,7 @@ class Jobs:
             NoSuchJobError: There is none, or it ended longer ago than the namespace's retention.
         """
         async with answering(self._limit):
-            return (await take_snapshot(self._client, job_workflow_id)).shown
+            return (await take_snapshot(self._client, self._ledger, job_workflow_id)).shown
 
     async def change(self, job: Job) -> None:
         """Replace a waiting job. When this returns, the old one is never delivered.
@@ -133,20 +153,28 @@ class Jobs:
         check_not_past(job.trigger_time, datetime.now(UTC))
         async with answering(self._limit):
             await self._routes.check(job.db, job.route)
-            while not await self._changed(job):
-                # Temporal says the same of a job that has ended, one that never was, and one that is just being
-                # continued as a new run, after very many changes.
-                if (await take_snapshot(self._client, job.workflow_id)).shown.state is not State.SCHEDULED:
-                    raise TooLateError
+            description = await self._describe(job.workflow_id)
+            first_run = first_run_id(description)
+            while not await self._changed(job, first_run, description.status):
+                # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
+                description = await self._describe(job.workflow_id)
+                if first_run_id(description) != first_run:
+                    raise TooLateError("too late: the job has ended, and was created again in this moment")
 
-    async def _changed(self, job: Job) -> bool:
-        """Send the update, and return False when there is no open run that could have taken it."""
+    async def _changed(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
+        """Send the update, and return False when there is no open run that could have taken it.
+
+        Raises:
+            TooLateError: The job is due or has been attempted, or it has ended.
+        """
+        row = await self._ledger.find(first_run)
+        if row or status is not WorkflowExecutionStatus.RUNNING:
+            raise _too_late(row, status)
+        run = self._client.get_workflow_handle(job.workflow_id, first_execution_run_id=first_run)
         try:
-            await self._client.get_workflow_handle_for(JobWorkflow.run, job.workflow_id).execute_update(
-                JobWorkflow.change, job
-            )
+            await run.execute_update(JobWorkflow.change, job)
         except WorkflowUpdateFailedError as error:
-            raise TooLateError from error
+            raise _too_late(None, status) from error
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
@@ -156,41 +184,104 @@ class Jobs:
     async def cancel(self, job_workflow_id: str) -> None:
         """Cancel a job. When this returns, no attempt is made any more, and none has been taken.
 
-        Waits for an attempt in flight, which decides.
+        The ledger decides, without a worker. Waits for an attempt in flight, whose end counts.
 
         Raises:
             NoSuchJobError: There is none.
-            TooLateError: The receiver took it, or it had ended before.
-            UnavailableError: The outcome is not known in time; the request stands.
+            TooLateError: The receiver took it, or may have taken it, or it had ended before.
+            UnavailableError: The outcome is not known in time; no other attempt begins.
         """
         async with answering(self._limit):
-            try:
-                description = await self._client.get_workflow_handle(job_workflow_id).describe()
-            except RPCError as error:
-                if error.status is RPCStatusCode.NOT_FOUND:
-                    raise NoSuchJobError from error
-                raise
-            if description.status is WorkflowExecutionStatus.CANCELED:
-                raise TooLateError("too late: the job was cancelled before")
-            await self._cancel(description)
+            description = await self._describe(job_workflow_id)
+            status, first_run = description.status, first_run_id(description)
+            if status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
+                raise _too_late(await self._ledger.find(first_run), status)
+            row = await self._decide(description)
+        if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
+            raise _too_late(row, status)
 
-    async def _cancel(self, description: WorkflowExecutionDescription) -> None:
-        """Cancel the job that was found, not another one that may come to have its id as soon as it has ended."""
-        first_run = description.raw_description.workflow_execution_info.first_run_id
-        job = self._client.get_workflow_handle(description.id, first_execution_run_id=first_run)
-        run = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+    async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
+        """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
+        first_run, due = first_run_id(description), description.typed_search_attributes.get(TRIGGER_TIME)
+        before = await self._ledger.find(first_run)
+        if before and before.is_decided:
+            raise _too_late(before, description.status)
+        until, sighted, asked = asyncio.get_running_loop().time() + self._limit * 0.9, None, False
+        while True:
+            row = await self._cancelled(first_run, due or datetime.now(UTC), sighted)
+            if row and row.is_decided:
+                await self._ask_to_close(description)
+                return row
+            if row and not asked:
+                asked = True
+                await self._ask_to_close(description)
+            if asyncio.get_running_loop().time() > until:
+                raise UnavailableError(
+                    "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
+                    if row
+                    else "Postgres does not answer"
+                )
+            if row and row.is_expired and row.claim != sighted:
+                await asyncio.sleep(GRACE)
+                sighted = row.claim
+            else:
+                await asyncio.sleep(POLL)
+
+    async def _cancelled(self, first_run: str, due: datetime, sighted: str | None) -> LedgerRow | None:
+        """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""
         try:
-            await job.cancel()
-            await run.result()
+            return await self._ledger.cancel(first_run, due=due, sighted=sighted)
+        except UnavailableError:
+            return None
+
+    async def _ask_to_close(self, description: WorkflowExecutionDescription) -> None:
+        """Tell the workflow of its cancel. When that fails, it learns it from the ledger when it is due."""
+        run = self._client.get_workflow_handle(description.id, first_execution_run_id=first_run_id(description))
+        try:
+            await run.cancel()
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                log.warning("cancelled job not closed yet", extra={"reason": str(error), "workflow_id": description.id})
+
+    async def _describe(self, job_workflow_id: str) -> WorkflowExecutionDescription:
+        """Return a job's latest run.
+
+        Raises:
+            NoSuchJobError: There is none.
+        """
+        try:
+            return await self._client.get_workflow_handle(job_workflow_id).describe()
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                raise TooLateError from error
+                raise NoSuchJobError from error
             raise
-        except WorkflowFailureError as error:
-            if isinstance(error.cause, CancelledError | TerminatedError):
-                return
-            raise TooLateError from error
-        raise TooLateError
+
+
+def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:
+    """Return why a job can be neither changed nor cancelled any more, and what helps."""
+    if row and row.is_cancelled_in_doubt:
+        return TooLateError(f"too late: {LOST}")
+    state = row.state if row and row.is_decided else _DECIDED_BY.get(status or WorkflowExecutionStatus.RUNNING)
+    if state is None:
+        return TooLateError(
+            "too late: the job is due, and being delivered or tried again; to change it all the same, cancel it and "
+            "create it again"
+        )
+    return TooLateError(f"too late: {_ENDS[state]}")
+
+
+_DECIDED_BY = {
+    WorkflowExecutionStatus.COMPLETED: RowState.TAKEN,
+    WorkflowExecutionStatus.FAILED: RowState.FAILED,
+    WorkflowExecutionStatus.TIMED_OUT: RowState.FAILED,
+    WorkflowExecutionStatus.CANCELED: RowState.CANCELLED,
+    WorkflowExecutionStatus.TERMINATED: RowState.CANCELLED,
+}
+_ENDS = {
+    RowState.TAKEN: "the job was delivered; create it again to have it delivered another time",
+    RowState.FAILED: "the job has failed; redeliver it, or create it again",
+    RowState.CANCELLED: "the job was cancelled before; create it again",
+}
 
 
 def check_job(job: Job) -> None:
@@ -225,8 +316,12 @@ def check_key(db: str, collection: str, job_id: str) -> str:
 
 def _is_same(existing: Snapshot, job: Job) -> bool:
     """Return whether a create is a repetition. After a cancel it is not: the client wants the job again."""
-    same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0) == job
+    same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0, ledger=False) == job
     return same and existing.shown.state is not State.CANCELLED
+
+
+def _is_being_cancelled(existing: Snapshot) -> bool:
+    return existing.run.cancel_requested or (existing.row is not None and existing.row.state is RowState.CANCELLING)
 
 
 def _asked(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:

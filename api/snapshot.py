@@ -1,4 +1,4 @@
-"""A job as Temporal knows it, put into the words of the API. Needs no worker."""
+"""A job as Temporal and the ledger know it, put into the words of the API. Needs no worker."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -6,25 +6,20 @@ from enum import StrEnum
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
-from temporalio.api.enums.v1 import EventType, PendingWorkflowTaskState
-from temporalio.api.workflow.v1 import PendingActivityInfo
-from temporalio.client import (
-    Client,
-    WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
-    WorkflowFailureError,
-    WorkflowHandle,
-)
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.wire import Id, RouteId, TriggerTime
 from timemachine.delivery import AttemptsMade, Delivered, Held
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import NoSuchJobError
-from timemachine.job_runs import latest_run
-from timemachine.jobs import Job
+from timemachine.job_runs import CANCELLED, JobRun, latest_run
+from timemachine.jobs import Job, to_ms
+from timemachine.outcomes import Cancelled, Decision, Failed, LedgerRow, RowState, decision_of
 from timemachine.retry import Retry
-from workflows.job import HELD_SINCE, JobWorkflow
+from workflows.job import JobWorkflow
+from workflows.job_before_ledger import HELD_SINCE
 
 Run = WorkflowHandle[JobWorkflow, Delivered]
 
@@ -37,17 +32,6 @@ class State(StrEnum):
     DELIVERED = "delivered"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-_STATES = {
-    WorkflowExecutionStatus.RUNNING: State.SCHEDULED,
-    WorkflowExecutionStatus.CONTINUED_AS_NEW: State.SCHEDULED,
-    WorkflowExecutionStatus.COMPLETED: State.DELIVERED,
-    WorkflowExecutionStatus.FAILED: State.FAILED,
-    WorkflowExecutionStatus.TIMED_OUT: State.FAILED,
-    WorkflowExecutionStatus.CANCELED: State.CANCELLED,
-    WorkflowExecutionStatus.TERMINATED: State.CANCELLED,
-}
 
 
 class JobOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,93 +63,95 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     job: Job
     shown: JobOut
-    cancel_requested: bool
-    """Whether a cancel was asked for, and its answer may not be known yet."""
+    run: JobRun
+    row: LedgerRow | None
+    """What the ledger has of it; None before its first attempt."""
 
 
-async def take_snapshot(client: Client, workflow_id: str) -> Snapshot:
+async def take_snapshot(client: Client, ledger: DeliveryLedger, workflow_id: str) -> Snapshot:
     """Look at the job's latest run.
 
     Raises:
         NoSuchJobError: There is none.
+        UnavailableError: Postgres does not answer.
     """
     latest = await latest_run(client, workflow_id)
+    row = await ledger.find(latest.first_run_id)
     run = client.get_workflow_handle_for(JobWorkflow.run, workflow_id, run_id=latest.run_id)
     try:
-        shown = await _show(client, run, latest.description, latest.job)
-        return Snapshot(latest.job, shown, latest.cancel_requested)
+        shown = await _show(run, latest, row)
+        return Snapshot(latest.job, shown, latest, row)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoSuchJobError from error
         raise
 
 
-async def _show(client: Client, run: Run, description: WorkflowExecutionDescription, job: Job) -> JobOut:
-    """Return what the API shows of a job."""
-    state = _STATES[description.status or WorkflowExecutionStatus.RUNNING]
+async def _show(run: Run, latest: JobRun, row: LedgerRow | None) -> JobOut:
+    """Return what the API shows of a job: what the ledger has decided, else how Temporal ended it, else the rest."""
+    job = latest.job
     shown = JobOut(
         id=job.id,
         trigger_time=job.trigger_time,
         meta=job.meta,
         route=job.route,
-        state=state,
+        state=State.SCHEDULED,
         retry=job.retry or UNSET,
         deadline=job.deadline or UNSET,
     )
-    if state in (State.DELIVERED, State.FAILED):
-        return await _with_outcome(run, shown)
-    if state is State.CANCELLED:
-        return shown
-    if HELD_SINCE in description.raw_description.workflow_execution_info.memo.fields:
-        held: Held = await description.memo_value(HELD_SINCE, type_hint=Held)
-        state = State.DELIVERING if held.made else State.SCHEDULED
-        return replace(shown, state=state, attempts=held.made or UNSET, held=held.reason)
-    for pending in description.raw_description.pending_activities:
-        if pending.activity_type.name == "deliver":
-            return await _with_attempts(client, pending, shown)
-    if job.trigger_at <= datetime.now(UTC) and (_at_work(description) or await _attempted(run)):
-        return replace(shown, state=State.DELIVERING)
+    if row and row.is_decided:
+        return _with_decision(shown, decision_of(row))
+    if not latest.is_open:
+        return await _with_outcome(run, shown, latest.status)
+    if row:
+        shown = _with_attempts(shown, row)
+    if HELD_SINCE in latest.description.raw_description.workflow_execution_info.memo.fields:
+        held: Held = await latest.description.memo_value(HELD_SINCE, type_hint=Held)
+        return _with_hold(shown, held)
     return shown
 
 
-async def _with_outcome(run: Run, shown: JobOut) -> JobOut:
-    """Add how a job ended, from its last event."""
+def _with_decision(shown: JobOut, decision: Decision) -> JobOut:
+    """Add how the ledger says that a job ended."""
+    match decision:
+        case Delivered():
+            return replace(shown, state=State.DELIVERED, attempts=decision.attempts, delivered_at=decision.delivered_at)
+        case Failed():
+            return replace(shown, state=State.FAILED, attempts=decision.attempts, last_error=decision.reason)
+        case Cancelled():
+            return replace(shown, state=State.CANCELLED)
+
+
+async def _with_outcome(run: Run, shown: JobOut, status: WorkflowExecutionStatus) -> JobOut:
+    """Add how Temporal says that a job ended of which the ledger knows nothing, from its last event."""
+    if status in CANCELLED:
+        return replace(shown, state=State.CANCELLED)
     try:
         delivered = await run.result(follow_runs=False)
     except WorkflowFailureError as error:
+        shown = replace(shown, state=State.FAILED)
         if not isinstance(error.cause, ApplicationError):
             return replace(shown, last_error=str(error.cause))
         details = error.cause.details
         made = msgspec.convert(details[0], AttemptsMade).made if details else UNSET
         return replace(shown, attempts=made, last_error=error.cause.message)
-    return replace(shown, attempts=delivered.attempts, delivered_at=delivered.delivered_at)
+    return _with_decision(shown, delivered)
 
 
-async def _with_attempts(client: Client, pending: PendingActivityInfo, shown: JobOut) -> JobOut:
-    """Add how far the attempts are."""
-    made = 0
-    if pending.heartbeat_details.payloads:
-        (detail,) = await client.data_converter.decode(pending.heartbeat_details.payloads, [AttemptsMade])
-        made = detail.made
-    waits = pending.HasField("next_attempt_schedule_time")
+def _with_attempts(shown: JobOut, row: LedgerRow) -> JobOut:
+    """Add how far the attempts are of a job that is not decided."""
+    next_at = to_ms(datetime.now(UTC)) + int(row.seconds_left * 1000)
     return replace(
         shown,
         state=State.DELIVERING,
-        attempts=made,
-        next_attempt_time=pending.next_attempt_schedule_time.ToMilliseconds() if waits else UNSET,
-        last_error=pending.last_failure.message or UNSET,
+        attempts=row.made or UNSET,
+        next_attempt_time=next_at if row.state is RowState.WAITING and row.made else UNSET,
+        last_error=(row.end.reason if row.end else None) or UNSET,
     )
 
 
-def _at_work(description: WorkflowExecutionDescription) -> bool:
-    """Return whether a worker has the job in its hands: the first attempt is made within the workflow task."""
-    task = description.raw_description.pending_workflow_task
-    return task.state == PendingWorkflowTaskState.PENDING_WORKFLOW_TASK_STATE_STARTED
-
-
-async def _attempted(run: Run) -> bool:
-    """Return whether the attempts have begun, for the moment when the last one's end is not yet the job's."""
-    async for event in run.fetch_history_events():
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
-            return True
-    return False
+def _with_hold(shown: JobOut, held: Held) -> JobOut:
+    """Add why a job is held, or when it is released."""
+    state = State.DELIVERING if held.made else State.SCHEDULED
+    shown = replace(shown, state=state, attempts=held.made or UNSET, next_attempt_time=held.release_at or UNSET)
+    return shown if held.release_at else replace(shown, held=held.reason)

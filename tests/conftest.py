@@ -15,16 +15,14 @@ from temporalio.client import Client
 from api.app import create_app
 from tests.receiver import Receiver, receiving
 from tests.service import Service
-from timemachine.attempt_log import AttemptLog
 from timemachine.http import WebhookClient
 from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
 from timemachine.postgres import migrate, open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
-from timemachine.vault import Vault, new_key
+from timemachine.vault import new_key
 from worker import create_worker
 
 
@@ -115,7 +113,7 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     async with (
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
+        create_worker(client, pool, webhooks, settings),
     ):
         yield
 

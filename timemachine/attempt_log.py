@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
+from uuid import UUID
 
 import msgspec
 from asyncpg import Pool, Record
@@ -19,6 +20,8 @@ _COLUMNS = (
     "db, collection, job_id, route_id, run_id, message_id, attempt, started_at, duration_ms, status, kind, error, "
     "answer, worker"
 )
+ATTEMPT_COLUMNS = f"{_COLUMNS}, claim"
+"""What `attempt_values` returns values of."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,44 +86,11 @@ class AttemptLog:
         """Use the given pool, which the caller opens and closes."""
         self._pool = pool
 
-    async def record(self, attempt: Attempt) -> None:
-        """Add an attempt."""
-        values = msgspec.structs.asdict(attempt) | {
-            "error": _storable(attempt.error) if attempt.error is not None else None,
-            "answer": attempt.answer[:MAX_ANSWER],
-            "worker": _storable(attempt.worker),
-        }
-        async with connection(self._pool) as postgres:
-            await postgres.execute(_RECORD, *values.values())
-
     async def taken(self, run_id: str) -> Attempt | None:
         """Return the attempt by which a run's job was taken, if there is one."""
         async with connection(self._pool) as postgres:
             row = await postgres.fetchrow(_TAKEN, run_id)
         return _attempt(row) if row else None
-
-    async def last_of_run(self, db: str, collection: str, job_id: str, run_id: str) -> Attempt | None:
-        """Return the attempt by which a run's job was taken, or else the last one it made; None without any."""
-        async with connection(self._pool) as postgres:
-            row = await postgres.fetchrow(_LAST_OF_RUN, db, collection, job_id, run_id)
-        return _attempt(row) if row else None
-
-    async def claim_first(self, run_id: str) -> timedelta | None:
-        """See to it that no workflow task begins the first attempt of a run from now on.
-
-        Returns:
-            How long ago one began it, or None where none is at it.
-        """
-        async with connection(self._pool) as postgres:
-            # Two statements: the second must see the row that kept the first from adding one.
-            await postgres.execute(_CLAIM_FIRST, run_id)
-            age: timedelta | None = await postgres.fetchval(_AGE_OF_FIRST, run_id)
-        return age
-
-    async def release_first(self, run_id: str) -> None:
-        """Note that the workflow task which began the first attempt of a run has not made it."""
-        async with connection(self._pool) as postgres:
-            await postgres.execute("UPDATE first_attempts SET by_task = false WHERE run_id = $1", run_id)
 
     async def of_job(self, db: str, collection: str, job_id: str, *, limit: int, after: Place | None = None) -> Page:
         """Return attempts of a job, over all of its runs, the latest first.
@@ -167,12 +137,6 @@ class AttemptLog:
             rows = await postgres.fetch(_LAST_ERRORS, db, *columns)
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
-    async def forget_firsts(self, before: datetime, limit: int) -> int:
-        """Forget the oldest of the first attempts that were begun before a time, at most `limit`; return how many."""
-        async with connection(self._pool) as postgres:
-            done = await postgres.execute(_FORGET_FIRSTS, before, limit)
-        return int(done.rpartition(" ")[2])
-
     async def remove_before(self, at: datetime, limit: int) -> int:
         """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many."""
         async with connection(self._pool) as postgres:
@@ -180,26 +144,7 @@ class AttemptLog:
         return int(done.rpartition(" ")[2])
 
 
-_RECORD = f"""
-    INSERT INTO attempts ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
-"""  # noqa: S608 - a constant
-
 _TAKEN = f"SELECT {_COLUMNS} FROM attempts WHERE run_id = $1 AND kind = 'taken' ORDER BY id LIMIT 1"  # noqa: S608
-
-_LAST_OF_RUN = f"""
-    SELECT {_COLUMNS} FROM attempts WHERE db = $1 AND collection = $2 AND job_id = $3 AND run_id = $4
-    ORDER BY (kind = 'taken') DESC, id DESC LIMIT 1
-"""  # noqa: S608 - a constant
-
-_CLAIM_FIRST = "INSERT INTO first_attempts (run_id, by_task) VALUES ($1, false) ON CONFLICT DO NOTHING"
-
-_AGE_OF_FIRST = "SELECT clock_timestamp() - begun_at FROM first_attempts WHERE run_id = $1 AND by_task"
-
-_FORGET_FIRSTS = """
-    DELETE FROM first_attempts WHERE run_id IN (
-        SELECT run_id FROM first_attempts WHERE begun_at < $1 ORDER BY begun_at LIMIT $2
-    )
-"""
 
 # By time and not by id alone, so that a window of time is a stretch of the index; the id tells equal times apart.
 _OF_JOB = f"""
@@ -248,6 +193,20 @@ _REMOVE_BEFORE = """
         SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2
     )
 """
+
+
+def attempt_values(attempt: Attempt, claim: UUID) -> list[object]:
+    """Return what a row of the log holds, in the order of `ATTEMPT_COLUMNS`.
+
+    Args:
+        claim: Of the attempt, by which it is logged once.
+    """
+    values = msgspec.structs.asdict(attempt) | {
+        "error": _storable(attempt.error) if attempt.error is not None else None,
+        "answer": attempt.answer[:MAX_ANSWER],
+        "worker": _storable(attempt.worker),
+    }
+    return [*values.values(), claim]
 
 
 def _storable(text: str) -> str:

@@ -44,10 +44,12 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     made: int = 0
     """Attempts made before this activity was started: the first one, or those before the job was held."""
     first: FirstAttempt | None = None
-    """How the first attempt ended, where it did not deliver the job."""
+    """How the first attempt ended, where it did not deliver the job; in runs from before the ledger."""
+    run_id: str = ""
+    """The first run id of the workflow, by which the ledger knows it."""
 
 
-class Delivered(msgspec.Struct, frozen=True, kw_only=True):
+class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
     """How a job was delivered. Stored in histories: fields may only be added, with defaults."""
 
     status: int
@@ -60,13 +62,15 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds between the trigger time and the start of the request that the receiver took."""
 
 
-class Held(msgspec.Struct, frozen=True, kw_only=True):
+class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="held"):
     """Why a job is held back. Stored in memos: fields may only be added, with defaults."""
 
     reason: str
     since: datetime
     made: int
     """Attempts made before."""
+    release_at: int | None = None
+    """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
 
 
 class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +94,10 @@ class Kind(StrEnum):
     TIMEOUT = "timeout"
     PROTOCOL = "protocol"
     BLOCKED = "blocked"
+    LOST = "lost"
+    """Lost with its worker: nobody knows how it ended. Only in the ledger."""
+    EXPIRED = "expired"
+    """Not made: the job's deadline had passed. Only in the ledger."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
+from temporalio.api.enums.v1 import ResourceExhaustedCause
+from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
 from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateRequest
 from temporalio.service import RPCError, RPCStatusCode, ServiceClient, ServiceResponse
 
@@ -66,6 +68,15 @@ def _asks_for_outcome(request: Message) -> bool:
     return isinstance(request, PollWorkflowExecutionUpdateRequest) or getattr(request, "wait_new_event", False)
 
 
+def _is_busy_workflow(error: RPCError) -> bool:
+    """Return whether it is one workflow that takes no more for a moment, as while it ends, and not the server."""
+    failure = ResourceExhaustedFailure()
+    return any(
+        detail.Unpack(failure) and failure.cause == ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW
+        for detail in error.grpc_status.details
+    )
+
+
 async def _answer_or_busy(call: Callable[[], Awaitable[ServiceResponse]]) -> ServiceResponse:
     """Return the answer of a call, made again while the server is away.
 
@@ -77,9 +88,9 @@ async def _answer_or_busy(call: Callable[[], Awaitable[ServiceResponse]]) -> Ser
         try:
             return await call()
         except RPCError as error:
-            if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
+            if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_busy_workflow(error):
                 raise in_doubt from error
-            if error.status not in _PASSING:
+            if error.status not in _PASSING and not _is_busy_workflow(error):
                 raise
             in_doubt = error
         await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - guards nothing

@@ -20,7 +20,7 @@ REDELIVERS = "redelivers"
 """Memo key of what a run delivers once more. Stored: do not rename."""
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
-_CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
+CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
 
 
 class Redelivers(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,11 @@ class JobRun(msgspec.Struct, frozen=True):
         return self.description.run_id
 
     @property
+    def first_run_id(self) -> str:
+        """The id of the first of the runs that continue each other, by which the ledger knows them."""
+        return first_run_id(self.description)
+
+    @property
     def status(self) -> WorkflowExecutionStatus:
         """Whether it runs, or how it ended."""
         return self.description.status or WorkflowExecutionStatus.RUNNING
@@ -51,7 +56,7 @@ class JobRun(msgspec.Struct, frozen=True):
     @property
     def is_open(self) -> bool:
         """Whether the job still waits or is being delivered."""
-        return self.status not in _ENDED + _CANCELLED
+        return self.status not in _ENDED + CANCELLED
 
     @property
     def cancel_requested(self) -> bool:
@@ -61,12 +66,17 @@ class JobRun(msgspec.Struct, frozen=True):
     @property
     def message_id(self) -> str:
         """The `webhook-id` of its deliveries."""
-        return self.job.message_id or message_id(self.description.raw_description.workflow_execution_info.first_run_id)
+        return self.job.message_id or message_id(self.first_run_id)
 
     async def redelivers(self) -> Redelivers | None:
         """Return what this run delivers once more, or None for a job's first delivery."""
         redelivers: Redelivers | None = await self.description.memo_value(REDELIVERS, None, type_hint=Redelivers)
         return redelivers
+
+
+def first_run_id(description: WorkflowExecutionDescription) -> str:
+    """Return the id of the first of the runs that continue each other."""
+    return description.raw_description.workflow_execution_info.first_run_id
 
 
 async def latest_run(client: Client, workflow_id: str) -> JobRun:
@@ -110,7 +120,7 @@ async def start_job(
     """
     await client.start_workflow(
         "Job",
-        msgspec.structs.replace(job, at_once=True),
+        msgspec.structs.replace(job, at_once=True, ledger=True),
         id=job.workflow_id,
         task_queue=task_queue,
         id_reuse_policy=reuse,
@@ -132,7 +142,7 @@ def check_redeliverable(run: JobRun) -> None:
     """
     if run.is_open:
         raise TooLateError("too early: the job has not ended yet")
-    if run.status in _CANCELLED:
+    if run.status in CANCELLED:
         raise TooLateError("the job was cancelled; create it again instead")
     if expired(run.job, datetime.now(UTC)):
         raise TooLateError("too late: the job's deadline has passed")

@@ -52,6 +52,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     from before there was such an attempt are without it."""
     made: int = 0
     """Attempts made in the runs that this one continues with a short history."""
+    ledger: bool = False
+    """Whether the ledger decides what becomes of the run. Set at its start; runs from before the ledger are without."""
 
     @property
     def workflow_id(self) -> str:

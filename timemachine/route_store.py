@@ -90,41 +90,19 @@ class RouteStore:
         if found is None:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
 
-    async def target(self, db: str, route_id: str) -> Target:
-        """Return what an attempt needs, in one look.
+    async def open_target(self, db: str, route_id: str, row: Record) -> Target:
+        """Return what an attempt needs, from a row that the `TARGET` query gave.
 
         Raises:
-            NoSuchRouteError: There is none.
             VaultError: Its secrets cannot be read with the keys that are set.
         """
-        return await self._opened(db, route_id, await self._row(_TARGET, db, route_id))
-
-    async def first_target(self, db: str, route_id: str, run_id: str) -> Target | None:
-        """Note that the first attempt of a run begins, and return what it needs, in one look.
-
-        Returns:
-            None when it was begun before, whatever may be wrong with the route by now.
-
-        Raises:
-            NoSuchRouteError, VaultError: As `target` does.
-        """
-        row = await self._row(_TARGET_OF_FIRST, db, route_id, run_id)
-        if row and row["begun_before"]:
-            return None
-        return await self._opened(db, route_id, row)
-
-    async def _opened(self, db: str, route_id: str, row: Record | None) -> Target:
-        if row is None or row["route"] is None:
-            raise NoSuchRouteError(f"no route {route_id} in {db}")
-        if not row["secrets"]:
-            # From before there were any.
-            await self._first_secret(db, route_id)
-            return await self.target(db, route_id)
         return Target(
             route=msgspec.json.decode(row["route"], type=Route),
             standing=_standing(row),
             headers=self._open_headers(row["sealed_headers"]),
-            secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"]),
+            # A route from before there were secrets is given its first one.
+            secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"])
+            or tuple(secret.value for secret in await self.secrets(db, route_id)),
             failing=row["failing"],
         )
 
@@ -282,10 +260,6 @@ class RouteStore:
                         "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3", db, route_id, run_id
                     )
 
-    async def _row(self, query: str, *arguments: str) -> Record | None:
-        async with connection(self._pool) as postgres:
-            return await postgres.fetchrow(query, *arguments)
-
     async def _first_secret(self, db: str, route_id: str) -> None:
         """Give a route its first secret, unless it has been given one meanwhile."""
         async with connection(self._pool) as postgres, postgres.transaction():
@@ -319,18 +293,8 @@ _TARGET_COLUMNS = """
     ) AS secrets
 """
 
-_TARGET = f"SELECT {_TARGET_COLUMNS} FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
-
-# The log is asked, too, lest a crash of Postgres, which empties the unlogged table, make a first attempt of a second.
-_TARGET_OF_FIRST = f"""
-    WITH begun AS (
-        INSERT INTO first_attempts (run_id) VALUES ($3) ON CONFLICT DO NOTHING RETURNING run_id
-    )
-    SELECT target.*,
-        NOT EXISTS (SELECT FROM begun)
-            OR EXISTS (SELECT FROM attempts WHERE run_id = $3 AND kind = 'taken') AS begun_before
-    FROM (SELECT) AS run LEFT JOIN ({_TARGET}) AS target ON true
-"""  # noqa: S608 - a constant
+TARGET = f"SELECT {_TARGET_COLUMNS} FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
+"""Asks for all that an attempt needs to know of a route; for `RouteStore.open_target`."""
 
 _SECRETS = """
     SELECT sealed, expires_at FROM route_secrets

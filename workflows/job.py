@@ -3,48 +3,45 @@
 import asyncio
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
-from temporalio.exceptions import TimeoutError as ActivityTimeout
+from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.deliver import HELD, Deliveries, nothing
-    from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
+    from timemachine.delivery import AttemptsMade, Delivered, Held
     from timemachine.job_runs import CHANGED_JOB
-    from timemachine.jobs import Job, message_id, to_ms
+    from timemachine.jobs import Job, from_ms, to_ms
+    from timemachine.outcomes import Cancelled, Decision, Deferred, Failed, Outcome, Unknown
     from timemachine.temporal import IS_HELD, ROUTE, TRIGGER_TIME
+    from timemachine.wake import ContinuedRun
+    from workflows.job_before_ledger import HELD_SINCE, HOLD_CHECKS, JobBeforeLedger
 
-ATTEMPT_LIMIT = timedelta(seconds=60)
-"""Time after which an attempt is taken for lost with its worker. Longer than the settings let any attempt last."""
+T = TypeVar("T")
 
-AT_ONCE_LIMIT = timedelta(seconds=5)
-"""Longest time that a workflow task is held by the first attempt; the server takes the task for lost after ten."""
+TASK_LIMIT = timedelta(seconds=5)
+"""Longest time that a workflow task is held by an activity within it; the server takes the task for lost after ten."""
 
-LOOK_LIMIT = timedelta(seconds=10)
-LOOK_RETRY = RetryPolicy(maximum_interval=timedelta(seconds=5))
+ATTEMPT_LIMIT = timedelta(minutes=2)
+SILENCE = timedelta(seconds=10)
+"""Time without a heartbeat after which an attempt is taken for lost with its worker."""
 
-LOOK_AGAIN = (timedelta(seconds=10), timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=4), timedelta(days=1))
-"""Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
-moment in which the others were released, and a signal that was missed must not lose it."""
+CANCEL_LIMIT = timedelta(seconds=10)
 
-# Ids of changes to the workflow. Stored: do not rename.
-EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
-HELD_ARE_CUT = "2026-11-held-jobs-are-continued-as-new"
+WAKE_AFTER_CUT = "2026-11-a-continued-run-is-woken"
+"""Id of a change to the workflow. Stored: do not rename."""
 
 TOO_LATE = "TooLate"
 """Error type of an update that came after the first attempt had begun."""
 
-HELD_SINCE = "held"
-"""Memo key of why and since when a job is held. Stored: do not rename."""
-
 
 @workflow.defn(name="Job")
-class JobWorkflow:
+class JobWorkflow(JobBeforeLedger):
     """One job. Started with a delay until its trigger time, so that it costs no worker anything while it waits."""
 
     @workflow.init
@@ -52,32 +49,35 @@ class JobWorkflow:
         """Take the job, before any update can come in."""
         self._job = job
         self._at_once = job.at_once
-        self._first: FirstAttempt | None = None
+        self._first = None
         self._attempted = job.made > 0
         self._made = job.made
-        self._looks = 0
-        self._release_at: datetime | None = None
+        self._hold_checks = 0
+        self._release_at = None
 
     @workflow.run
     async def run(self, job: Job) -> Delivered:
         """Wait, then deliver; while the route is paused or disabled, hold the job.
 
         The workflow ends Completed when the receiver took the job, Failed when all attempts were used up, and Canceled
-        when it was cancelled in time.
+        when it was cancelled in time: as the ledger's row says, whoever asked for the cancel.
         """
+        if not job.ledger:
+            return await self._run_before_ledger()
+        try:
+            return await self._deliver_when_due()
+        except asyncio.CancelledError:
+            return _end(await self._cancel())
+
+    async def _deliver_when_due(self) -> Delivered:
         while True:
-            try:
-                await self._until_due()
-            except asyncio.CancelledError:
-                if self._may_be_lost():
-                    return await self._settled()
-                raise
+            await self._until_due()
             self._attempted = True
-            outcome = await self._deliver()
-            if isinstance(outcome, Delivered):
-                return outcome
+            outcome = await self._attempt()
+            if not isinstance(outcome, Held):
+                return _end(outcome)
             await self._hold(outcome)
-            if workflow.info().is_continue_as_new_suggested() and workflow.patched(HELD_ARE_CUT):
+            if workflow.info().is_continue_as_new_suggested():
                 await self._continue_as_new()
 
     @workflow.update(name="change")
@@ -86,11 +86,11 @@ class JobWorkflow:
 
         Refused once it is due, or was attempted; so one that is delivered once more is never changed.
         """
-        self._job = job
+        self._job = msgspec.structs.replace(job, ledger=self._job.ledger)
         if job.trigger_at <= workflow.now():
             # Within this workflow task an attempt would be made before the change that led to it is durable.
             self._at_once = False
-        workflow.upsert_memo({CHANGED_JOB: job})
+        workflow.upsert_memo({CHANGED_JOB: self._job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
@@ -100,10 +100,19 @@ class JobWorkflow:
         if self._attempted or redelivered or self._may_be_lost():
             raise ApplicationError("the job is being delivered", type=TOO_LATE)
 
+    @workflow.update(name="wake")
+    def wake(self) -> str:
+        """Return the id of this run, which is awake when it returns it."""
+        return workflow.info().run_id
+
     @workflow.signal(name="release")
     def release(self, spread: float) -> None:
-        """Let a held job go, at a moment of its own within `spread` seconds; one that is not held is left alone."""
-        self._release_at = workflow.now() + timedelta(seconds=workflow.random().uniform(0, spread))
+        """Let a held job go, at a moment of its own within `spread` seconds; one that is not held is left alone.
+
+        One that was released before keeps its moment, unless that lies beyond these seconds.
+        """
+        if self._release_at is None or self._release_at > workflow.now() + timedelta(seconds=spread):
+            self._release_at = workflow.now() + timedelta(seconds=workflow.random().uniform(0, spread))
 
     async def _until_due(self) -> None:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
@@ -112,195 +121,147 @@ class JobWorkflow:
                 await self._continue_as_new()
             await self._pass(wait)
 
-    async def _continue_as_new(self) -> NoReturn:
-        """Go on as a new run with a short history: each change and each look of a held job has the whole job in it.
-
-        A cancel request that came together with a change is told to us after the change has woken us, when nothing is
-        left to run; it must find us waiting, or it would end with this run. A timer would do, but takes a second.
-        """
-        await workflow.execute_local_activity(nothing, start_to_close_timeout=AT_ONCE_LIMIT)
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once, made=self._made))
-
     async def _pass(self, wait: timedelta) -> None:
-        """Let time pass, until the trigger time is moved or the history has grown long at the latest."""
-        seen = self._job.trigger_time
+        """Let time pass, until the job is moved to an earlier one or the history has grown long at the latest.
+
+        A job that is moved later waits on by the timer that is there: each costs four events to replace.
+        """
+        seen, any_move = self._job.trigger_time, not self._job.ledger
         with suppress(TimeoutError):
             await workflow.wait_condition(
-                lambda: self._job.trigger_time != seen or workflow.info().is_continue_as_new_suggested(),
+                lambda: (
+                    self._job.trigger_time < seen
+                    or (any_move and self._job.trigger_time != seen)
+                    or workflow.info().is_continue_as_new_suggested()
+                ),
                 timeout=wait,
                 timeout_summary="until due",
             )
 
-    def _may_be_lost(self) -> bool:
-        """Return whether the first attempt may have been made already, in a workflow task that was lost.
+    async def _continue_as_new(self) -> NoReturn:
+        """Go on as a new run with a short history: each change, and each look of a held job, has the whole job in it.
 
-        Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
-        nothing that would undo the attempt is believed before the activity was asked.
+        A new run begins with what is left of the delay that the first one was started with, and only an update or a
+        cancel ends that: so another workflow is started before, which wakes it. A cancel request that came together
+        with a change is told to us after the change has woken us, when nothing is left to run; it must find us waiting.
         """
-        return self._at_once and workflow.now() >= self._job.trigger_at
+        await workflow.execute_local_activity(nothing, start_to_close_timeout=TASK_LIMIT)
+        if self._job.ledger or workflow.patched(WAKE_AFTER_CUT):
+            info = workflow.info()
+            continued = ContinuedRun(
+                workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
+            )
+            _ = await workflow.start_child_workflow(
+                "Wake", continued, id=continued.waker_id, parent_close_policy=ParentClosePolicy.ABANDON
+            )
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once, made=self._made))
 
-    async def _deliver(self) -> Delivered | Held:
+    async def _attempt(self) -> Decision | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
         if self._at_once:
-            outcome = await self._deliver_at_once()
+            outcome = await self._first_attempt()
             self._at_once = False
-            if not isinstance(outcome, FirstAttempt):
-                return outcome
-            self._first = outcome
-        return await self._deliver_by_activity()
+            match outcome:
+                case Delivered() | Held() | Failed(next_at=None):
+                    return outcome
+                case Failed(next_at=int(next_at)) | Deferred(next_at=next_at):
+                    wait = from_ms(next_at) - workflow.now()
+                    await workflow.sleep(max(wait, timedelta(0)), summary=f"next attempt; {outcome.reason}"[:200])
+        return await self._later_attempts()
 
-    async def _deliver_at_once(self) -> Delivered | Held | FirstAttempt:
-        """Make the first attempt by a local activity: half of the events, and of the work, of a regular one.
-
-        It is never cancelled: an attempt in flight decides.
-        """
+    async def _first_attempt(self) -> Outcome:
+        """Make the first attempt by a local activity: half of the events, and of the work, of a regular one."""
         if workflow.cancellation_reason() is not None:
-            return await self._settled()
+            raise asyncio.CancelledError
         attempt = workflow.start_local_activity_method(
-            Deliveries.deliver_at_once,
+            Deliveries.first_attempt,
             self._delivery,
-            start_to_close_timeout=AT_ONCE_LIMIT,
+            start_to_close_timeout=TASK_LIMIT,
             retry_policy=RetryPolicy(maximum_attempts=1),
             summary=f"POST to {self._job.route}",
         )
-        with suppress(asyncio.CancelledError):
-            await workflow.wait([attempt])
         try:
-            return await attempt
+            return await _uncancelled(attempt)
         except FailureError as error:
-            if workflow.cancellation_reason() is not None:
-                return await self._settled()
-            # A local activity's failure comes without an ActivityError around it; a time-out comes with one.
-            return self._after_first(error.cause if isinstance(error, ActivityError) else error)
+            return Unknown(reason=str(error))
 
-    def _after_first(self, cause: BaseException | None) -> Held | FirstAttempt:
-        """Return what comes after a first attempt that did not deliver the job.
-
-        Raises:
-            ApplicationError: Nothing: there is to be no other attempt.
-        """
-        if not isinstance(cause, ApplicationError):
-            return FirstAttempt(reason=str(cause), type=UNSURE, next_at=to_ms(workflow.now()))
-        if cause.type == HELD:
-            return Held(reason=cause.message, made=_made(cause), since=workflow.now())
-        if cause.non_retryable:
-            raise _not_delivered(cause) from cause
-        self._made = _made(cause) if cause.details else self._made
-        next_at = workflow.now() + (cause.next_retry_delay or timedelta(0))
-        return FirstAttempt(reason=cause.message, type=cause.type or UNSURE, next_at=to_ms(next_at))
-
-    async def _settled(self) -> Delivered:
-        """Return the success of a first attempt that may have been made before the cancel request came.
-
-        Raises:
-            asyncio.CancelledError: There is none.
-        """
-        settling = workflow.start_activity_method(
-            Deliveries.settle,
-            self._delivery,
-            start_to_close_timeout=LOOK_LIMIT,
-            retry_policy=LOOK_RETRY,
-            summary="was the job taken before it was cancelled?",
-        )
-        with suppress(asyncio.CancelledError):
-            await workflow.wait([settling])
-        if taken := await settling:
-            return taken
-        raise asyncio.CancelledError
-
-    async def _deliver_by_activity(self) -> Delivered | Held:
-        """Attempt until the receiver takes the job, and answer a cancel request exactly.
-
-        A cancel request and the end of an attempt may come to us together. What the receiver took counts as taken:
-        so, once cancelled, first let everything that came with the cancel request sink in (a condition is looked at
-        only when nothing else is left to run), and only then pass it on, which does nothing to a delivery that is
-        done. An attempt in flight is let finish, and decides; one that still waits for its time is never made.
-        """
-        delivery = self._start_delivery()
-        try:
-            await workflow.wait([delivery])
-        except asyncio.CancelledError:
-            await workflow.wait_condition(lambda: True)
-            delivery.cancel()
-        try:
-            return await delivery
-        except ActivityError as error:
-            if workflow.cancellation_reason() is not None:
-                if self._first and self._first.type == UNSURE:
-                    return await self._settled()
-                return await self._taken_before_the_cancel(error)
-            if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
-                return Held(reason=error.cause.message, made=_made(error.cause), since=workflow.now())
-            raise _not_delivered(error.cause) from error
-
-    async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
-        """Return what the log has of an attempt whose worker died, for it may have been taken.
-
-        Once the attempt waits to be made again, the error does not tell any more that a worker died.
-
-        Raises:
-            asyncio.CancelledError: None was taken, as far as anybody knows.
-        """
-        if isinstance(error.cause, ActivityTimeout) or workflow.patched(EVERY_CANCEL_ASKS):
-            taken = await workflow.execute_activity_method(
-                Deliveries.find_taken,
-                self._delivery,
-                start_to_close_timeout=LOOK_LIMIT,
-                retry_policy=LOOK_RETRY,
-                summary="was an attempt taken whose worker died?",
-            )
-            if taken:
-                return taken
-        raise asyncio.CancelledError from error
-
-    def _start_delivery(self) -> workflow.ActivityHandle[Delivered]:
-        """Start the activity. It decides itself how often and when it is tried again; this is for lost workers."""
-        return workflow.start_activity_method(
+    async def _later_attempts(self) -> Decision | Held:
+        """Attempt until it is over. The activity itself says when it is tried again; the policy is for lost workers."""
+        attempts = workflow.start_activity_method(
             Deliveries.deliver,
             self._delivery,
             start_to_close_timeout=ATTEMPT_LIMIT,
+            heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(
-                initial_interval=timedelta(seconds=5), maximum_interval=timedelta(minutes=1), maximum_attempts=0
+                initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10), maximum_attempts=0
             ),
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"POST to {self._job.route}",
             priority=Priority(fairness_key=self._job.fairness_key),
         )
+        try:
+            return await _uncancelled(attempts)
+        except ActivityError as error:
+            cause = error.cause
+            if not isinstance(cause, ApplicationError):
+                return Failed(reason=str(cause), attempts=self._made)
+            made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._made
+            if cause.type == HELD:
+                return Held(reason=cause.message, made=made, since=workflow.now())
+            return Failed(reason=cause.message, attempts=made)
 
-    @property
-    def _delivery(self) -> Delivery:
-        first_run = workflow.info().first_execution_run_id
-        message = self._job.message_id or message_id(first_run)
-        return Delivery(job=self._job, message_id=message, made=self._made, first=self._first)
+    async def _cancel(self) -> Decision:
+        """Have the ledger decide. An attempt that is under way goes on, and its end counts."""
+        return await workflow.execute_local_activity_method(
+            Deliveries.cancel_delivery,
+            self._delivery,
+            start_to_close_timeout=CANCEL_LIMIT,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            summary="cancel, unless a receiver has taken it",
+        )
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._made, self._attempted, self._release_at, self._first = held.made, held.made > 0, None, None
+        self._made, self._attempted, self._release_at = held.made, held.made > 0, None
         workflow.upsert_memo({HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
-        job, patience = self._job, LOOK_AGAIN[min(self._looks, len(LOOK_AGAIN) - 1)]
-        self._looks += 1
+        job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
+        self._hold_checks += 1
+        while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
+            seen = self._release_at
+            await self._wait_for_news(job, seen, wait, "until its moment" if seen else f"held: {held.reason}")
+            if self._release_at and self._release_at != seen:
+                self._hold_checks = 0
+                workflow.upsert_memo({HELD_SINCE: msgspec.structs.replace(held, release_at=to_ms(self._release_at))})
+                workflow.upsert_search_attributes([IS_HELD.value_set(False)])
+        workflow.upsert_memo({HELD_SINCE: None})
+        workflow.upsert_search_attributes([IS_HELD.value_set(False)])
+
+    async def _wait_for_news(self, job: Job, release_at: datetime | None, wait: timedelta, summary: str) -> None:
+        """Wait until a held job is changed, or another moment is set for its release."""
         with suppress(TimeoutError):
             await workflow.wait_condition(
-                lambda: self._release_at is not None or self._job is not job,
-                timeout=patience,
-                timeout_summary=f"held: {held.reason}",
+                lambda: self._job is not job or self._release_at != release_at, timeout=wait, timeout_summary=summary
             )
-        workflow.upsert_search_attributes([IS_HELD.value_set(False)])
-        if self._release_at:
-            self._looks = 0
-            await workflow.sleep(max(self._release_at - workflow.now(), timedelta(0)), summary="until its moment")
-        workflow.upsert_memo({HELD_SINCE: None})
 
 
-def _not_delivered(cause: BaseException | None) -> ApplicationError:
-    """Return the failure that the workflow ends with: the last attempt's reason and the number of attempts."""
-    if isinstance(cause, ApplicationError):
-        return ApplicationError(cause.message, *cause.details, type="NotDelivered")
-    return ApplicationError(str(cause), type="NotDelivered")
+async def _uncancelled(activity: "workflow.ActivityHandle[T]") -> T:
+    """Wait for an activity that goes on when the workflow is cancelled meanwhile."""
+    await workflow.wait([activity])
+    return await activity
 
 
-def _made(cause: ApplicationError) -> int:
-    """Return how many attempts an error says were made."""
-    return msgspec.convert(cause.details[0], AttemptsMade).made
+def _end(decision: Decision) -> Delivered:
+    """End as it was decided.
+
+    Raises:
+        ApplicationError: Failed, with the last attempt's reason and the number of attempts.
+        asyncio.CancelledError: Cancelled.
+    """
+    match decision:
+        case Delivered():
+            return decision
+        case Failed():
+            raise ApplicationError(decision.reason, AttemptsMade(made=decision.attempts), type="NotDelivered")
+        case Cancelled():
+            raise asyncio.CancelledError

@@ -21,17 +21,14 @@ from api.app import create_app
 from tests.conftest import serving
 from tests.dns_server import DnsServer, dns_serving
 from tests.service import ROUTE, Service, refused
-from timemachine.attempt_log import AttemptLog
 from timemachine.connections import Connector, SystemResolver
 from timemachine.delivery import Kind
 from timemachine.errors import BlockedTargetError, NoAnswerError
 from timemachine.http import Answer, WebhookClient
 from timemachine.local.temporal import Temporal
 from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.targets import Targets, networks
-from timemachine.vault import Vault
 from worker import create_worker
 
 INSIDE, PUBLIC, ALSO_PUBLIC = "127.0.0.1", "127.0.0.2", "127.0.0.3"
@@ -721,7 +718,7 @@ async def guarded(
             serving(create_app(settings)) as api,
             open_pool(settings) as pool,
             make_client(names, settings.targets) as webhooks,
-            create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
+            create_worker(client, pool, webhooks, settings),
         ):
             yield Service(api, db)
 

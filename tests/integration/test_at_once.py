@@ -3,12 +3,12 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+from activities.flights import Flights
 from msgspec.structs import replace
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowHandle
 
 from activities import deliver
-from activities.flights import Flights
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, new_id, refused
 from timemachine.attempt_log import Attempt, AttemptLog

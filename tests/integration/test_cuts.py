@@ -13,16 +13,13 @@ from api.app import create_app
 from tests.conftest import serving
 from tests.receiver import Receiver
 from tests.service import ROUTE, Service, refused
-from timemachine.attempt_log import AttemptLog
 from timemachine.http import WebhookClient
 from timemachine.local import temporal as local_temporal
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
 from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
-from timemachine.vault import Vault
 from worker import create_worker
 
 JOBS = 40
@@ -51,7 +48,7 @@ async def cut(
         serving(create_app(settings)) as api,
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
+        create_worker(client, pool, webhooks, settings),
     ):
         service = Service(api, db)
         await service.add_route(receiver.url)
@@ -82,7 +79,7 @@ async def test_a_waiting_job_that_is_cut_is_cancelled(cut: Service, receiver: Re
 async def test_a_held_job_that_is_cut_is_cancelled(
     cut: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.job.LOOK_AGAIN", (timedelta(seconds=0.15),))
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=0.15),))
     await cut.api.post(f"/route/{cut.db}/{ROUTE}/pause")
     job_ids = [await cut.create(0, meta="old") for _ in range(JOBS)]
     for job_id in job_ids:

@@ -177,7 +177,7 @@ async def test_a_held_job_survives_very_many_changes(service: Service, receiver:
 async def test_a_job_that_is_held_for_very_long_keeps_count_of_its_attempts(
     service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workflows.job.LOOK_AGAIN", (timedelta(seconds=0.05),))
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=0.05),))
 
     async def refuse(_: Received) -> bytes:
         await pause(service)

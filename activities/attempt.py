@@ -1,0 +1,344 @@
+"""One attempt at a delivery: slot, ledger, POST, ledger, outcome. The same for the first attempt and for later ones."""
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+from temporalio import activity
+
+from activities.in_progress import InProgress
+from activities.route_slots import RouteSlots
+from timemachine.attempt_log import Attempt
+from timemachine.clock import boot_time
+from timemachine.delivery import (
+    GONE,
+    Delivery,
+    Ending,
+    Held,
+    Kind,
+    attempt_headers,
+    describe,
+    expired,
+    wait_after,
+    without,
+)
+from timemachine.delivery_ledger import BEGIN_TIME, END_RETRY, GRACE, Begun, DeliveryLedger, End, RouteClosed
+from timemachine.errors import (
+    BlockedTargetError,
+    NoAnswerError,
+    NotSentError,
+    NotYetError,
+    OwnFaultError,
+    UnavailableError,
+    VaultError,
+    WebhookUrlError,
+)
+from timemachine.http import Answer, WebhookClient
+from timemachine.jobs import Job, to_ms
+from timemachine.outcomes import AttemptEnd, Deferred, LedgerRow, Outcome, RowState, outcome_of
+from timemachine.retry import Retry
+from timemachine.route_store import RouteStore, Target
+from timemachine.routes import RouteState, target_url
+from timemachine.settings import Settings
+from timemachine.signing import signatures
+from timemachine.temporal import LATENESS
+
+log = logging.getLogger(__name__)
+
+CLOCK_PATIENCE = 5.0
+"""Seconds that an attempt waits in place for a trigger time that this machine's clock has not reached yet."""
+
+STALE_AFTER = 8.0
+"""Seconds after which an attempt that was asked for is not begun any more: its worker was stopped meanwhile, and what
+it was asked to deliver may have been changed. Longer than it waits for a slot and for the clock."""
+
+POSTGRES_RETRY = 5.0
+OWN_FAULT_RETRY = 5.0
+"""Seconds after which an attempt is asked for again that Postgres, or this machine, stood in the way of."""
+
+NOT_MADE = End(made=False)
+
+
+class Attempts:
+    """Makes attempts with what a worker shares among them."""
+
+    def __init__(
+        self,
+        ledger: DeliveryLedger,
+        routes: RouteStore,
+        webhooks: WebhookClient,
+        settings: Settings,
+        in_progress: InProgress | None = None,
+    ) -> None:
+        """Take the clients of Postgres and of the receivers."""
+        self._ledger = ledger
+        self._routes = routes
+        self._webhooks = webhooks
+        self._slots = RouteSlots(settings.max_in_flight_per_route)
+        self._in_progress = in_progress or InProgress(settings.max_deliveries)
+        self._default_scheme = settings.default_scheme
+        self._default_timeout = settings.delivery_timeout
+        self._disable_after = timedelta(hours=settings.disable_after_hours)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this worker makes as many attempts as it may."""
+        return self._in_progress.is_full
+
+    async def outcome(self, delivery: Delivery, *, patience: float) -> Outcome | None:
+        """Make an attempt, or join the one that is under way here, and return what it came to.
+
+        It goes on when nobody waits for it any more.
+
+        Args:
+            patience: Seconds after which None is returned while the attempt is still under way.
+        """
+        attempt = self._in_progress.get(delivery.run_id)
+        if attempt is None:
+            attempt = self._in_progress.start(delivery.run_id, self._attempt(delivery))
+        ended, _ = await asyncio.wait([attempt], timeout=patience)
+        return attempt.result() if ended else None
+
+    async def _attempt(self, delivery: Delivery) -> Outcome:
+        """Wait for the time and for a slot of the route, and attempt."""
+        asked, early = boot_time(), await _wait_until_due(delivery.job)
+        if early:
+            return _deferred(f"this worker's clock is {early:.1f} s behind", early)
+        try:
+            async with self._slots.slot(delivery.job.route_key):
+                if boot_time() - asked > STALE_AFTER:
+                    return _deferred("the worker was stopped meanwhile", 1.0)
+                return await self._claim(delivery)
+        except NotYetError as error:
+            return _deferred(str(error), error.after)
+
+    async def _claim(self, delivery: Delivery) -> Outcome:
+        """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over."""
+        sighted = None
+        while True:
+            claim, asked = uuid4(), boot_time()
+            answer = await self._begin(delivery, claim, sighted)
+            match answer:
+                case Begun():
+                    return await self._make(delivery, claim, answer, asked)
+                case LedgerRow() if answer.is_expired and answer.claim != sighted:
+                    await asyncio.sleep(GRACE)
+                    sighted = answer.claim
+                case LedgerRow():
+                    return outcome_of(answer, _now_ms())
+                case RouteClosed():
+                    return Held(reason=answer.reason, since=datetime.now(UTC), made=answer.made)
+                case Deferred():
+                    return answer
+
+    async def _begin(
+        self, delivery: Delivery, claim: UUID, sighted: str | None
+    ) -> Begun | LedgerRow | RouteClosed | Deferred:
+        """Begin, again and again while Postgres does not answer: that may have been the answer only.
+
+        After `BEGIN_TIME` the attempt is given back, and does not end before that is written.
+        """
+        job, until = delivery.job, boot_time() + BEGIN_TIME - END_RETRY
+        while True:
+            try:
+                return await self._ledger.begin(
+                    delivery.run_id, job.db, job.route, claim, sighted=sighted, made=delivery.made
+                )
+            except VaultError as error:
+                reason = str(error)
+                log.error("route cannot be read", extra={"reason": reason, "route": job.route_key})
+                break
+            except UnavailableError as error:
+                reason = str(error)
+                if boot_time() > until:
+                    break
+                await asyncio.sleep(END_RETRY)
+        await self._end(delivery.run_id, claim, NOT_MADE)
+        return _deferred(reason, POSTGRES_RETRY)
+
+    async def _make(self, delivery: Delivery, claim: UUID, begun: Begun, asked: float) -> Outcome:
+        """Make the attempt that was begun, and tell what the ledger says after its end is written."""
+        end = await self._reach_out(delivery, begun, asked)
+        row = await self._end(delivery.run_id, claim, NOT_MADE if isinstance(end, Deferred) else end)
+        if isinstance(end, Deferred):
+            return end if row.state is RowState.WAITING else outcome_of(row, _now_ms())
+        if begun.target and end.logged:
+            await self._note(begun.target, end.logged)
+        return outcome_of(row, _now_ms())
+
+    async def _end(self, run_id: str, claim: UUID, end: End) -> LedgerRow:
+        """Write an end until it is there. What is known of an attempt is never given up."""
+        while True:
+            try:
+                if row := await self._ledger.end(run_id, claim, end):
+                    return row
+                return LedgerRow(state=RowState.WAITING, claim=None, seconds_left=0, made=0, doubt=False, end=None)
+            except UnavailableError as error:
+                log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
+                await asyncio.sleep(END_RETRY)
+
+    async def _reach_out(self, delivery: Delivery, begun: Begun, asked: float) -> End | Deferred:
+        """Return how the attempt ended, or why it was not made."""
+        job, target = delivery.job, begun.target
+        if expired(job, datetime.now(UTC)):
+            return _given_up("the deadline has passed", begun.number)
+        if target is None:
+            ending = Ending(kind=Kind.REFUSED)
+            return _failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, ending)
+        limit = target.route.max_in_flight
+        self._slots.set_limit(job.route_key, limit)
+        place = self._routes.place(job.db, job.route, delivery.run_id, limit) if limit else nullcontext()
+        try:
+            async with place:
+                return await self._post(delivery, target, begun.number, asked)
+        except NotYetError as error:
+            return _deferred(str(error), error.after)
+        except UnavailableError as error:
+            return _deferred(str(error), POSTGRES_RETRY)
+        except NotSentError:
+            return _deferred("the worker was stopped meanwhile", 1.0)
+        except OwnFaultError as error:
+            log.error("attempt not made", extra={"reason": str(error), "job_id": job.id, "route": job.route_key})
+            return _deferred(str(error), OWN_FAULT_RETRY)
+
+    async def _post(self, delivery: Delivery, target: Target, number: int, asked: float) -> End:
+        """POST once.
+
+        Raises:
+            NotSentError, OwnFaultError: Nothing was sent.
+        """
+        job, started = delivery.job, datetime.now(UTC)
+        try:
+            answer = await self._answer(delivery, target, number, asked)
+        except NoAnswerError as error:
+            if isinstance(error, BlockedTargetError):
+                log.warning("target blocked", extra={"detail": error.detail, "route": job.route_key})
+            ending, reason, body = Ending(kind=error.kind), str(error), b""
+        except WebhookUrlError as error:
+            ending, reason, body = Ending(kind=Kind.BLOCKED), str(error), b""
+        else:
+            body = without(answer.body, target.headers.values())
+            ending = Ending(
+                kind=Kind.TAKEN if answer.taken else Kind.REFUSED, status=answer.status, retry_after=answer.retry_after
+            )
+            reason = describe(answer.status, body)
+        if number == 1:
+            _record_lateness(job, started)
+        row = _logged(delivery, number, started, ending, None if ending.kind is Kind.TAKEN else reason, body)
+        if ending.kind is Kind.TAKEN:
+            return _taken(job, row, number)
+        return _failed(reason, job, job.retry or target.route.retry, number, ending, row)
+
+    async def _answer(self, delivery: Delivery, target: Target, number: int, asked: float) -> Answer:
+        url = target_url(target.route.webhook_url, default_scheme=self._default_scheme)
+        body, timestamp = bytes(delivery.job.meta), int(time.time())
+        signed = signatures(target.secrets, delivery.message_id, timestamp, body)
+        headers = target.headers | attempt_headers(delivery, number, timestamp) | {"webhook-signature": signed}
+        timeout = target.route.timeout or self._default_timeout
+        # By then it is over if this process runs; and if it does not, the claim still holds for a while.
+        until = asked + BEGIN_TIME + timeout
+        return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
+
+    async def _note(self, target: Target, attempt: Attempt) -> None:
+        """Note what an attempt means for its route. Best effort: the ledger has the outcome."""
+        try:
+            if attempt.kind is Kind.TAKEN:
+                if target.failing:
+                    await self._routes.note_success(attempt.db, attempt.route_id)
+            elif attempt.status == GONE:
+                await self._routes.set_state(
+                    attempt.db, attempt.route_id, RouteState.DISABLED, "the receiver answered 410 Gone"
+                )
+            else:
+                await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
+        except Exception as error:
+            log.warning("route's failures not noted", extra={"reason": str(error), "job_id": attempt.job_id})
+
+
+def _now_ms() -> int:
+    return to_ms(datetime.now(UTC))
+
+
+async def _wait_until_due(job: Job) -> float:
+    """Wait while this machine's clock says that it is too early: the promise is kept by the sender's own clock.
+
+    Returns:
+        Seconds that are left, where they are too many to wait in place.
+    """
+    while (early := job.trigger_time / 1000 - time.time()) > 0:
+        if early > CLOCK_PATIENCE:
+            return early
+        await asyncio.sleep(early)
+    return 0.0
+
+
+def _deferred(reason: str, wait: float) -> Deferred:
+    """Return that no attempt was made. Those that were put off together do not come back together."""
+    return Deferred(reason=reason, next_at=_now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
+
+
+def _given_up(reason: str, number: int) -> End:
+    outcome = AttemptEnd(number=number - 1, kind=Kind.EXPIRED, reason=reason, ended_at=_now_ms())
+    return End(made=True, attempts=number - 1, outcome=outcome)
+
+
+def _taken(job: Job, row: Attempt, number: int) -> End:
+    late_ms = to_ms(row.started_at) - job.trigger_time
+    outcome = AttemptEnd(number=number, kind=Kind.TAKEN, status=row.status, ended_at=_now_ms(), late_ms=late_ms)
+    log.debug("delivered", extra={"job_id": job.id, "attempt_number": number, "late_ms": late_ms})
+    return End(made=True, attempts=number, outcome=outcome, logged=row)
+
+
+def _failed(reason: str, job: Job, retry: Retry, number: int, ending: Ending, row: Attempt | None = None) -> End:
+    """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
+    now = datetime.now(UTC)
+    wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
+    if wait is not None and expired(job, now + wait):
+        wait, reason = None, f"{reason}; the deadline is before the next attempt"
+    log.warning(
+        "attempt failed" if wait is not None else "job failed",
+        extra={
+            "db": job.db,
+            "collection": job.collection,
+            "job_id": job.id,
+            "route": job.route,
+            "attempt_number": number,
+            "reason": reason,
+            "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
+        },
+    )
+    outcome = AttemptEnd(number=number, kind=ending.kind, status=ending.status, reason=reason, ended_at=_now_ms())
+    return End(made=True, attempts=number, outcome=outcome, wait=wait, logged=row)
+
+
+def _logged(
+    delivery: Delivery, number: int, started: datetime, ending: Ending, reason: str | None, body: bytes
+) -> Attempt:
+    """Return the attempt as the log keeps it."""
+    job = delivery.job
+    return Attempt(
+        db=job.db,
+        collection=job.collection,
+        job_id=job.id,
+        route_id=job.route,
+        run_id=activity.info().workflow_run_id or delivery.run_id,
+        message_id=delivery.message_id,
+        attempt=number,
+        started_at=started,
+        duration_ms=int((datetime.now(UTC) - started) / timedelta(milliseconds=1)),
+        status=ending.status,
+        kind=ending.kind,
+        error=reason,
+        answer=body,
+        worker=activity.client().identity,
+    )
+
+
+def _record_lateness(job: Job, started: datetime) -> None:
+    """Export how late a job's first attempt began, whatever became of it."""
+    lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
+    lateness.record(max(0, to_ms(started) - job.trigger_time))

@@ -1,0 +1,16 @@
+"""Waking a job that goes on as a new run. Pure."""
+
+import msgspec
+
+
+class ContinuedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that goes on as a new one. Stored in histories: fields may only be added, with defaults."""
+
+    workflow_id: str
+    first_run_id: str
+    run_id: str
+
+    @property
+    def waker_id(self) -> str:
+        """The id of the workflow that wakes the new run. Its three parts begin with no job's db, collection and id."""
+        return f"timemachine/wake/{self.run_id}"
