@@ -207,7 +207,8 @@ def _lost(doubt: str) -> str:
 
 def _taken_over(claim: str) -> str:
     """Return whether the claim is one that the caller has seen expired before, and still is."""
-    return f"(run.state <> 'waiting' AND run.claim = {claim} AND run.at <= clock_timestamp())"
+    # Without a claim that was seen the comparison is null, and so would be what is computed with it.
+    return f"(run.state <> 'waiting' AND coalesce(run.claim = {claim}, false) AND run.at <= clock_timestamp())"
 
 
 _BY_BEGIN, _BY_CANCEL = _taken_over("$5::uuid"), _taken_over("$3::uuid")
