@@ -202,14 +202,14 @@ def attempt_values(attempt: Attempt, claim: UUID) -> list[object]:
         claim: Of the attempt, by which it is logged once.
     """
     values = msgspec.structs.asdict(attempt) | {
-        "error": _storable(attempt.error) if attempt.error is not None else None,
+        "error": storable(attempt.error) if attempt.error is not None else None,
         "answer": attempt.answer[:MAX_ANSWER],
-        "worker": _storable(attempt.worker),
+        "worker": storable(attempt.worker),
     }
     return [*values.values(), claim]
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Return a text as Postgres takes it: without the null character and lone surrogates, and not endless."""
     return text[:MAX_ERROR].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 

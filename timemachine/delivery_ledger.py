@@ -10,8 +10,9 @@ from uuid import UUID
 
 import msgspec
 from asyncpg import Pool, Record
+from msgspec.structs import replace
 
-from timemachine.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values
+from timemachine.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
 from timemachine.delivery import Kind
 from timemachine.errors import UnavailableError
 from timemachine.outcomes import AttemptEnd, LedgerRow, RowState
@@ -128,17 +129,16 @@ class DeliveryLedger:
         That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
         All else counts only while the row has this claim.
         """
-        outcome = msgspec.json.encode(end.outcome).decode() if end.outcome else None
-        log = attempt_values(end.logged, claim) if end.logged else None
+        outcome = _stored(end.outcome) if end.outcome else None
+        log = attempt_values(end.logged, claim) if end.logged else []
         async with connection(self._pool) as postgres:
             if end.outcome and end.outcome.kind is Kind.TAKEN:
-                row = await postgres.fetchrow(_END_TAKEN, run_id, claim, end.attempts, outcome, *(log or ()))
-            elif log:
-                row = await postgres.fetchrow(_END_LOGGED, run_id, claim, end.attempts, outcome, end.wait, *log)
+                query = _END_TAKEN_LOGGED if log else _END_TAKEN
+                row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log)
             else:
                 made = end.attempts if end.made else None
                 wait = end.wait if end.made else timedelta(0)
-                row = await postgres.fetchrow(_END, run_id, claim, made, outcome, wait)
+                row = await postgres.fetchrow(_END_LOGGED if log else _END, run_id, claim, made, outcome, wait, *log)
         return _row(row) if row else await self.find(run_id)
 
     async def cancel(self, run_id: str, *, due: datetime, sighted: str | None = None) -> LedgerRow:
@@ -190,7 +190,13 @@ def _row(row: Record) -> LedgerRow:
     )
 
 
-_LOST = msgspec.json.encode(AttemptEnd(number=0, kind=Kind.LOST, reason=LOST, ended_at=0)).decode()
+def _stored(end: AttemptEnd) -> str:
+    """Return an end as Postgres takes it, whatever the receiver said: one that it refuses would be tried for ever."""
+    reason = storable(end.reason) if end.reason is not None else None
+    return msgspec.json.encode(replace(end, reason=reason)).decode()
+
+
+_LOST = _stored(AttemptEnd(number=0, kind=Kind.LOST, reason=LOST, ended_at=0))
 
 _ROW = "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.outcome"
 
@@ -272,16 +278,15 @@ def _logged(first: int) -> str:
 _END_LOGGED = f"WITH {_logged(6)}, ended AS ({_END}) SELECT * FROM ended"  # noqa: S608 - constants
 
 _END_TAKEN = f"""
-    WITH {_logged(5)}, ended AS (
-        INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made, outcome)
-        VALUES ($1, 'taken', $2::uuid, clock_timestamp(), $3::int, $4::jsonb)
-        ON CONFLICT (run_id) DO UPDATE SET
-            state = 'taken', at = excluded.at, made = greatest(run.made, excluded.made), outcome = excluded.outcome
-        WHERE run.state NOT IN ('taken', 'cancelled')
-        RETURNING {_ROW}
-    )
-    SELECT * FROM ended
+    INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made, outcome)
+    VALUES ($1, 'taken', $2::uuid, clock_timestamp(), $3::int, $4::jsonb)
+    ON CONFLICT (run_id) DO UPDATE SET
+        state = 'taken', at = excluded.at, made = greatest(run.made, excluded.made), outcome = excluded.outcome
+    WHERE run.state NOT IN ('taken', 'cancelled')
+    RETURNING {_ROW}
 """  # noqa: S608 - constants
+
+_END_TAKEN_LOGGED = f"WITH {_logged(5)}, ended AS ({_END_TAKEN}) SELECT * FROM ended"  # noqa: S608 - constants
 
 _CANCEL = f"""
     INSERT INTO delivery_ledger AS run (run_id, state, at, made) VALUES ($1, 'cancelled', $2, 0)
