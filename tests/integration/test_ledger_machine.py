@@ -1,0 +1,536 @@
+"""Workers and clients who cancel, step by step and in any order, over a real Postgres, with faults between the steps.
+
+Each step is one statement of the ledger, or one thing that happens to who calls it: a connection is cut before Postgres
+has the statement or before its answer is back, a worker crashes or freezes, a claim expires. After each step the
+promises hold. What is taken for granted: a claim expires only when its worker is dead, frozen, or could not reach
+Postgres; and who lives and reaches Postgres writes the end of its attempt before somebody else takes it over.
+"""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tests.postgres_proxy import Cut, PostgresProxy
+from timemachine.attempt_log import Attempt as Logged
+from timemachine.delivery import Kind
+from timemachine.delivery_ledger import Begun, DeliveryLedger, End
+from timemachine.errors import UnavailableError
+from timemachine.outcomes import AttemptEnd, LedgerRow, RowState
+from timemachine.postgres import open_pool
+from timemachine.route_store import RouteStore
+from timemachine.routes import RestRoute
+from timemachine.settings import Settings
+from timemachine.vault import Vault
+
+T = TypeVar("T")
+
+ATTEMPTS = 3
+"""That a job is given in all."""
+WORKERS, CANCELLERS = 3, 2
+FAR = timedelta(hours=1)
+"""How long everything lasts that is not made to end: longer than any example takes."""
+DB = "machine"
+DECIDED = {RowState.TAKEN, RowState.FAILED, RowState.CANCELLED}
+CLAIMED = {RowState.UNDER_WAY, RowState.CANCELLING}
+
+
+class World:
+    """What all examples share: an event loop, and a ledger behind a proxy that cuts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._stack = AsyncExitStack()
+        self.run(self._open(settings))
+
+    async def _open(self, settings: Settings) -> None:
+        dsn = urlsplit(settings.postgres_dsn or "")
+        self.proxy = PostgresProxy(dsn.hostname or "", dsn.port or 0)
+        port = await self.proxy.start()
+        self._stack.callback(self.proxy.stop)
+        # Nothing here crashes Postgres, so that nothing has to wait for its disk.
+        query = "sslmode=disable&synchronous_commit=off"
+        address = dsn._replace(netloc=f"{dsn.netloc.rpartition(':')[0]}:{port}", query=query).geturl()
+        pool = await self._stack.enter_async_context(open_pool(replace(settings, postgres_dsn=address)))
+        store = RouteStore(pool, Vault(settings))
+        await store.add(DB, RestRoute(id="hook", webhook_url="http://x"), {})
+        self.ledger = DeliveryLedger(pool, store, attempt_time=FAR.total_seconds())
+        self.direct = await asyncpg.connect(settings.postgres_dsn, server_settings={"synchronous_commit": "off"})
+        self._stack.push_async_callback(self.direct.close)
+
+    def run(self, doing: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(doing)
+
+    def close(self) -> None:
+        self.run(self._stack.aclose())
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+
+class Row(Struct, frozen=True):
+    """What Postgres has of the run."""
+
+    state: RowState
+    claim: uuid.UUID | None
+    at: datetime
+    is_past: bool
+    doubt: bool
+
+
+class Stage(Enum):
+    """How far an attempt is in its worker's memory."""
+
+    SIGHTED = auto()
+    """It has seen another's claim expired, and lets a grace pass."""
+    BEGIN = auto()
+    BEGUN = auto()
+    CHECKED = auto()
+    """It has looked at the clock, and froze just before its request."""
+    REQUEST = auto()
+    END = auto()
+
+
+class Attempt:
+    def __init__(self) -> None:
+        self.claim = uuid.uuid4()
+        self.stage = Stage.BEGIN
+        self.sighted: str | None = None
+        self.asked = False
+        """Whether an answer of `begin` was lost."""
+        self.number = 0
+        self.kind: Kind | None = None
+        """How it ended; None when it was not made."""
+        self.late = False
+        """Whether its claim has expired, which its clock tells it."""
+        self.overtaken = False
+        """Whether it was frozen when its claim had expired."""
+
+    @property
+    def is_owner(self) -> bool:
+        return self.stage is not Stage.SIGHTED
+
+    @property
+    def was_taken(self) -> bool:
+        return self.stage is Stage.END and self.kind is Kind.TAKEN
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.attempt: Attempt | None = None
+        self.frozen = False
+
+
+class Request:
+    """A request at the receiver, which it may take although the worker is gone."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt: Attempt | None = attempt
+
+
+class Canceller:
+    """Who cancels: a DELETE, or the workflow once it was asked to."""
+
+    def __init__(self) -> None:
+        self.told = False
+        """Whether it knows that the run is cancelled, and is about to answer 200."""
+        self.sighted: str | None = None
+        self.waits = False
+        """Whether it lets a grace pass since it saw a claim expired."""
+
+
+class Lost(Enum):
+    ANSWER = auto()
+
+
+cuts = st.sampled_from([None, None, None, (Cut.AFTER, 0), (Cut.BEFORE, 0), (Cut.AFTER, 1)])
+"""Where a statement's connection is cut; the last: while the row is read that refuses it."""
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+        self.start()
+
+    def start(self) -> None:
+        self.run_id = uuid.uuid4().hex
+        self.row: Row | None = None
+        self.workers = [Worker() for _ in range(WORKERS)]
+        self.cancellers = [Canceller() for _ in range(CANCELLERS)]
+        self.requests: list[Request] = []
+        self.has_postgres = True
+        # What the promises speak of.
+        self.requested = Counter[int]()
+        self.taken = self.taken_known = self.answered = self.wished = self.faulty = False
+
+    # Statements
+
+    def ask(self, statement: Coroutine[Any, Any, T], cut: tuple[Cut, int] | None) -> T | Lost:
+        """Run a statement, look at what it did to the row, and return its answer, which a cut loses."""
+        self.world.proxy.cut(*cut or (None, 0))
+        answer: T | Lost
+        try:
+            answer = self.world.run(statement)
+            assert not self.world.proxy.has_cut, "an answer, although the connection was cut"
+        except UnavailableError:
+            assert self.world.proxy.has_cut
+            answer = Lost.ANSWER
+        self.world.proxy.cut(None)
+        before, self.row = self.row, self.look()
+        self.check_change(before, self.row)
+        self.check_one_way(before, self.row)
+        return answer
+
+    def look(self) -> Row | None:
+        query = "SELECT state, claim, at, at <= clock_timestamp(), doubt FROM delivery_ledger WHERE run_id = $1"
+        row = self.world.run(self.world.direct.fetchrow(query, self.run_id))
+        return Row(RowState(row[0]), row[1] and uuid.UUID(str(row[1])), *row[2:]) if row else None
+
+    def let_time_pass(self) -> None:
+        query = "UPDATE delivery_ledger SET at = clock_timestamp() - interval '1 s' WHERE run_id = $1"
+        self.world.run(self.world.direct.execute(query, self.run_id))
+        self.row = self.look()
+
+    def check_change(self, before: Row | None, after: Row | None) -> None:
+        """Check what a statement has made of the row: whether an attempt could begin, for the most part."""
+        if not after or after.state is not RowState.UNDER_WAY or (before and before.claim == after.claim):
+            return
+        assert not (before and before.state is RowState.WAITING and not before.is_past), "I7: begun before its time"
+        assert not self.wished, "I8: begun after a cancel was noted"
+
+    def check_one_way(self, before: Row | None, after: Row | None) -> None:
+        """Check what never goes back."""
+        if before is None:
+            return
+        assert after, "the row is gone"
+        if before.state in DECIDED and before.state != after.state:
+            assert (before.state, after.state) == (RowState.FAILED, RowState.TAKEN), "decided once and for all"
+        assert after.doubt >= before.doubt, "a doubt is remembered"
+        if before.state in CLAIMED and after.state in CLAIMED and before.claim == after.claim:
+            assert after.at <= before.at, "a claim is not prolonged"
+
+    def told(self, state: RowState) -> None:
+        """Somebody is told what was decided."""
+        if state is RowState.TAKEN:
+            return
+        assert not self.taken_known, "I6: what was known to be taken is said to be something else"
+        for worker in self.workers:
+            attempt = worker.attempt
+            if attempt and attempt.was_taken and not attempt.overtaken and not worker.frozen:
+                raise AssertionError(f"I6: said to be {state} while a living worker knows that it was taken")
+
+    # Workers
+
+    def eligible(self, *stages: Stage, idle: bool = False, frozen: bool = False) -> list[Worker]:
+        return [
+            worker
+            for worker in self.workers
+            if worker.frozen == frozen and (worker.attempt.stage in stages if worker.attempt else idle)
+        ]
+
+    @precondition(lambda self: self.has_postgres and self.eligible(Stage.BEGIN, idle=True))
+    @rule(data=st.data(), cut=cuts)
+    def begins(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
+        self.begin(data.draw(st.sampled_from(self.eligible(Stage.BEGIN, idle=True))), cut)
+
+    def begin(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
+        attempt = worker.attempt = worker.attempt or Attempt()
+        answer = self.ask(self.world.ledger.begin(self.run_id, DB, "hook", attempt.claim, sighted=attempt.sighted), cut)
+        match answer:
+            case Lost.ANSWER:
+                attempt.asked = True
+            case Begun(number=number):
+                assert self.row
+                assert (self.row.state, self.row.claim) == (RowState.UNDER_WAY, attempt.claim), "I3: begun by nobody"
+                attempt.stage, attempt.number = Stage.BEGUN, number
+            case LedgerRow(is_expired=True, claim=claim):
+                attempt.stage, attempt.sighted = Stage.SIGHTED, claim
+            case LedgerRow(state=state, is_decided=is_decided):
+                worker.attempt = None
+                if is_decided:
+                    self.told(state)
+
+    @precondition(lambda self: self.giving_up())
+    @rule(data=st.data())
+    def gives_up_to_begin(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.giving_up())).stage = Stage.END
+
+    def giving_up(self) -> list[Attempt]:
+        return [worker.attempt for worker in self.eligible(Stage.BEGIN) if worker.attempt and worker.attempt.asked]
+
+    @precondition(lambda self: self.eligible(Stage.BEGUN, Stage.CHECKED))
+    @rule(data=st.data())
+    def requests_the_receiver(self, data: st.DataObject) -> None:
+        self.request(data.draw(st.sampled_from(self.eligible(Stage.BEGUN, Stage.CHECKED))))
+
+    def request(self, worker: Worker) -> None:
+        attempt = worker.attempt
+        assert attempt
+        if attempt.stage is Stage.BEGUN and attempt.late:
+            attempt.stage = Stage.END
+            return
+        assert not self.answered, "I1: a request after a DELETE was answered 200"
+        if not self.faulty:
+            assert not self.requested[attempt.number], "I3: an attempt is made twice"
+            assert not self.taken, "I3: an attempt after the job was taken"
+        self.requested[attempt.number] += 1
+        attempt.stage = Stage.REQUEST
+        self.requests.append(Request(attempt))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data(), taken=st.booleans())
+    def receiver_answers(self, data: st.DataObject, taken: bool) -> None:
+        self.answer(data.draw(st.sampled_from(self.requests)), taken)
+
+    def answer(self, request: Request, taken: bool) -> None:
+        self.requests.remove(request)
+        if taken:
+            assert not self.answered, "I2: taken after a DELETE was answered 200"
+            self.taken = True
+        if request.attempt:
+            request.attempt.stage = Stage.END
+            request.attempt.kind = Kind.TAKEN if taken else Kind.REFUSED
+
+    @precondition(lambda self: self.has_postgres and self.eligible(Stage.END))
+    @rule(data=st.data(), cut=cuts)
+    def ends(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
+        self.end(data.draw(st.sampled_from(self.eligible(Stage.END))), cut)
+
+    def end(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
+        attempt = worker.attempt
+        assert attempt
+        row = self.ask(self.world.ledger.end(self.run_id, attempt.claim, self.end_of(attempt)), cut)
+        if row is Lost.ANSWER:
+            return
+        if attempt.was_taken:
+            assert row
+            assert self.row
+            assert row.state is self.row.state is RowState.TAKEN, "I6: a worker knows that it was taken"
+            self.taken_known = True
+        worker.attempt = None
+        if row and row.is_decided:
+            self.told(row.state)
+
+    def end_of(self, attempt: Attempt) -> End:
+        if attempt.kind is None:
+            return End(made=False)
+        end = AttemptEnd(number=attempt.number, kind=attempt.kind, ended_at=1)
+        wait = FAR if attempt.kind is not Kind.TAKEN and attempt.number < ATTEMPTS else None
+        logged = Logged(
+            db=DB,
+            collection="c",
+            job_id="j",
+            route_id="hook",
+            run_id=self.run_id,
+            message_id="msg_1",
+            attempt=attempt.number,
+            started_at=datetime.now(UTC),
+            duration_ms=1,
+            status=None,
+            kind=attempt.kind,
+            error=None,
+            worker="w",
+        )
+        return End(made=True, attempts=attempt.number, outcome=end, wait=wait, logged=logged)
+
+    # Clients who cancel
+
+    @precondition(lambda self: self.has_postgres and self.asking())
+    @rule(data=st.data(), cut=cuts)
+    def cancels(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
+        canceller = data.draw(st.sampled_from(self.asking()))
+        row = self.ask(self.world.ledger.cancel(self.run_id, due=datetime.now(UTC), sighted=canceller.sighted), cut)
+        self.wished |= row is not Lost.ANSWER or cut != (Cut.BEFORE, 0)
+        if not isinstance(row, LedgerRow):
+            return
+        canceller.waits, canceller.sighted = row.is_expired, row.claim if row.is_expired else None
+        if not row.is_decided:
+            return
+        assert self.row
+        assert self.row.state is row.state, "I5: said to be decided when it is not"
+        self.told(row.state)
+        canceller.told = row.state is RowState.CANCELLED
+
+    def asking(self) -> list[Canceller]:
+        return [canceller for canceller in self.cancellers if not canceller.told and not canceller.waits]
+
+    @precondition(lambda self: any(canceller.told for canceller in self.cancellers))
+    @rule()
+    def a_delete_is_answered_200(self) -> None:
+        assert not self.taken, "I2: a DELETE is answered 200 although the job was taken"
+        self.answered = True
+        next(canceller for canceller in self.cancellers if canceller.told).told = False
+
+    @rule(which=st.integers(0, CANCELLERS - 1))
+    def a_canceller_gives_up(self, which: int) -> None:
+        self.cancellers[which] = Canceller()
+
+    # Time
+
+    def owners(self, claim: object) -> list[tuple[Worker, Attempt]]:
+        return [
+            (worker, worker.attempt)
+            for worker in self.workers
+            if worker.attempt and worker.attempt.is_owner and str(worker.attempt.claim) == str(claim)
+        ]
+
+    def may_expire(self) -> bool:
+        row = self.row
+        if not row or row.state not in CLAIMED or row.is_past:
+            return False
+        return all(
+            worker.frozen or (not self.has_postgres and attempt.stage in (Stage.BEGIN, Stage.END))
+            for worker, attempt in self.owners(row.claim)
+        )
+
+    @precondition(lambda self: self.may_expire())
+    @rule()
+    def the_claim_expires(self) -> None:
+        assert self.row
+        for worker, attempt in self.owners(self.row.claim):
+            attempt.late = True
+            self.overtake(worker, attempt)
+        self.let_time_pass()
+
+    def overtake(self, worker: Worker, attempt: Attempt) -> None:
+        if worker.frozen:
+            attempt.late = attempt.overtaken = self.faulty = True
+
+    @precondition(lambda self: self.row and self.row.state is RowState.WAITING and not self.row.is_past)
+    @rule()
+    def the_next_attempt_is_due(self) -> None:
+        self.let_time_pass()
+
+    def graced(self) -> list[Attempt | Canceller]:
+        """Who has seen an expired claim, and may have waited long enough: not while its owner can write its end."""
+        waiting: list[Attempt | Canceller] = [
+            worker.attempt for worker in self.eligible(Stage.SIGHTED) if worker.attempt
+        ]
+        waiting += [canceller for canceller in self.cancellers if canceller.waits]
+        return [one for one in waiting if all(worker.frozen for worker, _ in self.owners(one.sighted))]
+
+    @precondition(lambda self: self.has_postgres and self.graced())
+    @rule(data=st.data())
+    def a_grace_passes(self, data: st.DataObject) -> None:
+        self.let_grace_pass(data.draw(st.sampled_from(self.graced())))
+
+    def let_grace_pass(self, one: Attempt | Canceller) -> None:
+        for worker, attempt in self.owners(one.sighted):
+            self.overtake(worker, attempt)
+        if isinstance(one, Attempt):
+            one.stage = Stage.BEGIN
+        else:
+            one.waits = False
+
+    # Faults
+
+    @rule(which=st.integers(0, WORKERS - 1))
+    def crashes(self, which: int) -> None:
+        attempt = self.workers[which].attempt
+        self.workers[which] = Worker()
+        if attempt:
+            self.faulty = True
+            for request in self.requests:
+                if request.attempt is attempt:
+                    request.attempt = None
+
+    @precondition(lambda self: self.eligible(*Stage, idle=True))
+    @rule(data=st.data())
+    def freezes(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.eligible(*Stage, idle=True)))
+        worker.frozen = True
+        attempt = worker.attempt = worker.attempt or Attempt()
+        if attempt.stage is Stage.BEGUN and not attempt.late and data.draw(st.booleans()):
+            attempt.stage = Stage.CHECKED
+
+    @precondition(lambda self: self.eligible(*Stage, frozen=True))
+    @rule(data=st.data())
+    def wakes(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.eligible(*Stage, frozen=True))).frozen = False
+
+    @rule()
+    def postgres_comes_and_goes(self) -> None:
+        self.has_postgres = not self.has_postgres
+
+    # The end
+
+    @precondition(lambda self: self.row and self.row.state in DECIDED and not self.eligible(*Stage))
+    @rule()
+    def another_run(self) -> None:
+        self.heal()
+        self.start()
+
+    def teardown(self) -> None:
+        self.heal()
+
+    def heal(self) -> None:
+        """Check that the run is decided once no more faults happen, without anybody who cancels."""
+        self.has_postgres = True
+        for request in [*self.requests]:
+            self.answer(request, taken=True)
+        for worker in self.workers:
+            worker.frozen = False
+        for _ in range(10 * ATTEMPTS):
+            for worker in self.workers:
+                self.go_on(worker)
+            if self.row and self.row.state in DECIDED and not any(worker.attempt for worker in self.workers):
+                break
+            if not self.row or not self.owners(self.row.claim):
+                self.let_time_pass()
+        else:
+            raise AssertionError(f"I4: never decided: {self.row}")
+        assert self.row.state is RowState.TAKEN or not self.taken_known, "I6: it was known to be taken"
+
+    def go_on(self, worker: Worker) -> None:
+        """Make a worker's next step, if it has one."""
+        match worker.attempt.stage if worker.attempt else None:
+            case Stage.SIGHTED:
+                if worker.attempt in self.graced():
+                    self.let_grace_pass(worker.attempt)
+            case Stage.BEGUN | Stage.CHECKED:
+                self.request(worker)
+            case Stage.REQUEST:
+                self.answer(next(one for one in self.requests if one.attempt is worker.attempt), taken=False)
+            case Stage.END:
+                self.end(worker)
+            case _:
+                self.begin(worker)
+
+
+PROFILE = settings(
+    max_examples=150,
+    stateful_step_count=50,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[*HealthCheck],
+)
+
+
+@pytest.fixture
+def world(settings: Settings) -> Iterator[World]:
+    world = World(settings)
+    yield world
+    world.close()
+
+
+@pytest.mark.timeout(300)
+def test_the_promises_hold_after_every_step(world: World) -> None:
+    class Machine(LedgerMachine):
+        def __init__(self) -> None:
+            super().__init__(world)
+
+    run_state_machine_as_test(Machine, settings=PROFILE)
