@@ -13,7 +13,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from activities.flights import Flights, end_of
-from activities.turns import Turns
+from activities.route_slots import RouteSlots
 from timemachine.attempt_log import Attempt, AttemptLog
 from timemachine.delivery import (
     GONE,
@@ -104,7 +104,7 @@ class Deliveries:
         self._routes = routes
         self._attempts = attempts
         self._webhooks = webhooks
-        self._turns = Turns(settings.max_in_flight_per_route)
+        self._slots = RouteSlots(settings.max_in_flight_per_route)
         self._flights = flights or Flights(settings.max_deliveries)
         self._default_scheme = settings.default_scheme
         self._default_timeout = settings.delivery_timeout
@@ -278,8 +278,9 @@ class Deliveries:
         """Make the attempt when the route has a place for it, or put it off."""
         job, limit = delivery.job, target.route.max_in_flight
         place = self._routes.place(job.db, job.route, _run_id(), limit) if limit else nullcontext()
+        self._slots.set_limit(job.route_key, limit)
         try:
-            async with self._turns.turn(job.route_key, limit), place:
+            async with self._slots.slot(job.route_key), place:
                 if time.monotonic() - began > STALE_AFTER:
                     raise NotYetError(1.0, "the worker was stopped meanwhile")
                 return await self._attempt(delivery, target, number)

@@ -25,7 +25,7 @@ from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
 from timemachine.vault import Vault, new_key
-from worker import create_worker
+from worker import bulk_activities, create_bulk_worker, create_worker
 
 
 @asynccontextmanager
@@ -115,9 +115,14 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     async with (
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
     ):
-        yield
+        store, attempts = RouteStore(pool, Vault(settings)), AttemptLog(pool)
+        bulk = bulk_activities(client, store, attempts, settings)
+        async with (
+            create_worker(client, store, attempts, webhooks, settings, bulk=bulk),
+            create_bulk_worker(client, bulk, settings),
+        ):
+            yield
 
 
 @pytest.fixture

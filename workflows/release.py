@@ -8,6 +8,7 @@ from temporalio.common import RetryPolicy
 with workflow.unsafe.imports_passed_through():
     from activities.release import Releases
     from timemachine.held import Released, ReleaseHeld
+    from timemachine.task_queues import bulk_task_queue
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -40,6 +41,7 @@ class ReleaseWorkflow:
         return await workflow.execute_activity_method(
             Releases.release_held,
             release,
+            task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
