@@ -22,8 +22,8 @@ MAY_IMPORT = {
 # The modules of `timemachine`, the empty name being its `__init__`. A new module has to be put in a part here.
 PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets task_queues upkeep"
 DOORS = (
-    "attempt_log clean_up connections hasty http job_runs keep_alive migrate postgres process rekey route_store schedules "
-    "setup telemetry temporal vault"
+    "attempt_log clean_up connections hasty http job_runs keep_alive migrate postgres process rekey route_store "
+    "schedules setup telemetry temporal vault"
 )
 MODULES = {
     **dict.fromkeys(["", *PURE_MODULES.split()], "pure"),
