@@ -42,7 +42,7 @@ from timemachine.routes import (
     check_headers,
     target_url,
 )
-from timemachine.settings import Settings
+from timemachine.settings import LONGEST_TIMEOUT, Settings
 from timemachine.temporal import ROUTE, answering
 
 WebhookUrl = Annotated[
@@ -74,7 +74,12 @@ HeaderValues = Annotated[
 ]
 Timeout = Annotated[
     float,
-    Meta(ge=0.1, le=30, description="Seconds that one attempt may take; the service's own without it.", examples=[10]),
+    Meta(
+        ge=0.1,
+        le=LONGEST_TIMEOUT,
+        description="Seconds that one attempt may take; the service's own without it.",
+        examples=[10],
+    ),
 ]
 MaxInFlight = Annotated[
     int,
