@@ -113,8 +113,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`address:port` where the worker serves metrics for Prometheus; none by default."""
 
     shutdown_grace: Seconds = 60.0
-    """Seconds that attempts in flight get to finish after SIGTERM. Not shorter than 45: a route may give its receiver 30,
-    and an attempt takes some time besides. What stops the worker must wait for longer before it kills."""
+    """Seconds that attempts in flight get to finish after SIGTERM. Not shorter than 45: a route may give its receiver
+    30, and an attempt takes some time besides. What stops the worker must wait for longer before it kills."""
 
     data_dir: str = ".timemachine"
     """Folder where `make run` keeps its data between runs."""
