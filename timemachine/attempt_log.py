@@ -10,7 +10,7 @@ from asyncpg import Pool, Record
 from msgspec import Meta
 
 from timemachine.delivery import Kind
-from timemachine.postgres import connection
+from timemachine.postgres import connection, delete
 
 MAX_ANSWER = 1024
 MAX_ERROR = 1000
@@ -168,16 +168,20 @@ class AttemptLog:
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
     async def forget_firsts(self, before: datetime, limit: int) -> int:
-        """Forget the oldest of the first attempts that were begun before a time, at most `limit`; return how many."""
-        async with connection(self._pool) as postgres:
-            done = await postgres.execute(_FORGET_FIRSTS, before, limit)
-        return int(done.rpartition(" ")[2])
+        """Forget the oldest of the first attempts that were begun before a time, at most `limit`; return how many.
+
+        Raises:
+            SlowStatementError: There was no time for so many.
+        """
+        return await delete(self._pool, _FORGET_FIRSTS, before, limit)
 
     async def remove_before(self, at: datetime, limit: int) -> int:
-        """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many."""
-        async with connection(self._pool) as postgres:
-            done = await postgres.execute(_REMOVE_BEFORE, at, limit)
-        return int(done.rpartition(" ")[2])
+        """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many.
+
+        Raises:
+            SlowStatementError: There was no time for so many.
+        """
+        return await delete(self._pool, _REMOVE_BEFORE, at, limit)
 
 
 _RECORD = f"""
@@ -197,7 +201,7 @@ _AGE_OF_FIRST = "SELECT clock_timestamp() - begun_at FROM first_attempts WHERE r
 
 _FORGET_FIRSTS = """
     DELETE FROM first_attempts WHERE run_id IN (
-        SELECT run_id FROM first_attempts WHERE begun_at < $1 ORDER BY begun_at LIMIT $2
+        SELECT run_id FROM first_attempts WHERE begun_at < $1 ORDER BY begun_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
 
@@ -245,7 +249,7 @@ _LAST_ERRORS = """
 
 _REMOVE_BEFORE = """
     DELETE FROM attempts WHERE id IN (
-        SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2
+        SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
 

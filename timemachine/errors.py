@@ -6,6 +6,7 @@ TimemachineError
 ├── VaultError
 ├── LocalStackError
 ├── UnavailableError
+│   └── SlowStatementError
 ├── BusyError
 │   └── TooManySecretsError
 ├── NotYetError
@@ -59,6 +60,10 @@ class LocalStackError(TimemachineError):
 
 class UnavailableError(TimemachineError):
     """Postgres or Temporal does not answer; nothing is known to be lost."""
+
+
+class SlowStatementError(UnavailableError):
+    """Postgres did not do a statement in the time that it is given; asked for less, it may."""
 
 
 class BusyError(TimemachineError):

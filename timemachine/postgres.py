@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import msgspec
 
-from timemachine.errors import MigrationError, SettingsError, UnavailableError
+from timemachine.errors import MigrationError, SettingsError, SlowStatementError, UnavailableError
 from timemachine.settings import Settings
 
 Pool = asyncpg.Pool
@@ -113,6 +113,21 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConne
         raise UnavailableError("Postgres does not answer") from error
     except _PASSING as error:
         raise UnavailableError(f"Postgres: {error}") from error
+
+
+async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
+    """Run a DELETE, and return how many rows it removed.
+
+    Raises:
+        SlowStatementError: It took too long; nothing was removed.
+        UnavailableError: Postgres does not answer.
+    """
+    async with connection(pool) as postgres:
+        try:
+            done: str = await postgres.execute(statement, *arguments)
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            raise SlowStatementError from error
+    return int(done.rpartition(" ")[2])
 
 
 async def ping(pool: asyncpg.Pool) -> None:

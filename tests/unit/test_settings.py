@@ -39,8 +39,9 @@ def test_every_secret_is_a_setting_and_what_sounds_secret_is_one() -> None:
 
 def test_a_stop_waits_longer_than_any_attempt_may_take() -> None:
     info = msgspec.inspect.type_info(Timeout)
-    assert isinstance(info, msgspec.inspect.FloatType)
-    longest = info.le or 0
+    assert isinstance(info, msgspec.inspect.Metadata)
+    assert isinstance(info.type, msgspec.inspect.FloatType)
+    longest = info.type.le or 0
 
     assert longest == LONGEST_TIMEOUT
     assert Settings.from_env({}).shutdown_grace >= longest + BESIDE_THE_REQUEST
