@@ -3,6 +3,7 @@
 TimemachineError
 ├── SettingsError
 ├── MigrationError
+├── SetupError
 ├── VaultError
 ├── LocalStackError
 ├── UnavailableError
@@ -48,6 +49,10 @@ class SettingsError(TimemachineError):
 
 class MigrationError(TimemachineError):
     """The database's schema is not one that this version knows."""
+
+
+class SetupError(TimemachineError):
+    """Something that the setup does not make itself is missing. The message says what, and how it is made."""
 
 
 class VaultError(TimemachineError):

@@ -32,7 +32,13 @@ MODULES = {
 }
 # Who may import a library: these modules and what is in them.
 USERS = {
-    "asyncpg": ["timemachine.postgres", "timemachine.attempt_log", "timemachine.route_store", "timemachine.local"],
+    "asyncpg": [
+        "timemachine.postgres",
+        "timemachine.migrate",
+        "timemachine.attempt_log",
+        "timemachine.route_store",
+        "timemachine.local",
+    ],
     "httpcore": ["timemachine.http", "timemachine.connections", "timemachine.keep_alive"],
     "httpx": ["timemachine.http"],
     "cryptography": ["timemachine.vault"],
