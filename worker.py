@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunn
 from activities.attempt import Attempts
 from activities.deliver import Deliveries, nothing
 from activities.in_progress import InProgress
+from activities.rate_limit import RateLimiter
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from activities.upkeep import Upkeep
@@ -27,6 +29,7 @@ from timemachine.process import leave
 from timemachine.process import run as run_program
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
+from timemachine.task_queues import bulk_task_queue
 from timemachine.telemetry import configure_logging
 from timemachine.temporal import connect, on_one_thread
 from timemachine.vault import Vault
@@ -41,10 +44,25 @@ log = logging.getLogger("worker")
 HEARTBEATS = timedelta(seconds=2)
 """How often an activity's progress is sent to Temporal at the most: it is what clients are shown of a redelivery."""
 
-
 POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=50)
 """How many requests for tasks are open at a time: with more, a task that is due meets a worker that asks for it, and
 need not be stored in between."""
+
+BULK_SLOTS = 4
+"""Bulk activities that one worker runs at a time. They share one rate, so that more of them would do no more."""
+
+BulkActivities = Sequence[Callable[..., Awaitable[object]]]
+
+
+def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActivities:
+    """Return the activities of releases, redeliveries of many, and upkeep, with the one rate that they share."""
+    routes, rate = RouteStore(pool, Vault(settings)), RateLimiter(settings.bulk_per_second)
+    ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
+    return [
+        Redeliveries(client, ledger, settings, rate).redeliver_failed,
+        Releases(client, routes, rate).release_held,
+        Upkeep(AttemptLog(pool), ledger, settings).clean_attempts,
+    ]
 
 
 def create_worker(
@@ -53,8 +71,9 @@ def create_worker(
     webhooks: WebhookClient,
     settings: Settings,
     in_progress: InProgress | None = None,
+    bulk: BulkActivities = (),
 ) -> Worker:
-    """Return a worker for all of our workflows and activities, with its slots sized by the settings.
+    """Return a worker for all of our workflows and for deliveries, with its slots sized by the settings.
 
     The workflows run outside of the SDK's sandbox, which would load them anew for every job. What it guards against is
     caught before: they are linted, and every recorded history is replayed inside the sandbox (decision 0015).
@@ -62,6 +81,7 @@ def create_worker(
     Args:
         pool, webhooks: The connections to Postgres and to receivers that the activities need.
         in_progress: Where attempts are kept that go on when no activity waits for them.
+        bulk: Activities that may still wait on this queue, from before bulk work had one of its own.
     """
     routes, attempt_log = RouteStore(pool, Vault(settings)), AttemptLog(pool)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
@@ -80,9 +100,7 @@ def create_worker(
             deliveries.settle,
             nothing,
             Wakes(client).wake,
-            Redeliveries(client, settings).redeliver_failed,
-            Releases(client, routes, settings).release_held,
-            Upkeep(attempt_log, ledger, settings).clean_attempts,
+            *bulk,
         ],
         workflow_runner=UnsandboxedWorkflowRunner(),
         workflow_task_poller_behavior=POLLERS,
@@ -96,12 +114,25 @@ def create_worker(
     )
 
 
+def create_bulk_worker(client: Client, bulk: BulkActivities, settings: Settings) -> Worker:
+    """Return a worker for bulk activities alone, which so hold no slot of a delivery."""
+    return Worker(
+        client,
+        task_queue=bulk_task_queue(settings.task_queue),
+        activities=bulk,
+        max_concurrent_activities=BULK_SLOTS,
+        graceful_shutdown_timeout=timedelta(seconds=settings.shutdown_grace),
+        max_heartbeat_throttle_interval=HEARTBEATS,
+    )
+
+
 async def run(settings: Settings, stop: asyncio.Event) -> None:
     """Work until `stop` is set, then let the attempts in flight finish.
 
     Raises:
         SettingsError: The settings are wrong.
-        RuntimeError: Temporal does not answer at the start, or refuses the worker for good.
+        RuntimeError: Temporal does not answer at the start, or refuses the worker for good. Attempts in flight have
+            finished then, too.
     """
     async with (
         open_pool(settings) as pool,
@@ -114,19 +145,42 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     ):
         client = await connect(metrics_address=settings.metrics_address)
         in_progress = InProgress(settings.max_deliveries)
-        worker = create_worker(client, pool, webhooks, settings, in_progress)
-        working, stopping = asyncio.create_task(worker.run()), asyncio.create_task(stop.wait())
+        bulk = bulk_activities(client, pool, settings)
+        workers = [
+            create_worker(client, pool, webhooks, settings, in_progress, bulk),
+            create_bulk_worker(client, bulk, settings),
+        ]
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
-        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+
+
+async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:
+    """Run the workers until `stop` is set or one of them ends, then let the attempts in flight finish.
+
+    Args:
+        grace: Seconds that they get.
+
+    Raises:
+        Exception: What a worker ended by.
+    """
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    finally:
         stopping.cancel()
-        until = asyncio.get_running_loop().time() + settings.shutdown_grace
-        if not working.done():
-            log.info("stopping", extra={"grace_seconds": settings.shutdown_grace})
-            await worker.shutdown()
-        await working
+        log.info("stopping", extra={"grace_seconds": grace})
+        until = asyncio.get_running_loop().time() + grace
+        await asyncio.gather(
+            *(worker.shutdown() for worker, task in zip(workers, running, strict=True) if not task.done())
+        )
+        ended = await asyncio.gather(*running, return_exceptions=True)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await in_progress.drain()
+    for error in ended:
+        if isinstance(error, BaseException):
+            raise error
 
 
 async def main() -> int:

@@ -3,11 +3,14 @@
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
-from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
+from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.pace import Pace
+from activities.bulk import Turn
+from activities.rate_limit import RateLimiter
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import NoSuchJobError, TooLateError
 from timemachine.job_runs import Redelivers, latest_run, redeliver
+from timemachine.outcomes import RowState
 from timemachine.redelivery import FailedJobs, PageStart, Progress
 from timemachine.settings import Settings
 
@@ -17,11 +20,12 @@ PAGE = 100
 class Redeliveries:
     """Starts failed jobs again, at a bounded rate."""
 
-    def __init__(self, client: Client, settings: Settings) -> None:
-        """Take the open door to Temporal."""
+    def __init__(self, client: Client, ledger: DeliveryLedger, settings: Settings, rate: RateLimiter) -> None:
+        """Take the open door to Temporal, and the rate that all bulk work of this worker shares."""
         self._client = client
+        self._ledger = ledger
         self._task_queue = settings.task_queue
-        self._per_second = settings.bulk_per_second
+        self._rate = rate
 
     @activity.defn(name="redeliver_failed")
     async def redeliver_failed(self, failed: FailedJobs) -> Progress:
@@ -31,23 +35,25 @@ class Redeliveries:
         recognised, and neither started again nor counted twice.
 
         Raises:
-            ApplicationError: This worker stops; another one is to go on.
+            ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError: Temporal does not answer; to be tried again.
         """
         start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
-        pace = Pace(self._per_second)
-        _beat(start.progress, start)
+        turn = Turn()
+        turn.beat(start.progress, start)
         while True:
             page = self._client.list_workflows(failed.query, page_size=PAGE, next_page_token=start.token or None)
             await page.fetch_next_page()
             progress = start.progress
             for run in page.current_page or ():
-                await pace.step()
+                await self._rate.acquire()
                 progress = await self._take_up(run, progress)
-                _beat(progress, start)
+                turn.beat(progress, start)
             if not page.next_page_token:
                 return progress
             start = PageStart(token=page.next_page_token, progress=progress)
+            turn.beat(progress, start)
+            turn.give_way()
 
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(failed.query)).count)
@@ -65,7 +71,10 @@ class Redeliveries:
             run = await latest_run(self._client, failure.id)
             if run.run_id != failure.run_id:
                 return await run.redelivers() == Redelivers(run_id=failure.run_id, by=by)
-            await redeliver(self._client, run, task_queue=self._task_queue, by=by)
+            row = await self._ledger.find(run.first_run_id)
+            if row and row.state is RowState.TAKEN:
+                return False
+            await redeliver(self._client, run, row, task_queue=self._task_queue, by=by)
         except (NoSuchJobError, TooLateError, WorkflowAlreadyStartedError):
             return False
         return True
@@ -75,14 +84,3 @@ def _resumed() -> PageStart | None:
     """Return where the attempt before this one was, if there was one."""
     details = activity.info().heartbeat_details
     return msgspec.convert(details[1], PageStart) if details else None
-
-
-def _beat(progress: Progress, start: PageStart) -> None:
-    """Tell Temporal how far this is.
-
-    Raises:
-        ApplicationError: This worker stops.
-    """
-    activity.heartbeat(progress, start)
-    if activity.is_worker_shutdown():
-        raise ApplicationError("the worker stops; another one goes on", type="Stopping")

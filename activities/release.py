@@ -1,18 +1,19 @@
 """The `release_held` activity: one look for the held jobs of a route, each of which is told to go."""
 
+from datetime import UTC, datetime
+
 import msgspec
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.pace import Pace
+from activities.bulk import Turn
+from activities.rate_limit import RateLimiter
 from timemachine.errors import NoSuchRouteError
 from timemachine.held import Released, ReleaseHeld
 from timemachine.route_store import RouteStore
 from timemachine.routes import RouteState
-from timemachine.settings import Settings
-from timemachine.temporal import IS_HELD, ROUTE
+from timemachine.temporal import IS_HELD, ROUTE, TRIGGER_TIME
 
 PAGE = 100
 
@@ -20,11 +21,11 @@ PAGE = 100
 class Releases:
     """Lets held jobs go, at a bounded rate."""
 
-    def __init__(self, client: Client, routes: RouteStore, settings: Settings) -> None:
-        """Take the open doors to Temporal and Postgres."""
+    def __init__(self, client: Client, routes: RouteStore, rate: RateLimiter) -> None:
+        """Take the open doors to Temporal and Postgres, and the rate that all bulk work of this worker shares."""
         self._client = client
         self._routes = routes
-        self._per_second = settings.bulk_per_second
+        self._rate = rate
 
     @activity.defn(name="release_held")
     async def release_held(self, release: ReleaseHeld) -> Released:
@@ -33,22 +34,23 @@ class Releases:
         After its worker's death it goes on with the page that was being worked on; a job may be signalled twice.
 
         Raises:
-            ApplicationError: This worker stops; another one is to go on.
+            ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError, UnavailableError: Temporal or Postgres does not answer; to be tried again.
         """
-        released = _resumed()
-        pace = Pace(self._per_second)
+        released, turn = _resumed(), Turn()
         while await self._open(release):
             page = self._client.list_workflows(_query(release), page_size=PAGE, next_page_token=released.token or None)
             await page.fetch_next_page()
             for job in page.current_page or ():
-                await pace.step()
+                await self._rate.acquire()
                 await self._signal(job.id, release.spread)
                 released = msgspec.structs.replace(released, signalled=released.signalled + 1)
-                _beat(released)
+                turn.beat(released)
             if not page.next_page_token:
                 return msgspec.structs.replace(released, token=b"")
             released = msgspec.structs.replace(released, token=page.next_page_token)
+            turn.beat(released)
+            turn.give_way()
         return msgspec.structs.replace(released, token=b"", stopped=True)
 
     async def _open(self, release: ReleaseHeld) -> bool:
@@ -70,9 +72,11 @@ class Releases:
 
 def _query(release: ReleaseHeld) -> str:
     """Return what to ask Temporal's visibility for. The names hold no quotes."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    released_before = f" OR {TRIGGER_TIME.name} <= '{now}'" if release.all_due else ""
     return (
         f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{release.route_key}' "
-        f"AND {IS_HELD.name} = true"
+        f"AND ({IS_HELD.name} = true{released_before})"
     )
 
 
@@ -80,14 +84,3 @@ def _resumed() -> Released:
     """Return how far the attempt before this one was, if there was one."""
     details = activity.info().heartbeat_details
     return msgspec.convert(details[0], Released) if details else Released()
-
-
-def _beat(released: Released) -> None:
-    """Tell Temporal how far this is.
-
-    Raises:
-        ApplicationError: This worker stops.
-    """
-    activity.heartbeat(released)
-    if activity.is_worker_shutdown():
-        raise ApplicationError("the worker stops; another one goes on", type="Stopping")

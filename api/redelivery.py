@@ -20,6 +20,7 @@ from api.jobs import check_key
 from api.paging import MAX_TIME
 from api.routes import check_route_key
 from api.wire import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -89,10 +90,11 @@ class Redeliveries:
     Temporal takes no more.
     """
 
-    def __init__(self, client: Client, routes: RouteStore, settings: Settings) -> None:
+    def __init__(self, client: Client, routes: RouteStore, ledger: DeliveryLedger, settings: Settings) -> None:
         """Take the open doors to Temporal and Postgres."""
         self._client = client
         self._routes = routes
+        self._ledger = ledger
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
@@ -110,10 +112,11 @@ class Redeliveries:
             run = await latest_run(self._client, workflow_id)
             if _is_under_way(run):
                 return
-            check_redeliverable(run)
+            row = await self._ledger.find(run.first_run_id)
+            check_redeliverable(run, row)
             await self._routes.check(db, run.job.route)
             try:
-                await redeliver(self._client, run, task_queue=self._task_queue)
+                await redeliver(self._client, run, row, task_queue=self._task_queue)
             except WorkflowAlreadyStartedError as error:
                 latest = await latest_run(self._client, workflow_id)
                 redelivers = await latest.redelivers()

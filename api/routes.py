@@ -42,7 +42,7 @@ from timemachine.routes import (
     check_headers,
     target_url,
 )
-from timemachine.settings import Settings
+from timemachine.settings import LONGEST_TIMEOUT, Settings
 from timemachine.temporal import ROUTE, answering
 
 WebhookUrl = Annotated[
@@ -74,7 +74,12 @@ HeaderValues = Annotated[
 ]
 Timeout = Annotated[
     float,
-    Meta(ge=0.1, le=30, description="Seconds that one attempt may take; the service's own without it.", examples=[10]),
+    Meta(
+        ge=0.1,
+        le=LONGEST_TIMEOUT,
+        description="Seconds that one attempt may take; the service's own without it.",
+        examples=[10],
+    ),
 ]
 MaxInFlight = Annotated[
     int,
@@ -205,7 +210,7 @@ class Routes:
     async def resume(self, db: str, route_id: str, spread: float) -> None:
         """Let the jobs of a paused or disabled route go, in the background and over `spread` seconds."""
         await self._store.set_state(db, route_id, RouteState.ACTIVE)
-        release = ReleaseHeld(db=db, route_id=route_id, spread=spread)
+        release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
         async with answering(self._settings.request_timeout, begun=True):
             await self._client.start_workflow(
                 "Release",

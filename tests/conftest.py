@@ -19,11 +19,12 @@ from timemachine.http import WebhookClient
 from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
-from timemachine.postgres import migrate, open_pool
+from timemachine.migrate import migrate
+from timemachine.postgres import open_pool
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
 from timemachine.vault import new_key
-from worker import create_worker
+from worker import bulk_activities, create_bulk_worker, create_worker
 
 
 @asynccontextmanager
@@ -113,9 +114,13 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     async with (
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, pool, webhooks, settings),
     ):
-        yield
+        bulk = bulk_activities(client, pool, settings)
+        async with (
+            create_worker(client, pool, webhooks, settings, bulk=bulk),
+            create_bulk_worker(client, bulk, settings),
+        ):
+            yield
 
 
 @pytest.fixture

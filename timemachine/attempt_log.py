@@ -11,7 +11,7 @@ from asyncpg import Pool, Record
 from msgspec import Meta
 
 from timemachine.delivery import Kind
-from timemachine.postgres import connection
+from timemachine.postgres import connection, delete
 
 MAX_ANSWER = 1024
 MAX_ERROR = 1000
@@ -138,10 +138,12 @@ class AttemptLog:
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
     async def remove_before(self, at: datetime, limit: int) -> int:
-        """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many."""
-        async with connection(self._pool) as postgres:
-            done = await postgres.execute(_REMOVE_BEFORE, at, limit)
-        return int(done.rpartition(" ")[2])
+        """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many.
+
+        Raises:
+            SlowStatementError: There was no time for so many.
+        """
+        return await delete(self._pool, _REMOVE_BEFORE, at, limit)
 
 
 _TAKEN = f"SELECT {_COLUMNS} FROM attempts WHERE run_id = $1 AND kind = 'taken' ORDER BY id LIMIT 1"  # noqa: S608
@@ -190,7 +192,7 @@ _LAST_ERRORS = """
 
 _REMOVE_BEFORE = """
     DELETE FROM attempts WHERE id IN (
-        SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2
+        SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """
 

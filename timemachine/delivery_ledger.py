@@ -16,7 +16,7 @@ from timemachine.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, st
 from timemachine.delivery import Kind
 from timemachine.errors import UnavailableError
 from timemachine.outcomes import AttemptEnd, LedgerRow, RowState
-from timemachine.postgres import connection
+from timemachine.postgres import connection, delete
 from timemachine.route_store import TARGET, RouteStore, Target
 from timemachine.routes import RouteState
 
@@ -169,10 +169,11 @@ class DeliveryLedger:
 
         Args:
             limit: The most that are removed.
+
+        Raises:
+            SlowStatementError: There was no time for so many.
         """
-        async with connection(self._pool) as postgres:
-            done = await postgres.execute(_REMOVE_BEFORE, at, limit)
-        return int(done.rpartition(" ")[2])
+        return await delete(self._pool, _REMOVE_BEFORE, at, limit)
 
 
 def _is_closed(answer: Record) -> bool:
@@ -306,6 +307,6 @@ _REMOVE_BEFORE = """
     DELETE FROM delivery_ledger WHERE run_id IN (
         SELECT run_id FROM delivery_ledger
         WHERE created_at < $1 AND at < $1 AND state IN ('taken', 'failed', 'cancelled')
-        ORDER BY created_at LIMIT $2
+        ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
 """

@@ -3,9 +3,11 @@
 TimemachineError
 ├── SettingsError
 ├── MigrationError
+├── SetupError
 ├── VaultError
 ├── LocalStackError
 ├── UnavailableError
+│   └── SlowStatementError
 ├── BusyError
 │   └── TooManySecretsError
 ├── NotYetError
@@ -51,6 +53,10 @@ class MigrationError(TimemachineError):
     """The database's schema is not one that this version knows."""
 
 
+class SetupError(TimemachineError):
+    """Something that the setup does not make itself is missing. The message says what, and how it is made."""
+
+
 class VaultError(TimemachineError):
     """What was encrypted cannot be read with the keys of TIMEMACHINE_SECRET_KEYS."""
 
@@ -61,6 +67,10 @@ class LocalStackError(TimemachineError):
 
 class UnavailableError(TimemachineError):
     """Postgres or Temporal does not answer; nothing is known to be lost."""
+
+
+class SlowStatementError(UnavailableError):
+    """Postgres did not do a statement in the time that it is given; asked for less, it may."""
 
 
 class BusyError(TimemachineError):

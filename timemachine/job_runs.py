@@ -11,6 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from timemachine.delivery import expired
 from timemachine.errors import NoSuchJobError, TooLateError
 from timemachine.jobs import Job, message_id
+from timemachine.outcomes import LedgerRow
 from timemachine.temporal import ROUTE, TRIGGER_TIME
 
 CHANGED_JOB = "job"
@@ -134,12 +135,17 @@ async def start_job(
     )
 
 
-def check_redeliverable(run: JobRun) -> None:
+def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
     """Refuse a job that is not to be delivered once more.
+
+    Args:
+        row: What the ledger has of the run.
 
     Raises:
         TooLateError: It has not ended, was cancelled, or its deadline has passed.
     """
+    if row and row.is_cancelled_in_doubt:
+        raise TooLateError("the job was cancelled, and its receiver may have taken it before; create it again instead")
     if run.is_open:
         raise TooLateError("too early: the job has not ended yet")
     if run.status in CANCELLED:
@@ -148,17 +154,20 @@ def check_redeliverable(run: JobRun) -> None:
         raise TooLateError("too late: the job's deadline has passed")
 
 
-async def redeliver(client: Client, run: JobRun, *, task_queue: str, by: str | None = None) -> None:
+async def redeliver(
+    client: Client, run: JobRun, row: LedgerRow | None, *, task_queue: str, by: str | None = None
+) -> None:
     """Start an ended job anew, with the content that it last had and the same `webhook-id`.
 
     Args:
+        row: What the ledger has of the run.
         by: The run of the redelivery of many that does it.
 
     Raises:
         TooLateError: It is not to be delivered once more.
         WorkflowAlreadyStartedError: The job has been started by somebody else in this moment.
     """
-    check_redeliverable(run)
+    check_redeliverable(run, row)
     delivered = run.status is WorkflowExecutionStatus.COMPLETED
     await start_job(
         client,

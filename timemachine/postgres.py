@@ -1,16 +1,14 @@
-"""The door to Postgres: pool, connections and migrations."""
+"""The door to Postgres: pool and connections."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from importlib import resources
+from contextlib import asynccontextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
-import msgspec
 
-from timemachine.errors import MigrationError, SettingsError, UnavailableError
+from timemachine.clean_up import clean_up
+from timemachine.errors import SettingsError, SlowStatementError, UnavailableError
 from timemachine.settings import Settings
 
 Pool = asyncpg.Pool
@@ -20,9 +18,6 @@ STATEMENT_TIMEOUT = 3.0
 
 ANSWER_LIMIT = 4.0
 """Seconds that we wait for Postgres in all, for a free connection and the statement on it."""
-
-# One number for all migrations of this product, so that two programs never migrate at the same time.
-_MIGRATION_LOCK = 7_460_250_001
 
 
 @asynccontextmanager
@@ -52,8 +47,7 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     try:
         yield pool
     finally:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT)
+        await clean_up(asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT), "close the pool of Postgres")
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
@@ -115,6 +109,21 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConne
         raise UnavailableError(f"Postgres: {error}") from error
 
 
+async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
+    """Run a DELETE, and return how many rows it removed.
+
+    Raises:
+        SlowStatementError: It took too long; nothing was removed.
+        UnavailableError: Postgres does not answer.
+    """
+    async with connection(pool) as postgres:
+        try:
+            done: str = await postgres.execute(statement, *arguments)
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            raise SlowStatementError from error
+    return int(done.rpartition(" ")[2])
+
+
 async def ping(pool: asyncpg.Pool) -> None:
     """Find out whether Postgres answers.
 
@@ -125,68 +134,22 @@ async def ping(pool: asyncpg.Pool) -> None:
         await postgres.execute("SELECT 1")
 
 
-class Migration(msgspec.Struct, frozen=True):
-    """One numbered file of SQL."""
-
-    name: str
-    sql: str
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the text, in hexadecimal."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-def shipped_migrations() -> list[Migration]:
-    """Return the migrations that belong to this version, in the order in which they apply."""
-    folder = resources.files("timemachine") / "migrations"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
-    return [Migration(file.name, file.read_text(encoding="utf-8")) for file in files]
-
-
-async def migrate(settings: Settings, migrations: list[Migration] | None = None) -> list[str]:
-    """Bring the database's schema up to this version, and return the names of the migrations applied.
-
-    Safe to run from several programs at once: an advisory lock lets one through at a time. All or none apply.
+@asynccontextmanager
+async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """Connect for what needs its own session, outside of the pool and without its limits on time.
 
     Raises:
-        MigrationError: An applied migration is not the one that we ship: changed since, or from a newer version. Or
-            Postgres refuses one, or lets us not in.
         UnavailableError: Postgres does not answer.
         SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
     """
     try:
-        connection = await asyncpg.connect(_dsn(settings), timeout=10)
-        try:
-            async with connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
-                return await _apply(connection, shipped_migrations() if migrations is None else migrations)
-        finally:
-            await connection.close()
-    except asyncpg.PostgresError as error:
-        raise MigrationError(f"Postgres refuses: {error}") from error
+        # Nothing is kept prepared, for a pooler in transaction mode.
+        own = await asyncpg.connect(_dsn(settings), timeout=10, statement_cache_size=0)
     except OSError as error:
         raise UnavailableError(f"Postgres does not answer: {error}") from error
     except ValueError:
         raise _unreadable() from None
-
-
-async def _apply(connection: asyncpg.Connection, migrations: list[Migration]) -> list[str]:
-    await connection.execute(
-        "CREATE TABLE IF NOT EXISTS migrations ("
-        "name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
-    )
-    rows = await connection.fetch("SELECT name, checksum FROM migrations")
-    applied = {row["name"]: row["checksum"] for row in rows}
-    if unknown := sorted(applied.keys() - {migration.name for migration in migrations}):
-        raise MigrationError(f"the database has {unknown[0]}, which this version does not know; run a newer version")
-    for migration in migrations:
-        if applied.get(migration.name, migration.checksum) != migration.checksum:
-            raise MigrationError(f"{migration.name} was changed after it had been applied")
-    pending = [migration for migration in migrations if migration.name not in applied]
-    for migration in pending:
-        await connection.execute(migration.sql)
-        await connection.execute(
-            "INSERT INTO migrations (name, checksum) VALUES ($1, $2)", migration.name, migration.checksum
-        )
-    return [migration.name for migration in pending]
+    try:
+        yield own
+    finally:
+        await clean_up(own.close(timeout=STATEMENT_TIMEOUT), "close a session of Postgres")

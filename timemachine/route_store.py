@@ -1,15 +1,19 @@
 """The routes in Postgres: what they are, what they are signed with, and whether deliveries may go there."""
 
+import asyncio
 import math
+import random
 import secrets as randomness
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from weakref import WeakValueDictionary
 
 import msgspec
 from asyncpg import Pool, Record
 from asyncpg.pool import PoolConnectionProxy
 
+from timemachine.clean_up import clean_up
 from timemachine.errors import (
     NoSuchRouteError,
     NotYetError,
@@ -29,6 +33,11 @@ MAX_SECRETS = 5
 
 PLACE_TIME = timedelta(seconds=75)
 """Time after which a place is free again whose worker died. Longer than an attempt can take."""
+
+PLACE_WAIT = 1.0
+"""Seconds that an attempt waits in place for others that ask for a place of the same route."""
+
+_PLACE_PAUSE = 0.02
 
 
 class StoredRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +74,8 @@ class RouteStore:
         """Use the given pool, which the caller opens and closes, and the vault for what is secret."""
         self._pool = pool
         self._vault = vault
+        self._place_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """One for each route that places are being asked for, so that no more than one connection asks."""
 
     async def find(self, db: str, route_id: str) -> StoredRoute:
         """Return a route.
@@ -243,22 +254,50 @@ class RouteStore:
         """Hold one of a route's places for requests in flight, which all workers share.
 
         Raises:
-            NotYetError: All are taken.
+            NotYetError: All are taken, or others have been asking for one for a while.
+            UnavailableError: Postgres does not answer. What is raised, or returned, inside is never replaced by it.
         """
-        async with connection(self._pool) as postgres, postgres.transaction():
-            # Locks the route, so that two who ask at once are counted one after the other.
-            await postgres.execute("SELECT 1 FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE", db, route_id)
-            taken = await postgres.fetchval(_TAKE_PLACE, db, route_id, run_id, PLACE_TIME, limit)
-        if taken is None:
+        if not await self._take_place(db, route_id, run_id, limit):
             raise NotYetError(1.0)
         try:
             yield
         finally:
-            with suppress(UnavailableError):
-                async with connection(self._pool) as postgres:
-                    await postgres.execute(
-                        "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3", db, route_id, run_id
-                    )
+            await clean_up(self._give_place_back(db, route_id, run_id), "give a route's place back")
+
+    async def _take_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool:
+        """Return whether there was a place. Whoever waits for others that ask holds no connection meanwhile.
+
+        Raises:
+            NotYetError: The wait is over.
+        """
+        until = asyncio.get_running_loop().time() + PLACE_WAIT
+        lock = self._place_locks.setdefault((db, route_id), asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(until):
+                await lock.acquire()
+        except TimeoutError:
+            raise NotYetError(_soon()) from None
+        try:
+            while asyncio.get_running_loop().time() < until:
+                taken = await self._try_place(db, route_id, run_id, limit)
+                if taken is not None:
+                    return taken
+                await asyncio.sleep(_PLACE_PAUSE * _soon())
+            raise NotYetError(_soon())
+        finally:
+            lock.release()
+
+    async def _try_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool | None:
+        """Return whether there was a place; None while another transaction holds the route, or when it is gone."""
+        async with connection(self._pool) as postgres, postgres.transaction():
+            # Locks the route, so that two who ask at once are counted one after the other.
+            if not await postgres.fetchval(_LOCK_FOR_PLACE, db, route_id):
+                return None
+            return await postgres.fetchval(_TAKE_PLACE, db, route_id, run_id, PLACE_TIME, limit) is not None
+
+    async def _give_place_back(self, db: str, route_id: str, run_id: str) -> None:
+        async with connection(self._pool) as postgres:
+            await postgres.execute(_GIVE_PLACE_BACK, db, route_id, run_id)
 
     async def _first_secret(self, db: str, route_id: str) -> None:
         """Give a route its first secret, unless it has been given one meanwhile."""
@@ -346,6 +385,10 @@ _DISABLE = """
     WHERE db = $1 AND id = $2 AND state = 'active' AND failing_since < now() - $3::interval
 """
 
+# Held by another transaction, it is not waited for: that would take a connection from everybody else.
+_LOCK_FOR_PLACE = "SELECT true FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE SKIP LOCKED"
+
+_GIVE_PLACE_BACK = "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3"
 
 _TAKE_PLACE = """
     WITH expired AS (DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND expires_at <= now())
@@ -362,6 +405,11 @@ _TAKE_PLACE = """
 
 def _standing(row: Record) -> Standing:
     return Standing(state=RouteState(row["state"]), since=row["state_since"], reason=row["state_reason"])
+
+
+def _soon() -> float:
+    """Return about a second, another one each time, so that those who wait together do not come back together."""
+    return random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing
 
 
 def _new_secret() -> bytes:

@@ -21,6 +21,12 @@ PREFIX = "TIMEMACHINE_"
 SECRET = frozenset({"egress_proxy", "postgres_dsn", "secret_keys"})
 """Settings that hold a password or a key, and are never shown."""
 
+LONGEST_TIMEOUT = 30.0
+"""Most seconds that one request to a receiver may be given, by the settings or by a route."""
+
+BESIDE_THE_REQUEST = 15.0
+"""Most seconds that an attempt takes besides its request: for its turn, its route, and to note how it ended."""
+
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -63,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     default_scheme: Literal["https", "http"] = "https"
     """Scheme put before a `webhook_url` that has none: `https` or `http`."""
 
-    delivery_timeout: Annotated[float, Meta(gt=0, le=30)] = 15.0
+    delivery_timeout: Annotated[float, Meta(gt=0, le=LONGEST_TIMEOUT)] = 15.0
     """Seconds that one delivery attempt may take in all, from look-up and connect to the answer; at most 30."""
 
     allow_private_targets: bool = False
@@ -97,7 +103,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Days that the log of attempts is kept."""
 
     bulk_per_second: Annotated[float, Meta(ge=1)] = 20.0
-    """Jobs a second that a redelivery of many starts, or that are let go when a route is resumed."""
+    """Jobs a second that one worker starts again in redeliveries of many, or lets go when routes are resumed: all of
+    these together."""
 
     max_cached_workflows: Count = 1000
     """Workflows that one worker keeps in memory between their tasks. Keep it above `max_workflow_tasks`."""
@@ -105,8 +112,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_address: str | None = None
     """`address:port` where the worker serves metrics for Prometheus; none by default."""
 
-    shutdown_grace: Seconds = 20.0
-    """Seconds that attempts in flight get to finish after SIGTERM. Not shorter than `delivery_timeout`."""
+    shutdown_grace: Seconds = 60.0
+    """Seconds that attempts in flight get to finish after SIGTERM. Not shorter than 45: a route may give its receiver
+    30, and an attempt takes some time besides. What stops the worker must wait for longer before it kills."""
 
     data_dir: str = ".timemachine"
     """Folder where `make run` keeps its data between runs."""
@@ -159,8 +167,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             raise SettingsError(f"settings: {error}") from error
-        if settings.shutdown_grace < settings.delivery_timeout:
-            raise SettingsError("settings: shutdown_grace must not be shorter than delivery_timeout")
+        if settings.shutdown_grace < LONGEST_TIMEOUT + BESIDE_THE_REQUEST:
+            raise SettingsError(
+                f"settings: shutdown_grace must not be shorter than {LONGEST_TIMEOUT + BESIDE_THE_REQUEST:g} seconds: "
+                "a stop would cut attempts in flight, which are then made twice"
+            )
         return settings
 
 

@@ -9,6 +9,7 @@ import msgspec
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import SearchAttributeKey
 from temporalio.converter import (
@@ -22,7 +23,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
-from timemachine.errors import BusyError, UnavailableError
+from timemachine.errors import BusyError, SetupError, UnavailableError
 from timemachine.hasty import HastyServiceClient
 
 # Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
@@ -129,6 +130,26 @@ def _made_hasty(client: Client) -> Client:
     config = client.config()
     config["service_client"] = HastyServiceClient(client.service_client)
     return Client(**config)
+
+
+async def check_namespace(client: Client) -> None:
+    """Find out whether the client's namespace is there, which is for an operator to make.
+
+    Raises:
+        SetupError: It is not.
+        temporalio.service.RPCError: Temporal does not answer.
+    """
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise SetupError(
+                f"Temporal has no namespace {client.namespace}: have TEMPORAL_NAMESPACE name another one, or make it "
+                f"with `temporal operator namespace create --namespace {client.namespace} --retention 720h`; "
+                "a new one takes some seconds to be known"
+            ) from error
+        if error.status is not RPCStatusCode.PERMISSION_DENIED:  # who may not ask may yet use it
+            raise
 
 
 async def ensure_search_attributes(client: Client) -> None:

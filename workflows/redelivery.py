@@ -8,6 +8,7 @@ from temporalio.common import RetryPolicy
 with workflow.unsafe.imports_passed_through():
     from activities.redelivery import Redeliveries
     from timemachine.redelivery import FailedJobs, Progress
+    from timemachine.task_queues import bulk_task_queue
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -24,6 +25,7 @@ class RedeliveryWorkflow:
         return await workflow.execute_activity_method(
             Redeliveries.redeliver_failed,
             failed,
+            task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),

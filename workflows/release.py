@@ -6,8 +6,11 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
+    import msgspec
+
     from activities.release import Releases
     from timemachine.held import Released, ReleaseHeld
+    from timemachine.task_queues import bulk_task_queue
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -31,6 +34,7 @@ class ReleaseWorkflow:
             released = await self._look(release)
             if released.stopped:
                 return
+            release = msgspec.structs.replace(release, all_due=False)
             empty = 0 if released.signalled else empty + 1
             await workflow.sleep(BETWEEN_LOOKS)
             if workflow.info().is_continue_as_new_suggested():
@@ -40,6 +44,7 @@ class ReleaseWorkflow:
         return await workflow.execute_activity_method(
             Releases.release_held,
             release,
+            task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),

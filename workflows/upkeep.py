@@ -7,6 +7,7 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.upkeep import Upkeep
+    from timemachine.task_queues import bulk_task_queue
     from timemachine.upkeep import Cleaned
 
 
@@ -19,6 +20,7 @@ class CleanAttemptsWorkflow:
         """Have the old attempts removed."""
         return await workflow.execute_activity_method(
             Upkeep.clean_attempts,
+            task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=timedelta(minutes=50),
             heartbeat_timeout=timedelta(seconds=30),
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=5)),

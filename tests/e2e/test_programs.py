@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from timemachine.local.children import ROOT
+from timemachine.local.temporal import Temporal
+from timemachine.settings import Settings
 from timemachine.vault import new_key
 
 NOWHERE = {
@@ -86,6 +88,26 @@ async def test_setup_ends_when_there_is_no_postgres() -> None:
 
     assert status == 1
     assert "Postgres does not answer" in log[-1]["reason"]
+
+
+async def test_setup_says_how_a_namespace_that_is_missing_is_made(settings: Settings, temporal: Temporal) -> None:
+    assert settings.postgres_dsn
+    env = {"TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn, "TEMPORAL_ADDRESS": temporal.address}
+
+    status, log = await run(SETUP, **env, TEMPORAL_NAMESPACE="production")
+
+    assert status == 1
+    assert log[-1]["message"] == "cannot prepare"
+    assert "Temporal has no namespace production" in log[-1]["reason"]
+    assert "temporal operator namespace create --namespace production" in log[-1]["reason"]
+
+
+async def test_setup_has_a_second_part(settings: Settings) -> None:
+    assert settings.postgres_dsn
+
+    status, log = await run([*SETUP, "--after"], TIMEMACHINE_POSTGRES_DSN=settings.postgres_dsn)
+
+    assert (status, log[-1]["message"], log[-1]["part"]) == (0, "postgres is ready", "after")
 
 
 async def test_the_api_ends_when_its_port_is_taken() -> None:

@@ -17,7 +17,7 @@ from tests import ledger_rules as rules
 from tests.ledger_rules import At, Row
 from timemachine.attempt_log import Attempt
 from timemachine.delivery import Delivered, Kind
-from timemachine.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End
+from timemachine.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End, RouteClosed
 from timemachine.errors import UnavailableError
 from timemachine.local.postgres import embedded_postgres
 from timemachine.outcomes import (
@@ -33,7 +33,7 @@ from timemachine.outcomes import (
 )
 from timemachine.postgres import migrate, open_pool
 from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute, RouteState, Standing
+from timemachine.routes import RestRoute, RouteState
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
 
@@ -75,7 +75,7 @@ class Run:
 
     async def begin(
         self, claim: str = MINE, *, sighted: str | None = None, route: str = "hook", made: int = 0
-    ) -> Begun | LedgerRow | Standing:
+    ) -> Begun | LedgerRow | RouteClosed:
         return await self.ledger.begin(self.id, self.db, route, uuid.UUID(claim), sighted=sighted, made=made)
 
     async def end(self, how: str, claim: str = MINE) -> LedgerRow | None:
@@ -302,8 +302,8 @@ async def test_to_begin_again_does_not_prolong_the_claim(run: Run) -> None:
 async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: RouteStore, state: RouteState) -> None:
     await store.set_state(run.db, "hook", state, "asked for")
     refused = await run.begin()
-    assert isinstance(refused, Standing)
-    assert (refused.state, refused.reason) == (state, "asked for")
+    assert isinstance(refused, RouteClosed)
+    assert refused.reason == f"the route is {state}: asked for"
     assert await run.find() is None
 
     for row in ROWS:
@@ -313,7 +313,7 @@ async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: Rout
         if row and RowState(row.state) in (RowState.TAKEN, RowState.FAILED, RowState.CANCELLED):
             assert isinstance(refused, LedgerRow), "what is decided is said, whatever the route"
         else:
-            assert isinstance(refused, Standing)
+            assert isinstance(refused, RouteClosed)
 
 
 async def test_an_attempt_on_a_route_that_is_gone_begins_without_a_target(run: Run) -> None:

@@ -1,8 +1,10 @@
 """Migrations on a real Postgres, each test in a database of its own."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
@@ -10,12 +12,19 @@ from msgspec.structs import replace
 
 from timemachine.errors import MigrationError, SettingsError, UnavailableError
 from timemachine.local.postgres import Postgres
-from timemachine.postgres import Migration, migrate, open_pool, shipped_migrations
+from timemachine.migrate import Migration, Part, migrate, shipped_migrations
+from timemachine.postgres import open_pool
 from timemachine.settings import Settings
 
 FIRST = Migration("0001_first.sql", "CREATE TABLE first (n int);")
 SECOND = Migration("0002_second.sql", "CREATE TABLE second (n int); INSERT INTO second VALUES (1);")
 BROKEN = Migration("0003_broken.sql", "CREATE TABLE third (n int); SELECT no_such_function();")
+
+
+INDEX = Migration(
+    "0002_index.sql", "-- no transaction\nCREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS one ON first (n)"
+)
+REMOVAL = Migration("0003_removal.sql", "-- after\n-- What the programs before this version write.\nDROP TABLE second;")
 
 
 @pytest.fixture
@@ -75,6 +84,115 @@ async def test_all_or_none_apply(empty: Settings) -> None:
         await migrate(empty, [FIRST, BROKEN])
 
     assert await tables(empty) == set()
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(settings.postgres_dsn)
+    yield connection
+    await connection.close()
+
+
+async def is_valid(settings: Settings, index: str) -> bool | None:
+    async with connected(settings) as postgres:
+        valid: bool | None = await postgres.fetchval(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", index
+        )
+        return valid
+
+
+async def test_an_index_is_made_beside_those_who_write(empty: Settings) -> None:
+    await migrate(empty, [FIRST])
+
+    assert await migrate(empty, [FIRST, INDEX]) == [INDEX.name]
+
+    assert await is_valid(empty, "one")
+    assert await migrate(empty, [FIRST, INDEX]) == []
+
+
+async def test_what_is_outside_of_a_transaction_applies_in_its_order(empty: Settings) -> None:
+    third = Migration("0003_third.sql", "ALTER TABLE first ADD CONSTRAINT one UNIQUE USING INDEX one")
+
+    assert await migrate(empty, [FIRST, INDEX, third]) == [FIRST.name, INDEX.name, third.name]
+
+
+@pytest.mark.parametrize("exists", ["IF NOT EXISTS ", ""])
+async def test_an_index_that_could_not_be_made_is_made_by_the_next_run(empty: Settings, exists: str) -> None:
+    index = Migration(INDEX.name, INDEX.sql.replace("IF NOT EXISTS ", exists))
+    await migrate(empty, [FIRST])
+    async with connected(empty) as postgres:
+        await postgres.execute("INSERT INTO first VALUES (1), (1)")
+        with pytest.raises(MigrationError, match="one"):
+            await migrate(empty, [FIRST, index])
+        assert await is_valid(empty, "one") is False
+        await postgres.execute("TRUNCATE first")
+
+    assert await migrate(empty, [FIRST, index]) == [index.name]
+
+    assert await is_valid(empty, "one")
+
+
+@pytest.mark.timeout(40)
+async def test_many_at_once_make_an_index_once(empty: Settings) -> None:
+    """None of those that wait is waited for by the one that makes it."""
+    await migrate(empty, [FIRST])
+
+    applied = await asyncio.gather(*(migrate(empty, [FIRST, INDEX]) for _ in range(8)))
+
+    assert sorted(map(len, applied)) == [0] * 7 + [1]
+
+
+@pytest.mark.timeout(40)
+async def test_a_migration_that_waits_lets_others_write(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as somebody reads a table, it cannot be changed; that everybody waits behind the change is worse."""
+    monkeypatch.setattr("timemachine.migrate.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("timemachine.migrate.LOCK_PAUSE", 0.2)
+    await migrate(empty, [FIRST])
+    change = Migration("0002_change.sql", "ALTER TABLE first ADD COLUMN m int")
+    async with connected(empty) as reader, connected(empty) as writer:
+        async with reader.transaction():
+            await reader.execute("SELECT * FROM first")
+            migrating = asyncio.create_task(migrate(empty, [FIRST, change]))
+            for _ in range(20):
+                await writer.execute("INSERT INTO first VALUES (1)", timeout=2)
+                await asyncio.sleep(0.05)
+            assert not migrating.done()
+
+        assert await migrating == [change.name]
+
+
+async def test_a_table_that_is_held_for_too_long_is_told(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timemachine.migrate.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("timemachine.migrate.LOCK_PAUSE", 0.1)
+    monkeypatch.setattr("timemachine.migrate.LOCK_TRIES", 2)
+    await migrate(empty, [FIRST])
+    change = Migration("0002_change.sql", "ALTER TABLE first ADD COLUMN m int")
+    async with connected(empty) as reader, reader.transaction():
+        await reader.execute("SELECT * FROM first")
+        with pytest.raises(MigrationError, match=r"0002_change\.sql .* need a lock that others hold"):
+            await migrate(empty, [FIRST, change])
+
+
+async def test_what_old_programs_need_is_removed_when_they_are_gone(empty: Settings) -> None:
+    await migrate(empty, [FIRST])
+    shipped = [FIRST, SECOND, REMOVAL, Migration("0004_next.sql", "CREATE TABLE fourth (n int)")]
+
+    assert await migrate(empty, shipped) == [SECOND.name, "0004_next.sql"]
+    assert "second" in await tables(empty)
+
+    assert await migrate(empty, shipped, part=Part.AFTER) == [REMOVAL.name]
+    assert "second" not in await tables(empty)
+    assert await migrate(empty, shipped) == []
+
+
+async def test_an_empty_database_has_no_old_programs(empty: Settings) -> None:
+    assert await migrate(empty, [FIRST, SECOND, REMOVAL]) == [FIRST.name, SECOND.name, REMOVAL.name]
+
+
+def test_what_is_shipped_outside_of_a_transaction_can_be_repeated() -> None:
+    for migration in shipped_migrations():
+        assert migration.in_transaction or re.search("IF (NOT )?EXISTS", migration.sql)
+        assert migration.in_transaction or migration.sql.count(";") <= 1
 
 
 async def test_a_wrong_password_is_told(empty: Settings) -> None:

@@ -20,7 +20,8 @@ from timemachine.local.parts import Part
 from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
-from timemachine.postgres import migrate, open_pool
+from timemachine.migrate import migrate
+from timemachine.postgres import open_pool
 from timemachine.route_store import RouteStore
 from timemachine.routes import RestRoute
 from timemachine.settings import Settings

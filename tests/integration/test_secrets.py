@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, is_signed, new_id, now_ms, refused
 from timemachine.errors import NoSuchRouteError, VaultError
-from timemachine.postgres import migrate, open_pool
+from timemachine.migrate import migrate
+from timemachine.postgres import open_pool
 from timemachine.rekey import rekey
 from timemachine.route_store import MAX_SECRETS, RouteStore
 from timemachine.routes import RestRoute

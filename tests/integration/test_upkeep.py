@@ -1,9 +1,11 @@
 """What runs by itself: the clean-up of the log of attempts, and the schedule that runs it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import asyncpg
 import pytest
 from temporalio.client import (
     Client,
@@ -67,6 +69,80 @@ async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> 
 
     assert cleaned.removed >= 2 * BATCH + 5
     assert len(beats) >= 3
+    assert await rows(settings, db) == 0
+
+
+@asynccontextmanager
+async def slow_deletes(settings: Settings, db: str, seconds: float) -> AsyncIterator[None]:
+    """Let Postgres take so long to remove each of the db's attempts."""
+    admin = await asyncpg.connect(settings.postgres_dsn)
+    await admin.execute(f"""
+        CREATE FUNCTION slow_delete() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF OLD.db = '{db}' THEN PERFORM pg_sleep({seconds}); END IF; RETURN OLD; END $$;
+        CREATE TRIGGER slow_delete BEFORE DELETE ON attempts FOR EACH ROW EXECUTE FUNCTION slow_delete()
+    """)
+    try:
+        yield
+    finally:
+        await admin.execute("DROP TRIGGER slow_delete ON attempts; DROP FUNCTION slow_delete()")
+        await admin.close()
+
+
+async def clean(settings: Settings) -> tuple[Cleaned, int]:
+    """Return what a clean-up came to, and how often it gave a sign of life."""
+    environment, beats = ActivityEnvironment(), []
+    environment.on_heartbeat = lambda *_: beats.append(1)
+    async with open_pool(settings) as pool:
+        cleaned: Cleaned = await environment.run(Upkeep(AttemptLog(pool), settings).clean_attempts)
+    return cleaned, len(beats)
+
+
+async def test_what_postgres_has_no_time_for_at_once_is_removed_in_parts(
+    settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.upkeep.BATCH", 16)
+    monkeypatch.setattr("timemachine.postgres.STATEMENT_TIMEOUT", 0.4)
+    await clean(settings)  # what other tests have left
+    await fill(settings, db, 16, timedelta(days=400))
+
+    async with slow_deletes(settings, db, 0.06):
+        cleaned, beats = await clean(settings)
+
+    assert cleaned.removed == 16
+    assert await rows(settings, db) == 0
+    assert beats > 16 // 8
+
+
+async def test_what_cannot_be_removed_does_not_keep_the_rest(
+    settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("activities.upkeep.BATCH", 4)
+    monkeypatch.setattr("timemachine.postgres.STATEMENT_TIMEOUT", 0.4)
+    await clean(settings)
+    await fill(settings, db, 4, timedelta(days=400))
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        await postgres.execute("INSERT INTO first_attempts VALUES ($1, true, now() - interval '1 day')", db)
+
+    async with slow_deletes(settings, db, 2):
+        cleaned, _ = await clean(settings)
+
+    assert cleaned.removed == 0
+    assert [record.__dict__["table"] for record in caplog.records if "not removed" in record.message] == ["attempts"]
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        assert not await postgres.fetchval("SELECT count(*) FROM first_attempts WHERE run_id = $1", db)
+
+
+async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db: str) -> None:
+    await fill(settings, db, 5, timedelta(days=400))
+    admin = await asyncpg.connect(settings.postgres_dsn)
+    async with admin.transaction():
+        await admin.execute("SELECT 1 FROM attempts WHERE db = $1 ORDER BY started_at LIMIT 1 FOR UPDATE", db)
+        await clean(settings)
+        left = await rows(settings, db)
+    await admin.close()
+
+    assert left == 1
+    await clean(settings)
     assert await rows(settings, db) == 0
 
 

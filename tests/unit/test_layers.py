@@ -20,10 +20,10 @@ MAY_IMPORT = {
     "local": {"pure", "doors"},
 }
 # The modules of `timemachine`, the empty name being its `__init__`. A new module has to be put in a part here.
-PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets upkeep"
+PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets task_queues upkeep"
 DOORS = (
-    "attempt_log connections hasty http job_runs keep_alive postgres process rekey route_store schedules setup "
-    "telemetry temporal vault"
+    "attempt_log clean_up connections hasty http job_runs keep_alive migrate postgres process rekey route_store "
+    "schedules setup telemetry temporal vault"
 )
 MODULES = {
     **dict.fromkeys(["", *PURE_MODULES.split()], "pure"),
@@ -32,7 +32,13 @@ MODULES = {
 }
 # Who may import a library: these modules and what is in them.
 USERS = {
-    "asyncpg": ["timemachine.postgres", "timemachine.attempt_log", "timemachine.route_store", "timemachine.local"],
+    "asyncpg": [
+        "timemachine.postgres",
+        "timemachine.migrate",
+        "timemachine.attempt_log",
+        "timemachine.route_store",
+        "timemachine.local",
+    ],
     "httpcore": ["timemachine.http", "timemachine.connections", "timemachine.keep_alive"],
     "httpx": ["timemachine.http"],
     "cryptography": ["timemachine.vault"],

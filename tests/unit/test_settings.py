@@ -1,9 +1,11 @@
+import msgspec.inspect
 import pytest
 from msgspec.structs import asdict, replace
 
+from api.routes import Timeout
 from timemachine.errors import SettingsError
 from timemachine.postgres import open_pool
-from timemachine.settings import SECRET, Settings
+from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings
 
 PASSWORD = "hunter2"
 SECRETS = {
@@ -33,6 +35,19 @@ def test_every_secret_is_a_setting_and_what_sounds_secret_is_one() -> None:
     }
 
     assert sounding == SECRET == SECRETS.keys()
+
+
+def test_a_stop_waits_longer_than_any_attempt_may_take() -> None:
+    info = msgspec.inspect.type_info(Timeout)
+    assert isinstance(info, msgspec.inspect.Metadata)
+    assert isinstance(info.type, msgspec.inspect.FloatType)
+    longest = info.type.le or 0
+
+    assert longest == LONGEST_TIMEOUT
+    assert Settings.from_env({}).shutdown_grace >= longest + BESIDE_THE_REQUEST
+    assert Settings.from_env({"TIMEMACHINE_SHUTDOWN_GRACE": "45"}).shutdown_grace == 45
+    with pytest.raises(SettingsError, match="shutdown_grace must not be shorter than 45 seconds"):
+        Settings.from_env({"TIMEMACHINE_SHUTDOWN_GRACE": "44.9", "TIMEMACHINE_DELIVERY_TIMEOUT": "1"})
 
 
 @pytest.mark.parametrize("field", SECRETS)

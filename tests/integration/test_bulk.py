@@ -1,0 +1,187 @@
+"""Releases, redeliveries of many, and upkeep: on a task queue of their own, a few at a time, all at one rate."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+import pytest
+from msgspec.structs import replace
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client
+
+from activities import bulk, redelivery, release
+from api.app import create_app
+from tests.conftest import serving
+from tests.integration.test_redelivery import fail, refuse
+from tests.integration.test_release import held_count, hold
+from tests.receiver import Received, Receiver, response, take
+from tests.service import ROUTE, Service
+from timemachine.attempt_log import AttemptLog
+from timemachine.held import ReleaseHeld
+from timemachine.http import WebhookClient
+from timemachine.local.temporal import Temporal
+from timemachine.postgres import open_pool
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.vault import Vault
+from worker import BULK_SLOTS, bulk_activities, create_bulk_worker, create_worker
+
+
+@asynccontextmanager
+async def a_service(
+    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+) -> AsyncIterator[Service]:
+    """An API with a worker of its own, on task queues that nobody else serves."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        async with AsyncExitStack() as opened:
+            api = await opened.enter_async_context(serving(create_app(settings)))
+            pool = await opened.enter_async_context(open_pool(settings))
+            webhooks = await opened.enter_async_context(
+                WebhookClient(timeout=5, max_connections=20, targets=settings.targets)
+            )
+            store, attempts = RouteStore(pool, Vault(settings)), AttemptLog(pool)
+            shared = bulk_activities(client, store, attempts, settings)
+            await opened.enter_async_context(create_worker(client, store, attempts, webhooks, settings, bulk=shared))
+            await opened.enter_async_context(create_bulk_worker(client, shared, settings))
+            service = Service(api, db)
+            await service.add_route(receiver.url)
+            yield service
+
+
+@pytest.fixture
+def own(settings: Settings) -> Settings:
+    return replace(settings, task_queue=f"bulk-{uuid.uuid4().hex}")
+
+
+async def queues_of_activities(client: Client, workflow_id: str) -> set[str]:
+    """Return the task queues that a workflow's activities waited in."""
+    return {
+        event.activity_task_scheduled_event_attributes.task_queue.name
+        async for event in client.get_workflow_handle(workflow_id).fetch_history_events()
+        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED
+    }
+
+
+async def redeliver_all(service: Service, route: str = ROUTE) -> str:
+    answer = await service.api.post(f"/route/{service.db}/{route}/redeliver", json={"since": 0})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+async def until_done(service: Service, redelivery_id: str, *, route: str = ROUTE) -> dict[str, object]:
+    async with asyncio.timeout(30):
+        while True:
+            answer = await service.api.get(f"/route/{service.db}/{route}/redeliver/{redelivery_id}")
+            if answer.json()["done"]:
+                seen: dict[str, object] = answer.json()
+                return seen
+            await asyncio.sleep(0.05)
+
+
+async def until_failed(client: Client, service: Service, count: int, route: str = ROUTE) -> None:
+    query = f"ExecutionStatus = 'Failed' AND TimemachineRoute = '{service.db}/{route}'"
+    async with asyncio.timeout(20):
+        while (await client.count_workflows(query)).count < count:
+            await asyncio.sleep(0.05)
+
+
+async def test_bulk_work_waits_in_a_task_queue_of_its_own(
+    service: Service, client: Client, settings: Settings, receiver: Receiver
+) -> None:
+    await hold(service, client, 1)
+    await service.api.post(f"/route/{service.db}/{ROUTE}/resume", json={"spread": 0})
+    released = ReleaseHeld(db=service.db, route_id=ROUTE).workflow_id
+    await client.get_workflow_handle(released).result()
+    redelivery_id = await redeliver_all(service)
+    await until_done(service, redelivery_id)
+    cleaned = f"clean-{service.db}"
+    await client.execute_workflow("CleanAttempts", id=cleaned, task_queue=settings.task_queue)
+
+    redelivered = f"timemachine/redelivery/{service.db}/{ROUTE}/{redelivery_id}"
+    for workflow_id in (released, redelivered, cleaned):
+        assert await queues_of_activities(client, workflow_id) == {f"{settings.task_queue}-bulk"}
+
+
+@pytest.mark.timeout(90)
+async def test_bulk_work_holds_no_slot_of_a_delivery(
+    own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+) -> None:
+    """The one slot there is serves the second attempt of a job while a release is under way."""
+    slow = replace(own, max_deliveries=1, bulk_per_second=1)
+    async with a_service(slow, client, temporal, receiver, db) as service:
+        await service.add_route(receiver.url, "open")
+        await hold(service, client, 8)
+        await service.api.post(f"/route/{db}/{ROUTE}/resume", json={"spread": 0})
+        async with asyncio.timeout(10):
+            while await held_count(client, service) == 8:
+                await asyncio.sleep(0.05)
+
+        async def second_time(received: Received) -> bytes:
+            return response(200 if len(receiver.of(received.job_id)) > 1 else 500)
+
+        receiver.answer = second_time
+        job_id = await service.create(0, route="open", retry={"waits": [0.1]})
+
+        await receiver.wait_for(job_id, 2)
+        assert await held_count(client, service) > 0
+
+
+@pytest.mark.timeout(90)
+async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
+    own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+) -> None:
+    routes, jobs, rate = ("a", "b", "c"), 6, 6
+    async with a_service(replace(own, bulk_per_second=rate), client, temporal, receiver, db) as service:
+        receiver.answer = refuse
+        for route in routes:
+            await service.add_route(receiver.url, route)
+        await asyncio.gather(*(fail(service, route=route) for route in routes for _ in range(jobs)))
+        for route in routes:
+            await until_failed(client, service, jobs, route)
+        receiver.answer = take
+        started = time.monotonic()
+
+        ids = [await redeliver_all(service, route) for route in routes]
+        seen = [await until_done(service, id_, route=route) for id_, route in zip(ids, routes, strict=True)]
+
+        assert [progress["started"] for progress in seen] == [jobs] * len(routes)
+        assert time.monotonic() - started >= (len(routes) * jobs - 1) / rate
+
+
+@pytest.mark.timeout(90)
+async def test_long_bulk_work_takes_turns_with_what_waits(
+    own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more redeliveries under way than there are slots, a route that is resumed does not wait for their end."""
+    monkeypatch.setattr(bulk, "LONGEST_TURN", 0.5)
+    monkeypatch.setattr(redelivery, "PAGE", 2)
+    monkeypatch.setattr(release, "PAGE", 2)
+    busy, jobs = [f"busy-{n}" for n in range(BULK_SLOTS)], 8
+    async with a_service(replace(own, bulk_per_second=8), client, temporal, receiver, db) as service:
+        receiver.answer = refuse
+        for route in busy:
+            await service.add_route(receiver.url, route)
+        await asyncio.gather(*(fail(service, route=route) for route in busy for _ in range(jobs)))
+        for route in busy:
+            await until_failed(client, service, jobs, route)
+        receiver.answer = take
+        held = await hold(service, client, 3)
+
+        ids = [await redeliver_all(service, route) for route in busy]
+        await service.api.post(f"/route/{db}/{ROUTE}/resume", json={"spread": 0})
+
+        for job_id in held:
+            await receiver.wait_for(job_id)
+        shown = await asyncio.gather(*(progress(service, id_, route) for id_, route in zip(ids, busy, strict=True)))
+        assert not all(answer.json()["done"] for answer in shown)
+        for id_, route in zip(ids, busy, strict=True):
+            seen = await until_done(service, id_, route=route)
+            assert (seen["found"], seen["started"], seen["skipped"]) == (jobs, jobs, 0)
+
+
+async def progress(service: Service, redelivery_id: str, route: str) -> httpx.Response:
+    return await service.api.get(f"/route/{service.db}/{route}/redeliver/{redelivery_id}")

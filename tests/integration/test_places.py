@@ -1,0 +1,187 @@
+"""Places of routes that limit their requests in flight: shared by all workers, at nobody else's cost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import pytest
+
+from timemachine import route_store
+from timemachine.errors import NotYetError, UnavailableError
+from timemachine.postgres import connection, open_pool
+from timemachine.route_store import RouteStore
+from timemachine.routes import RestRoute
+from timemachine.settings import Settings
+from timemachine.vault import Vault
+
+ROUTE, LIMIT = "narrow", 2
+
+
+@pytest.fixture
+async def pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    async with open_pool(settings) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def store(settings: Settings, pool: asyncpg.Pool, db: str) -> RouteStore:
+    store = RouteStore(pool, Vault(settings))
+    for route_id in (ROUTE, "other"):
+        await store.add(db, RestRoute(id=route_id, webhook_url="example.org"), {})
+    return store
+
+
+@asynccontextmanager
+async def route_locked(settings: Settings, db: str) -> AsyncIterator[None]:
+    """Hold the route in another transaction, as another worker does that asks for a place."""
+    holder = await asyncpg.connect(settings.postgres_dsn)
+    try:
+        async with holder.transaction():
+            await holder.execute("SELECT 1 FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE", db, ROUTE)
+            yield
+    finally:
+        await holder.close()
+
+
+async def places(pool: asyncpg.Pool, db: str) -> int:
+    async with connection(pool) as postgres:
+        count: int = await postgres.fetchval("SELECT count(*) FROM in_flight WHERE db = $1", db)
+        return count
+
+
+async def ask(store: RouteStore, db: str, run_id: str, until: asyncio.Event | None = None) -> str:
+    try:
+        async with store.place(db, ROUTE, run_id, LIMIT):
+            if until:
+                await until.wait()
+            return "held"
+    except NotYetError:
+        return "sent away"
+
+
+async def test_of_many_that_ask_at_once_no_more_get_a_place_than_there_are(
+    store: RouteStore, pool: asyncpg.Pool, db: str
+) -> None:
+    until = asyncio.Event()
+    tasks = [asyncio.create_task(ask(store, db, f"run-{n}", until)) for n in range(40)]
+    async with asyncio.timeout(20):
+        while sum(task.done() for task in tasks) < 40 - LIMIT:
+            await asyncio.sleep(0.02)
+    assert await places(pool, db) == LIMIT
+
+    until.set()
+
+    assert sorted(await asyncio.gather(*tasks)) == ["held"] * LIMIT + ["sent away"] * (40 - LIMIT)
+    assert await places(pool, db) == 0
+
+
+async def test_nobody_else_waits_while_a_route_is_held(
+    settings: Settings, store: RouteStore, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route_store, "PLACE_WAIT", 20)
+    async with route_locked(settings, db):
+        asking = [asyncio.create_task(ask(store, db, f"run-{n}")) for n in range(3 * settings.postgres_pool_size)]
+        await asyncio.sleep(0.1)
+        for _ in range(20):
+            await store.target(db, "other")
+        assert not any(task.done() for task in asking)
+
+    assert "held" in await asyncio.gather(*asking)
+
+
+async def test_who_waits_too_long_for_a_route_is_sent_away(settings: Settings, store: RouteStore, db: str) -> None:
+    async with route_locked(settings, db):
+        seen = await asyncio.gather(*(ask(store, db, f"run-{n}") for n in range(3)))
+
+    assert seen == ["sent away"] * 3
+
+
+async def test_a_route_that_is_held_for_a_moment_is_waited_for(
+    settings: Settings, store: RouteStore, pool: asyncpg.Pool, db: str
+) -> None:
+    async with route_locked(settings, db):
+        asking = asyncio.create_task(ask(store, db, "run"))
+        await asyncio.sleep(0.2)
+
+    assert await asking == "held"
+
+
+async def test_a_route_that_was_deleted_meanwhile_has_no_place(store: RouteStore, db: str) -> None:
+    await store.remove(db, ROUTE)
+
+    assert await ask(store, db, "run") == "sent away"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UnavailableError("away"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        RuntimeError("anything"),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_the_clean_up_replaces_neither_a_success_nor_an_error(
+    store: RouteStore, db: str, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    async def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(store, "_give_place_back", fail)
+
+    assert await ask(store, db, "run") == "held"
+    with pytest.raises(ZeroDivisionError):
+        async with store.place(db, ROUTE, "other run", LIMIT):
+            raise ZeroDivisionError
+
+
+async def test_sessions_that_are_ended_during_the_attempt_do_not_replace_its_outcome(
+    settings: Settings, store: RouteStore, pool: asyncpg.Pool, db: str
+) -> None:
+    admin = await asyncpg.connect(settings.postgres_dsn)
+    for n in range(10):
+        async with store.place(db, ROUTE, f"run-{n}", LIMIT):
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                "AND application_name = 'timemachine'"
+            )
+        with suppress(UnavailableError):
+            await store.target(db, "other")
+        await admin.execute("DELETE FROM in_flight WHERE db = $1", db)
+    await admin.close()
+
+
+async def test_a_cancel_request_does_not_skip_the_clean_up(
+    store: RouteStore, pool: asyncpg.Pool, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, give_back = asyncio.Event(), store._give_place_back
+
+    async def slow(*key: str) -> None:
+        began.set()
+        await asyncio.sleep(0.1)
+        await give_back(*key)
+
+    monkeypatch.setattr(store, "_give_place_back", slow)
+    asking = asyncio.create_task(ask(store, db, "run"))
+    await began.wait()
+    asking.cancel()
+    await asyncio.sleep(0.01)
+    asking.cancel()
+
+    assert await asking == "held"
+    assert await places(pool, db) == 0
+
+
+async def test_a_cancelled_attempt_gives_its_place_back(store: RouteStore, pool: asyncpg.Pool, db: str) -> None:
+    asking = asyncio.create_task(ask(store, db, "run", asyncio.Event()))
+    async with asyncio.timeout(5):
+        while await places(pool, db) == 0:
+            await asyncio.sleep(0.01)
+
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await places(pool, db) == 0

@@ -1,0 +1,101 @@
+"""A worker that ends by an error lets its attempts in flight end, as one does that is asked to stop."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from activities.flights import Flights
+from msgspec.structs import replace
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from api.app import create_app
+from tests.conftest import serving
+from tests.receiver import Received, Receiver, response
+from tests.service import Service
+from timemachine.attempt_log import AttemptLog
+from timemachine.http import WebhookClient
+from timemachine.local.temporal import Temporal
+from timemachine.postgres import open_pool
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.vault import Vault
+from worker import bulk_activities, create_bulk_worker, create_worker, work
+
+
+class Program:
+    """What `worker.py` runs, with an API, and how it is broken."""
+
+    def __init__(self, service: Service, workers: list[Worker], flights: Flights) -> None:
+        self.service, self.workers = service, workers
+        self.stop = asyncio.Event()
+        self.end = asyncio.create_task(work(workers, flights, self.stop, grace=30))
+
+    def break_down(self, number: int) -> None:
+        """Let one of the workers find out that it cannot go on, as the SDK itself tells it to."""
+        broken = self.workers[number]._activity_worker
+        assert broken
+        broken._fail_worker_exception_queue.put_nowait(RuntimeError("broken for good"))
+
+
+@pytest.fixture
+async def program(
+    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Program]:
+    """A worker's whole program on task queues of its own."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    own = replace(settings, task_queue=f"end-{uuid.uuid4().hex}", shutdown_grace=30)
+    async with AsyncExitStack() as opened:
+        pool = await opened.enter_async_context(open_pool(own))
+        webhooks = await opened.enter_async_context(WebhookClient(timeout=30, max_connections=9, targets=own.targets))
+        service = Service(await opened.enter_async_context(serving(create_app(own))), db)
+        await service.add_route(receiver.url)
+        store, log, flights = RouteStore(pool, Vault(own)), AttemptLog(pool), Flights(9)
+        bulk = bulk_activities(client, store, log, own)
+        workers = [
+            create_worker(client, store, log, webhooks, own, flights, bulk),
+            create_bulk_worker(client, bulk, own),
+        ]
+        program = Program(service, workers, flights)
+        yield program
+        program.stop.set()
+        await asyncio.wait([program.end])
+
+
+@pytest.mark.parametrize("broken", [0, 1], ids=["deliveries", "bulk"])
+@pytest.mark.parametrize("fails_before", [0, 1], ids=["first attempt", "second attempt"])
+async def test_attempts_in_flight_end_before_the_worker_does(
+    program: Program, receiver: Receiver, broken: int, fails_before: int
+) -> None:
+    answered = asyncio.Event()
+
+    async def slow(received: Received) -> bytes:
+        if len(receiver.of(received.job_id)) <= fails_before:
+            return response(500)
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = slow
+    job_id = await program.service.create(0, retry={"waits": [0.1]})
+    await receiver.wait_for(job_id, 1 + fails_before)
+    await asyncio.sleep(1.2)  # the workflow task waits for the first attempt no longer
+
+    program.break_down(broken)
+    done, _ = await asyncio.wait([program.end], timeout=1)
+    assert not done
+    answered.set()
+
+    with pytest.raises(RuntimeError):
+        await program.end
+    answer = await program.service.api.get(f"{program.service.jobs}/{job_id}/attempts")
+    assert answer.json()["attempts"][0]["kind"] == "taken"
+    assert len(receiver.of(job_id)) == 1 + fails_before
+
+
+async def test_a_stop_that_is_asked_for_is_no_error(program: Program) -> None:
+    await asyncio.sleep(0.1)
+    program.stop.set()
+
+    await program.end
