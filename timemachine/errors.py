@@ -9,6 +9,8 @@ TimemachineError
 ├── BusyError
 │   └── TooManySecretsError
 ├── NotYetError
+├── OwnFaultError
+├── NotSentError
 ├── NoAnswerError
 │   └── BlockedTargetError
 └── RefusedError
@@ -81,6 +83,14 @@ class NotYetError(TimemachineError):
         """Take the seconds after which it is worth asking again, and why, where that is something else."""
         super().__init__(message)
         self.after = after
+
+
+class OwnFaultError(TimemachineError):
+    """This machine lacks what an attempt takes, such as a descriptor or a name server; the receiver was not asked."""
+
+
+class NotSentError(TimemachineError):
+    """Nothing was sent: the caller no longer wanted it when the connection stood."""
 
 
 class NoAnswerError(TimemachineError):

@@ -22,8 +22,8 @@ MAY_IMPORT = {
 # The modules of `timemachine`, the empty name being its `__init__`. A new module has to be put in a part here.
 PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets upkeep"
 DOORS = (
-    "attempt_log connections hasty http job_runs keep_alive postgres process rekey route_store schedules setup "
-    "telemetry temporal vault"
+    "attempt_log connections egress_proxy exchange hasty http job_runs keep_alive postgres process rekey route_store "
+    "schedules setup telemetry temporal vault"
 )
 MODULES = {
     **dict.fromkeys(["", *PURE_MODULES.split()], "pure"),
@@ -33,8 +33,8 @@ MODULES = {
 # Who may import a library: these modules and what is in them.
 USERS = {
     "asyncpg": ["timemachine.postgres", "timemachine.attempt_log", "timemachine.route_store", "timemachine.local"],
-    "httpcore": ["timemachine.http", "timemachine.connections", "timemachine.keep_alive"],
-    "httpx": ["timemachine.http"],
+    "aiodns": ["timemachine.connections"],
+    "h11": ["timemachine.exchange"],
     "cryptography": ["timemachine.vault"],
     "litestar": ["api"],
     "uvicorn": ["api.__main__"],
@@ -123,9 +123,9 @@ def test_each_module_keeps_to_its_layer(module: str, path: Path) -> None:
         ("timemachine.postgres", "from activities.deliver import Deliveries"),
         ("timemachine.temporal", "import asyncpg.pool"),
         ("activities.deliver", "from workflows.job import JobWorkflow"),
-        ("activities.deliver", "from httpx import AsyncClient"),
-        ("timemachine.connections", "import httpx"),
-        ("timemachine.local.demo", "import httpx"),
+        ("activities.deliver", "from h11 import Connection"),
+        ("timemachine.http", "import aiodns"),
+        ("timemachine.local.demo", "import h11"),
         ("workflows.job", "with unsafe():\n    from api.app import create_app"),
         ("api.jobs", "import worker"),
         ("worker", "import api.app"),
@@ -147,7 +147,7 @@ def test_the_rule_sees(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("timemachine.jobs", "import msgspec, hashlib\nfrom timemachine.errors import TooLargeError"),
-        ("timemachine.http", "import httpcore, httpx"),
+        ("timemachine.exchange", "import h11"),
         ("workflows.job", "from activities.deliver import Deliveries\nfrom temporalio import workflow"),
         ("api.__main__", "import os\nimport uvicorn\nos.environ"),
         ("timemachine.local.demo", "import os\nos.environ\nfrom timemachine.local import stack"),
