@@ -135,6 +135,7 @@ class Stream(asyncio.Protocol):
         return not (
             self._unread
             or self._ended
+            or self._transport.is_closing()
             or self._transport.get_write_buffer_size()
             or (tls and tls.pending())
             or _readable(self._transport.get_extra_info("socket").fileno())

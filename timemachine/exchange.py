@@ -17,6 +17,9 @@ MAX_HEAD_LINES = 256
 MAX_INTERIM = 100
 """Interim answers that may come before the answer."""
 
+MAX_LINE_ENDS = 4
+"""Carriage returns and line feeds before an answer that are passed over."""
+
 PARTS_AT_A_TIME = 64
 """Parts of a body that are read before others have their turn: each may be a single byte."""
 
@@ -124,9 +127,9 @@ async def read_head(stream: Stream) -> tuple[int, bytes, bytes]:
 
 
 async def _first_bytes(stream: Stream) -> bytes:
-    """Return what comes first, without a line end too many of the answer before."""
-    came = b""
-    while not came:
+    """Return what comes first, without a line end or two too many of the answer before."""
+    passed = 0
+    while True:
         try:
             read = await stream.read()
         except OSError as error:
@@ -134,7 +137,11 @@ async def _first_bytes(stream: Stream) -> bytes:
         if not read:
             raise HungUpError("hung up")
         came = read.lstrip(b"\r\n")
-    return came
+        passed += len(read) - len(came)
+        if passed > MAX_LINE_ENDS:
+            raise NoHttpError("it begins with empty lines")
+        if came:
+            return came
 
 
 async def _next_head(stream: Stream, came: bytearray, allowed: int) -> tuple[int, int]:

@@ -1,25 +1,24 @@
 """The door to receivers: one POST with one limit on its time, and its answer or the reason why there is none."""
 
 import asyncio
-import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
-from urllib.parse import quote, urlsplit
 
 import certifi
 import msgspec
 
 from timemachine.connections import Connector, Resolve, Stream, SystemResolver
-from timemachine.delivery import Kind
+from timemachine.delivery import Kind, plain_retry_after
 from timemachine.egress_proxy import EgressProxy, proxy_failed
-from timemachine.errors import BlockedTargetError, NoAnswerError, NotSentError, OwnFaultError
+from timemachine.endpoint import Endpoint
+from timemachine.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.exchange import Exchange, HungUpError, NoHttpError
 from timemachine.keep_alive import KeepAlive
-from timemachine.targets import Targets, literal_address
+from timemachine.targets import Targets
 
 MAX_ANSWER_BYTES = 64 * 1024
 """Bytes of an answer that are read; a longer one costs its connection."""
@@ -36,9 +35,6 @@ URLS_KEPT = 1000
 # An answer is read to its first bytes only, and a compressed one would need all of them to be readable.
 _OURS = {"accept": "*/*", "accept-encoding": "identity", "connection": "keep-alive", "user-agent": "timemachine"}
 _PROXY_AUTHENTICATION = 407
-_HOST_NAME = re.compile(r"[a-z0-9._-]+")
-_QUERY_SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"#<>')
-_PATH_SAFE = "".join(character for character in _QUERY_SAFE if character not in "?`{}")
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,42 +44,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     """The first bytes of the answer's body, up to `MAX_ANSWER_BYTES`."""
     retry_after: str | None = None
-    """The `Retry-After` header as it came."""
+    """What the `Retry-After` header says, see `delivery.plain_retry_after`."""
 
     @property
     def taken(self) -> bool:
         """Whether the receiver took the delivery: any 2xx. A redirect is not followed and counts as a failure."""
         return 200 <= self.status < 300
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A URL's parts, as they are called."""
-
-    tls: bool
-    host: str
-    port: int
-    target: str
-    """Path and query."""
-
-    @property
-    def authority(self) -> str:
-        """Host and port as they stand in a URL; no port where it is the scheme's own."""
-        own_port = self.port == (443 if self.tls else 80)
-        return self._bracketed if own_port else self.with_port
-
-    @property
-    def with_port(self) -> str:
-        """Host and port."""
-        return f"{self._bracketed}:{self.port}"
-
-    @property
-    def receiver(self) -> tuple[bool, str, int]:
-        """What has to be the same for a connection to be used again."""
-        return (self.tls, self.host, self.port)
-
-    @property
-    def _bracketed(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 class WebhookClient:
@@ -118,7 +84,7 @@ class WebhookClient:
         self._places = asyncio.Semaphore(max_connections)
         self._kept = KeepAlive(max_connections)
         # Depends on nothing else, and many deliveries go to the same URL.
-        self._endpoint = lru_cache(URLS_KEPT)(partial(_endpoint, targets))
+        self._endpoint = lru_cache(URLS_KEPT)(partial(Endpoint.of, targets))
         self._system = SystemResolver()
         look_up = resolve or self._system
         self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
@@ -222,7 +188,7 @@ class WebhookClient:
         if status == _PROXY_AUTHENTICATION and self._proxy and not post.endpoint.tls:
             raise proxy_failed(f"refused: {status}")
         body = bytes(exchange.body[:MAX_ANSWER_BYTES])
-        return Answer(status=status, body=body, retry_after=exchange.retry_after)
+        return Answer(status=status, body=body, retry_after=plain_retry_after(exchange.retry_after))
 
     async def _open(self, post: "_Post") -> Stream:
         """Open a connection that leads to the receiver, or to a proxy that forwards to it."""
@@ -276,40 +242,6 @@ class _Post:
             raise HungUpError if self._sent else NotSentError
         self._sent = True
         stream.write(self.exchange.request)
-
-
-def _endpoint(targets: Targets, url: str) -> Endpoint:
-    """Return the parts of a URL that are called.
-
-    Raises:
-        BlockedTargetError: Its host is an address that may not be called.
-        ValueError: It has no host, or one that no resolver should be asked for.
-    """
-    parts = urlsplit(url)
-    tls = {"http": False, "https": True}[parts.scheme]
-    path = quote(parts.path or "/", safe=_PATH_SAFE)
-    query = quote(parts.query, safe=_QUERY_SAFE)
-    return Endpoint(
-        tls=tls,
-        host=_host(targets, parts.hostname or ""),
-        port=parts.port or (443 if tls else 80),
-        target=f"{path}?{query}" if query else path,
-    )
-
-
-def _host(targets: Targets, name: str) -> str:
-    """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
-
-    Raises:
-        BlockedTargetError: It is an address that may not be called.
-        ValueError: It is neither an address nor a name.
-    """
-    literal = literal_address(name)
-    if literal and not targets.may_call(literal):
-        raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
-    if not literal and not _HOST_NAME.fullmatch(name):
-        raise ValueError("no host name")
-    return str(literal or name)
 
 
 def _trusting() -> ssl.SSLContext:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "local": {"pure", "doors"},
 }
 # The modules of `timemachine`, the empty name being its `__init__`. A new module has to be put in a part here.
-PURE_MODULES = "cursor delivery errors held jobs redelivery retry routes settings signing targets upkeep"
+PURE_MODULES = "cursor delivery endpoint errors held jobs redelivery retry routes settings signing targets upkeep"
 DOORS = (
     "attempt_log connections egress_proxy exchange hasty http job_runs keep_alive postgres process rekey route_store "
     "schedules setup telemetry temporal vault"
