@@ -33,8 +33,8 @@ MOST_ADDRESSES = 4
 MOST_UNREAD = 256 * 1024
 """Bytes that a receiver may send ahead of what is read of them."""
 
-OUR_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-"""What the system says when this machine lacks something: descriptors, memory, or ports to call from."""
+OUR_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN})
+"""What the system says when this machine lacks something: descriptors, memory, ports to call from, a network."""
 
 _OUR_DNS_FAULTS = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ENOMEM, dns.ARES_EFILE})
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import re
+import resource
 import socket
 import ssl
 import time
@@ -322,6 +323,19 @@ async def test_it_is_asked_in_the_step_in_which_the_request_is_written(
     assert seen == [*tunnel, *["asked", "POST", "the next step"] * 2]
 
 
+async def test_what_goes_wrong_in_asking_leaves_nothing_behind() -> None:
+    wire = Wire(TAKEN)
+    async with reached(wire) as (client, url):
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await client.post(url, b"{}", {}, may_send=lambda: 1 // 0 == 0)
+        async with asyncio.timeout(2):
+            while len(wire.connections) < 2 or not all(one.transport.is_closing() for one in wire.connections):
+                await asyncio.sleep(0)
+
+    assert wire.requests == []
+
+
 async def test_what_went_out_without_an_answer_is_not_said_to_be_unsent() -> None:
     closing = Closing(BUSY, TAKEN, how="end")
     may = iter([True, False])
@@ -487,11 +501,20 @@ async def test_what_comes_into_the_tunnel_later_is_not_the_receivers_either() ->
         assert (await failure(client, "https://127.0.0.1:1/")).kind is Kind.TLS
 
 
-async def test_a_receiver_that_speaks_before_tls_is_none() -> None:
+@pytest.mark.parametrize("turns", [0, 20])
+async def test_what_a_receiver_says_before_tls_is_no_answer(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def forge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(TAKEN)
+        await writer.start_tls(certified())
         await reader.read()
 
+    async def late(stream: Stream, context: ssl.SSLContext, name: str) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        await start_tls(stream, context, name)
+
+    start_tls = Stream.start_tls
+    monkeypatch.setattr(Stream, "start_tls", late)
     async with reached(forge) as (client, url):
         assert (await failure(client, url.replace("http", "https"))).kind is Kind.TLS
 
@@ -592,7 +615,9 @@ async def test_a_receiver_that_answers_407_is_a_receiver() -> None:
 # Our own faults
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN]
+)
 async def test_what_this_machine_lacks_is_no_attempt(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def create_connection(*_: object) -> None:
         raise OSError(number, "it says")
@@ -615,3 +640,33 @@ async def test_a_machine_without_ipv6_is_no_fault_of_ours(monkeypatch: pytest.Mo
     async with make_client() as client:
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
         assert (await failure(client, "http://[::1]:1/")).kind is Kind.CONNECT
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "unknown.test"])
+async def test_a_process_without_a_descriptor_left_makes_no_attempt(host: str) -> None:
+    wire = Wire(TAKEN)
+    async with reached(wire) as (client, url):
+        url = url.replace("127.0.0.1", host)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.socket() as next_one:
+            lowest = next_one.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            with pytest.raises(OwnFaultError):
+                await post(client, url)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        if host == "127.0.0.1":
+            assert (await post(client, url)).taken
+
+
+async def test_a_process_without_a_place_left_makes_no_attempt() -> None:
+    async with (
+        scripted(silence) as url,
+        WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client,
+    ):
+        waiting = asyncio.create_task(client.post(url, b"", {}))
+        await asyncio.sleep(0)
+        with pytest.raises(OwnFaultError):
+            await client.post(url, b"", {}, timeout=0.1)
+        waiting.cancel()
