@@ -268,7 +268,7 @@ def _told_apart(post: _Post, limit: float) -> Iterator[None]:
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
-    return (error.reason or error.strerror or "it failed").replace("_", " ").lower()
+    return (getattr(error, "reason", None) or error.strerror or "it failed").replace("_", " ").lower()
 
 
 @asynccontextmanager
