@@ -22,6 +22,8 @@ class DnsServer(asyncio.DatagramProtocol):
     def __init__(self) -> None:
         self.port = 0
         self.silent = False
+        self.silent_about: str | None = None
+        """The end of names that are not answered for."""
         self.queries: list[tuple[str, str]] = []
         self._answers: defaultdict[str, list[list[str]]] = defaultdict(list)
         self._transport: asyncio.DatagramTransport | None = None
@@ -43,7 +45,7 @@ class DnsServer(asyncio.DatagramProtocol):
         (question,) = query.question
         name, kind = question.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(question.rdtype)
         self.queries.append((name, kind))
-        if self.silent or not self._transport:
+        if self.silent or not self._transport or (self.silent_about and name.endswith(self.silent_about)):
             return
         response = dns.message.make_response(query)
         known = self._answers.get(name)

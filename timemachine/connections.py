@@ -5,21 +5,23 @@ for another when it is called. The name stays what TLS and the request say.
 """
 
 import asyncio
+import errno
 import os
+import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from itertools import chain, zip_longest
-from typing import Any, cast
+from typing import cast
 
-import httpcore
+import aiodns
+from aiodns import error as dns
 
 from timemachine.delivery import Kind
-from timemachine.errors import BlockedTargetError, NoAnswerError
+from timemachine.errors import BlockedTargetError, NoAnswerError, OwnFaultError
 from timemachine.targets import Address, literal_address
 
 CONNECT_TIME = 5.0
@@ -28,26 +30,29 @@ CONNECT_TIME = 5.0
 MOST_ADDRESSES = 4
 """Addresses of a name that are tried; all that it has are checked."""
 
-MOST_LOOK_UPS = 256
-"""Names that are looked up at a time."""
-
 MOST_UNREAD = 256 * 1024
 """Bytes that a receiver may send ahead of what is read of them."""
+
+OUR_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN})
+"""What the system says when this machine lacks something: descriptors, memory, ports to call from, a network."""
+
+_OUR_DNS_FAULTS = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ENOMEM, dns.ARES_EFILE})
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
 
 
 class SystemResolver:
-    """Looks names up as the system does, in threads of its own.
+    """Looks names up in the hosts file and at the name servers that the system is told to use.
 
-    A name is looked up once at a time: however many deliveries wait for a name server that does not answer, they hold
-    up one thread, and nobody else's.
+    It holds no thread while it waits, so no look-up waits for another, however many name servers do not answer. A name
+    is looked up once at a time.
     """
 
-    def __init__(self) -> None:
-        """Begin without a thread."""
-        self._threads = ThreadPoolExecutor(MOST_LOOK_UPS, thread_name_prefix="resolve")
+    def __init__(self, name_servers: Sequence[str] | None = None) -> None:
+        """Take the `address:port` of the name servers, if they are not the system's."""
+        self._name_servers = name_servers
+        self._resolver: aiodns.DNSResolver | None = None
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
     async def __call__(self, host: str) -> list[str]:
@@ -55,16 +60,29 @@ class SystemResolver:
 
         Raises:
             OSError: It has none, or no name server says so.
+            OwnFaultError: There is no name server to ask.
         """
         if host not in self._running:
-            looking = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host)
+            looking = asyncio.ensure_future(self._look_up(host))
             self._running[host] = looking
             looking.add_done_callback(partial(self._done, host))
         return await asyncio.shield(self._running[host])
 
-    def close(self) -> None:
-        """Begin nothing more. A look-up under way ends by itself."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    async def aclose(self) -> None:
+        """End every look-up."""
+        if self._resolver:
+            await self._resolver.close()
+
+    async def _look_up(self, host: str) -> list[str]:
+        self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers)
+        try:
+            found = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+        except aiodns.error.DNSError as error:
+            code, reason = error.args
+            if code in _OUR_DNS_FAULTS:
+                raise OwnFaultError(f"no name server can be asked: {reason}") from error
+            raise OSError(reason) from error
+        return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
 
     def _done(self, host: str, looked: asyncio.Future[list[str]]) -> None:
         del self._running[host]
@@ -72,16 +90,11 @@ class SystemResolver:
             looked.exception()  # nobody may be left to hear of it
 
 
-def _look_up(host: str) -> list[str]:
-    found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+class Stream(asyncio.Protocol):
+    """A connection: what has come and was not read, and whether more may come.
 
-
-class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
-    """A connection, for httpcore.
-
-    In place of the streams that httpcore brings: it is asked before each request whether a kept connection was closed
-    by the receiver meanwhile, and knows it without a call to the system; and a request leaves in one piece.
+    asyncio's own `StreamReader` would not do: when a receiver answers early and resets the connection, it forgets the
+    answer.
     """
 
     def __init__(self) -> None:
@@ -92,63 +105,58 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._error: Exception | None = None
         self._news = asyncio.Event()
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the interface
-        """Return what has come, waiting for it; nothing at the end.
+    async def read(self) -> bytes:
+        """Return all that has come, waiting for some; nothing at the end.
 
         Raises:
-            httpcore.ReadError: The connection broke, and all that had come before was read.
+            OSError: The connection broke, and all that had come before was read.
         """
         while not self._unread and not self._ended:
             self._news.clear()
-            async with asyncio.timeout(timeout):
-                await self._news.wait()
+            await self._news.wait()
         if self._error and not self._unread:
-            raise httpcore.ReadError(str(self._error)) from self._error
-        taken = bytes(self._unread[:max_bytes])
-        del self._unread[:max_bytes]
-        if not self._unread and not self._ended:
+            raise ConnectionResetError(str(self._error)) from self._error
+        came = bytes(self._unread)
+        self._unread.clear()
+        if not self._ended:
             self._transport.resume_reading()
-        return taken
+        return came
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the interface
-        """Hand over what is to be sent, without waiting: it is no more than a request, which is in memory anyway.
+    def write(self, request: bytes) -> None:
+        """Hand over what is to be sent, without waiting: it is in memory anyway.
 
         That it could not be sent shows when the answer is read, which a receiver may have sent before it hung up.
         """
-        self._transport.write(buffer)
+        self._transport.write(request)
 
-    async def aclose(self) -> None:
+    def at_rest(self) -> bool:
+        """Return whether all that was sent is gone, and nothing has come: not here, not in TLS, not in the system."""
+        tls = self._transport.get_extra_info("ssl_object")
+        return not (
+            self._unread
+            or self._ended
+            or self._transport.is_closing()
+            or self._transport.get_write_buffer_size()
+            or (tls and tls.pending())
+            or _readable(self._transport.get_extra_info("socket").fileno())
+        )
+
+    def close(self) -> None:
         """Close at once, whatever is still on its way."""
         self._transport.abort()
 
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface of httpcore
-    ) -> httpcore.AsyncNetworkStream:
+    async def start_tls(self, context: ssl.SSLContext, name: str) -> None:
         """Go on in TLS.
 
         Raises:
-            httpcore.ConnectError: The receiver has the wrong certificate, or none, or hangs up.
-            httpcore.ConnectTimeout: It does not answer in time.
+            ssl.SSLError: The receiver has the wrong certificate, or speaks no TLS.
+            OSError: It hangs up, or has spoken before.
         """
+        if self._unread:
+            raise ssl.SSLError(0, "it spoke before TLS began")
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout):
-                secured = await loop.start_tls(self._transport, self, ssl_context, server_hostname=server_hostname)
-        except TimeoutError as error:
-            raise httpcore.ConnectTimeout(str(error)) from error
-        except OSError as error:  # an SSLError is one
-            raise httpcore.ConnectError(str(error)) from error
+        secured = await loop.start_tls(self._transport, self, context, server_hostname=name)
         self._transport = cast("asyncio.Transport", secured)
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore asks for."""
-        if info == "is_readable":
-            return self._ended or bool(self._unread)
-        return self._transport.get_extra_info(info)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the way to send by."""
@@ -172,8 +180,17 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._news.set()
 
 
-class Connector(httpcore.AsyncNetworkBackend):
-    """Opens connections for the pool of httpcore, to addresses that may be called."""
+def _readable(descriptor: int) -> bool:
+    """Return whether the system holds bytes, or the end, that the loop has not seen yet."""
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class Connector:
+    """Opens connections to addresses that may be called."""
 
     def __init__(self, resolve: Resolve, may_call: Callable[[Address], bool], *, peer: str = "the receiver") -> None:
         """Take the look-up and the check.
@@ -184,24 +201,19 @@ class Connector(httpcore.AsyncNetworkBackend):
         self._resolve = resolve
         self._may_call = may_call
         self._peer = peer
-        self._opened: dict[asyncio.Task[object] | None, httpcore.AsyncNetworkStream] = {}
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface of httpcore
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect(self, host: str, port: int, deadline: float) -> Stream:
         """Look the host up, check all that it stands for, and connect to the first that answers.
+
+        Args:
+            deadline: By the loop's clock. Each address gets its share of the time until then.
 
         Raises:
             BlockedTargetError: One of the addresses may not be called.
             NoAnswerError: There is none, or none that takes the connection.
+            OwnFaultError: This machine lacks what it takes.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (timeout or CONNECT_TIME)
         addresses = await self._checked(host)
         error: OSError | None = None
         for left in range(len(addresses), 0, -1):
@@ -210,29 +222,11 @@ class Connector(httpcore.AsyncNetworkBackend):
                 async with asyncio.timeout(limit):
                     _, stream = await loop.create_connection(Stream, str(addresses[-left]), port)
             except OSError as failure:
+                _check_ours(failure, addresses[-left])
                 error = failure
             else:
-                self._opened[asyncio.current_task()] = stream
                 return stream
         raise self._unreachable(error)
-
-    @asynccontextmanager
-    async def none_left_behind(self) -> AsyncIterator[None]:
-        """Close what this task has opened within, unless all goes well.
-
-        httpcore itself does not when it is cancelled, by a limit on time too, in TLS or before the first request.
-        """
-        try:
-            yield
-        except BaseException:
-            if stream := self._opened.pop(asyncio.current_task(), None):
-                await stream.aclose()
-            raise
-        self._opened.pop(asyncio.current_task(), None)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, as the interface of httpcore has it."""
-        await asyncio.sleep(seconds)
 
     async def _checked(self, host: str) -> list[Address]:
         """Return the addresses to try. What cannot be read as an address is none: nothing unchecked is called."""
@@ -260,6 +254,13 @@ def _taking_turns(addresses: list[Address]) -> list[Address]:
     first = [address for address in addresses if address.version == addresses[0].version]
     second = [address for address in addresses if address.version != addresses[0].version]
     return [address for address in chain(*zip_longest(first, second)) if address]
+
+
+def _check_ours(error: OSError, address: Address) -> None:
+    """Raise OwnFaultError for what this machine lacks, other than IPv6: then each such address is not available."""
+    without_ipv6 = error.errno == errno.EADDRNOTAVAIL and isinstance(address, IPv6Address)
+    if error.errno in OUR_FAULTS and not without_ipv6:
+        raise OwnFaultError(f"no connection can be opened here: {_system_reason(error)}") from error
 
 
 def _system_reason(error: OSError | None) -> str:

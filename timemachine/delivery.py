@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from enum import StrEnum
 
 import msgspec
 
 from timemachine.jobs import Job, to_ms
-from timemachine.retry import Retry
+from timemachine.retry import MAX_WAIT, Retry
 
 UNSURE = "Unsure"
 """Error type of an attempt whose end was not waited for, or not known. Stored: do not rename."""
@@ -17,9 +17,6 @@ GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 EXCERPT = 200
 """Characters of an answer's body that are put into an error."""
-
-SECRET_LENGTH = 8
-"""Characters from which a header's value is taken for a secret, and no longer for a word that stands in any text."""
 
 SLOWDOWN = 4
 """By how much the wait is longer after an answer, or a silence, that says that the receiver is overloaded."""
@@ -121,8 +118,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
     """Return how long to wait after a failed attempt, or None when there is to be no other.
 
-    What the receiver asks for by `Retry-After` counts, between a second and the longest wait of the schedule. One that
-    is overloaded without saying for how long is given four times the wait.
+    A receiver may ask for a longer wait by `Retry-After`, up to the longest of the schedule, but not for a shorter one:
+    proxies send it by themselves, and know nothing of our schedule. One that is overloaded without saying for how long
+    is given four times the wait.
 
     Args:
         attempt: Number of the failed attempt, from 1.
@@ -133,22 +131,35 @@ def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jit
         return None
     asked = _asked(ending.retry_after, now)
     if asked is not None:
-        planned = max(asked, 1.0)
+        planned = max(planned, asked)
     elif ending.status in THROTTLING or ending.kind is Kind.TIMEOUT:
         planned *= SLOWDOWN
     return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
 
 
+def plain_retry_after(header: str | None) -> str | None:
+    """Return a `Retry-After` in a form of our own: it is kept, and must hold no other text of the receiver's."""
+    wish = _read(header or "")
+    if isinstance(wish, datetime):
+        return format_datetime(wish)
+    return None if wish is None else f"{wish:.0f}"
+
+
 def _asked(retry_after: str | None, now: datetime) -> float | None:
-    """Return the seconds of a `Retry-After`, a number or a date (RFC 9110, 10.2.3), or None where it is neither."""
-    if not retry_after:
-        return None
+    """Return the seconds that a `Retry-After` asks for, or None where it asks for none: it is no wish, or over."""
+    wish = _read(retry_after or "")
+    seconds = (wish - now).total_seconds() if isinstance(wish, datetime) else wish
+    return seconds if seconds and seconds > 0 else None
+
+
+def _read(retry_after: str) -> float | datetime | None:
+    """Return a number of seconds, no longer than any wait may be, or a date (RFC 9110, 10.2.3), or None for neither."""
     number = retry_after.strip()
     if number.isascii() and number.isdigit():
-        return float(number[:12])
+        return min(float(number[:12]), MAX_WAIT)
     try:
         at = parsedate_to_datetime(retry_after)
-        return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds()
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 
@@ -185,8 +196,9 @@ def describe(status: int, body: bytes) -> str:
 
 
 def without(body: bytes, secrets: Iterable[str]) -> bytes:
-    """Return an answer's body without our header values, which a receiver may echo to whoever reads the log."""
-    for secret in secrets:
-        if len(secret) >= SECRET_LENGTH:
-            body = body.replace(secret.encode(), b"***")
-    return body
+    """Return what is kept of an answer's body: nothing, where the request had values of extra headers.
+
+    A receiver may echo them to whoever reads the log: whole or in part, in other case, escaped for JSON, HTML or a URL,
+    decoded from base64. To find every form is not possible; to keep nothing is.
+    """
+    return b"" if any(secrets) else body

@@ -11,8 +11,8 @@ class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
     spread: float = 0.0
     """Seconds over which the jobs are spread, each at a moment of its own."""
     all_due: bool = False
-    """Whether all that are due and have not ended are told, those among them that wait for their moment since an earlier
-    release. A job that is not held takes no notice."""
+    """Whether all that are due and have not ended are told, those that wait for their moment since an earlier release
+    too. A job that is not held takes no notice."""
 
     @property
     def workflow_id(self) -> str:

@@ -1,26 +1,24 @@
-"""The door to receivers: one POST with one limit on its time, and its answer or the reason why there is none.
-
-The only file that imports httpx.
-"""
+"""The door to receivers: one POST with one limit on its time, and its answer or the reason why there is none."""
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote, urlsplit
 
-import httpcore
-import httpx
+import certifi
 import msgspec
 
-from timemachine.connections import Connector, Resolve, SystemResolver
-from timemachine.delivery import Kind
-from timemachine.errors import BlockedTargetError, NoAnswerError
+from timemachine.connections import Connector, Resolve, Stream, SystemResolver
+from timemachine.delivery import Kind, plain_retry_after
+from timemachine.egress_proxy import EgressProxy, proxy_failed
+from timemachine.endpoint import Endpoint
+from timemachine.errors import NoAnswerError, NotSentError, OwnFaultError
+from timemachine.exchange import Exchange, HungUpError, NoHttpError
 from timemachine.keep_alive import KeepAlive
-from timemachine.targets import Targets, literal_address
+from timemachine.targets import Targets
 
 MAX_ANSWER_BYTES = 64 * 1024
 """Bytes of an answer that are read; a longer one costs its connection."""
@@ -34,21 +32,9 @@ BODY_TIME = 1.0
 URLS_KEPT = 1000
 """URLs that are kept as they were found to be callable."""
 
-IDLE_TIME = 5.0
-"""Seconds that a connection is kept for the next delivery to the same receiver."""
-
 # An answer is read to its first bytes only, and a compressed one would need all of them to be readable.
 _OURS = {"accept": "*/*", "accept-encoding": "identity", "connection": "keep-alive", "user-agent": "timemachine"}
-_BROKEN = (
-    httpcore.ProtocolError,
-    httpcore.NetworkError,
-    httpcore.UnsupportedProtocol,
-    httpx.HTTPError,
-    httpx.InvalidURL,
-    OSError,
-    ValueError,
-)
-_REASON_LENGTH = 200
+_PROXY_AUTHENTICATION = 407
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +44,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     """The first bytes of the answer's body, up to `MAX_ANSWER_BYTES`."""
     retry_after: str | None = None
-    """The `Retry-After` header as it came."""
+    """What the `Retry-After` header says, see `delivery.plain_retry_after`."""
 
     @property
     def taken(self) -> bool:
@@ -96,26 +82,19 @@ class WebhookClient:
         """
         self._timeout = timeout
         self._places = asyncio.Semaphore(max_connections)
+        self._kept = KeepAlive(max_connections)
         # Depends on nothing else, and many deliveries go to the same URL.
-        self._called = lru_cache(URLS_KEPT)(partial(_called, targets))
+        self._endpoint = lru_cache(URLS_KEPT)(partial(Endpoint.of, targets))
         self._system = SystemResolver()
         look_up = resolve or self._system
+        self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
         self._connector = (
             Connector(look_up, lambda _: True, peer="the egress proxy")
             if egress_proxy
             else Connector(look_up, targets.may_call)
         )
-        # Only makes connections: of each kind that a proxy may need, too.
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context or httpcore.default_ssl_context(),
-            keepalive_expiry=IDLE_TIME,
-            proxy=_proxy(egress_proxy) if egress_proxy else None,
-            network_backend=self._connector,
-        )
-        # Used without `httpx.AsyncClient`, which would keep cookies, read where a redirect goes, and log each URL.
-        self._transport = _Transport(
-            KeepAlive(pool.create_connection, max_connections), proxied=egress_proxy is not None
-        )
+        self._tls = ssl_context or _trusting()
+        self._tls.set_alpn_protocols(["http/1.1"])
 
     async def __aenter__(self) -> Self:
         """Open the client."""
@@ -125,183 +104,171 @@ class WebhookClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close every connection."""
-        await self._transport.aclose()
-        self._system.close()
+        self._kept.close()
+        await self._system.aclose()
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout: float | None = None) -> Answer:  # noqa: ASYNC109 - a limit on all of it but the answer's body
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a limit on all of it but the answer's body
+        may_send: Callable[[], bool] | None = None,
+    ) -> Answer:
         """POST `body` once.
 
-        The answer's head decides; its body cannot take that back, however slowly it comes.
+        The first line of the answer's head decides; its body cannot take that back, however slowly it comes. Where a
+        connection that was kept turns out to be closed before any answer, the request is made on a new one.
 
         Args:
             url: As `routes.target_url` returned it.
             body: The request's body.
             headers: Headers beyond those that HTTP needs.
             timeout: Seconds for this POST, if not the client's.
+            may_send: Asked when the connection stands, in the same step in which the first byte is written.
 
         Raises:
             BlockedTargetError: The URL points where deliveries may not go.
             NoAnswerError: No answer in time, or none at all; the message tells why, for a person to read.
+            NotSentError: `may_send` returned False, and nothing was written.
+            OwnFaultError: This machine lacks what it takes, and nothing was written.
         """
         limit = timeout or self._timeout
-        deadline = asyncio.get_running_loop().time() + limit
-        with _told_apart(limit):
-            request = self._request(url, body, headers, limit)
-            async with self._place(deadline):
-                return await self._answer(request, deadline)
+        try:
+            endpoint = self._endpoint(url)
+            exchange = self._exchange(endpoint, body, headers)
+        except ValueError as error:  # its message may hold a header's value
+            raise NoAnswerError("the request cannot be put into HTTP", kind=Kind.PROTOCOL) from error
+        post = _Post(endpoint, exchange, may_send, asyncio.get_running_loop().time() + limit)
+        with _told_apart(post, limit):
+            async with self._place(post.deadline):
+                return await self._answer(post)
+
+    def _exchange(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> Exchange:
+        target, ours = endpoint.target, {**_OURS, "host": endpoint.authority, "content-length": str(len(body))}
+        if self._proxy and not endpoint.tls:
+            target, ours = f"http://{endpoint.authority}{target}", ours | self._proxy.headers
+        return Exchange("POST", target, {**ours, **headers}.items(), body)
 
     @asynccontextmanager
     async def _place(self, deadline: float) -> AsyncIterator[None]:
         """Hold one of the places for connections."""
-        async with asyncio.timeout_at(deadline):
-            await self._places.acquire()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise OwnFaultError("no place for another connection") from error
         try:
             yield
         finally:
             self._places.release()
 
-    async def _answer(self, request: httpx.Request, deadline: float) -> Answer:
-        async with self._connector.none_left_behind(), _until(deadline):
-            response = await self._transport.handle_async_request(request)
+    async def _answer(self, post: "_Post") -> Answer:
+        """Make the request on a kept connection, or on a new one if that was closed meanwhile."""
+        if kept := self._kept.take(post.endpoint.receiver):
+            with suppress(HungUpError):
+                return await self._answer_over(kept, post)
+        async with _until(post.deadline):
+            stream = await self._open(post)
+        return await self._answer_over(stream, post)
+
+    async def _answer_over(self, stream: Stream, post: "_Post") -> Answer:
+        exchange = post.exchange
         try:
-            return Answer(
-                status=response.status_code,
-                body=await _first_bytes(response, deadline),
-                retry_after=next(iter(response.headers.get_list("retry-after")), None),
-            )
+            async with _until(post.deadline):
+                post.send(stream)
+                status = await exchange.read_head(stream)
+            await _read_body(exchange, stream, post.deadline)
         finally:
-            await response.aclose()
+            if exchange.complete:
+                self._kept.keep(post.endpoint.receiver, stream)
+            else:
+                stream.close()
+        if status == _PROXY_AUTHENTICATION and self._proxy and not post.endpoint.tls:
+            raise proxy_failed(f"refused: {status}")
+        body = bytes(exchange.body[:MAX_ANSWER_BYTES])
+        return Answer(status=status, body=body, retry_after=plain_retry_after(exchange.retry_after))
 
-    def _request(self, url: str, body: bytes, headers: Mapping[str, str], limit: float) -> httpx.Request:
-        called = self._called(url)
-        host = called.netloc.decode("ascii")  # httpx itself would decode the name for it, and not every one can be
-        return httpx.Request(
-            "POST",
-            called,
-            content=body,
-            headers={**_OURS, "host": host, **headers},
-            extensions={
-                "timeout": {"connect": limit},
-                "sni_hostname": called.raw_host.decode("ascii").removesuffix("."),
-            },
-        )
-
-
-class _Transport(httpx.AsyncBaseTransport):
-    """Sends what httpx asks for through our own connections, which are checked."""
-
-    def __init__(self, connections: KeepAlive, *, proxied: bool) -> None:
-        self._connections = connections
-        self._proxied = proxied
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and return as soon as the answer's head is there. Failures are those of httpcore."""
-        sent = self._for_httpcore(request)
-        connection = await self._connections.borrow(sent.url.origin)
+    async def _open(self, post: "_Post") -> Stream:
+        """Open a connection that leads to the receiver, or to a proxy that forwards to it."""
+        endpoint, proxy = post.endpoint, self._proxy
+        host, port = (proxy.host, proxy.port) if proxy else (endpoint.host, endpoint.port)
+        stream = await self._connector.connect(host, port, post.deadline)
         try:
-            response = await connection.handle_async_request(sent)
+            if proxy and endpoint.tls:
+                post.waits_for = "the egress proxy"
+                await proxy.tunnel(stream, endpoint.with_port)
+                post.waits_for = "the receiver"
+            if endpoint.tls:
+                await self._secure(stream, endpoint)
         except BaseException:
-            await self._connections.give_back(connection, sent.url.origin)
+            stream.close()
             raise
-        give_back = partial(self._connections.give_back, connection, sent.url.origin)
-        return httpx.Response(response.status, headers=response.headers, stream=_Body(response, give_back))
+        return stream
 
-    def _for_httpcore(self, request: httpx.Request) -> httpcore.Request:
-        url, host = request.url, request.url.raw_host
-        if self._proxied and b":" in host:
-            host = b"[%b]" % host  # httpcore writes it into what it tells a proxy, without the brackets
-        return httpcore.Request(
-            request.method,
-            httpcore.URL(scheme=url.raw_scheme, host=host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw,
-            content=request.content,
-            extensions=request.extensions,
-        )
-
-    async def aclose(self) -> None:
-        """Close every connection that is kept."""
-        await self._connections.aclose()
-
-
-class _Body(httpx.AsyncByteStream):
-    """The body of an answer, as it comes."""
-
-    def __init__(self, response: httpcore.Response, give_back: Callable[[], Awaitable[None]]) -> None:
-        self._response = response
-        self._give_back = give_back
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._response.aiter_stream()
-
-    async def aclose(self) -> None:
+    async def _secure(self, stream: Stream, endpoint: Endpoint) -> None:
         try:
-            await self._response.aclose()
-        finally:
-            await self._give_back()
+            await stream.start_tls(self._tls, endpoint.host.removesuffix("."))
+        except ssl.SSLError as error:
+            raise NoAnswerError(f"TLS failed: {_tls_reason(error)}", kind=Kind.TLS) from error
+        except OSError as error:
+            if self._proxy:
+                raise proxy_failed("closed the tunnel before TLS stood") from error
+            raise NoAnswerError("TLS failed: the receiver hung up", kind=Kind.TLS) from error
 
 
-def _called(targets: Targets, url: str) -> httpx.URL:
-    """Return the URL to call, made of the parts that are checked here: httpx does not read its text again.
+class _Post:
+    """A POST under way."""
 
-    Raises:
-        BlockedTargetError: Its host is an address that may not be called.
-        ValueError: Its host would be another one to httpx.
-    """
-    parts = urlsplit(url)
-    host = _host(targets, parts.hostname or "")
-    if not host:
-        raise ValueError("no host")
-    query = parts.query.encode("ascii") or None
-    called = httpx.URL(scheme=parts.scheme, host=host, port=parts.port, path=parts.path, query=query)
-    if called.raw_host != host.encode("ascii"):
-        raise ValueError("another host")
-    return called
+    def __init__(
+        self, endpoint: Endpoint, exchange: Exchange, may_send: Callable[[], bool] | None, deadline: float
+    ) -> None:
+        self.endpoint = endpoint
+        self.exchange = exchange
+        self.deadline = deadline
+        self.waits_for = "the receiver"
+        self._may_send = may_send
+        self._sent = False
 
+    def send(self, stream: Stream) -> None:
+        """Write the request, if it may still be sent.
 
-def _host(targets: Targets, name: str) -> str:
-    """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
-
-    Raises:
-        BlockedTargetError: It is an address that may not be called.
-    """
-    literal = literal_address(name)
-    if literal and not targets.may_call(literal):
-        raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
-    return str(literal or name)
+        Raises:
+            NotSentError: It may not be, and nothing was written.
+            HungUpError: It may not be, after it was written to a connection that gave no answer.
+        """
+        if self._may_send and not self._may_send():
+            raise HungUpError if self._sent else NotSentError
+        self._sent = True
+        stream.write(self.exchange.request)
 
 
-def _proxy(url: str) -> httpcore.Proxy:
-    parts = urlsplit(url)
-    auth = (unquote(parts.username or "").encode(), unquote(parts.password or "").encode()) if parts.username else None
-    return httpcore.Proxy(httpcore.URL(scheme="http", host=parts.hostname or "", port=parts.port, target="/"), auth)
+def _trusting() -> ssl.SSLContext:
+    """Return a context that trusts the authorities of the system and those of Mozilla."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
 
 
 @contextmanager
-def _told_apart(limit: float) -> Iterator[None]:
-    """Turn what can go wrong into `NoAnswerError`s. The connector has its own; so what cannot connect here is TLS."""
+def _told_apart(post: _Post, limit: float) -> Iterator[None]:
+    """Turn what can go wrong with an answer into `NoAnswerError`s; what connects has its own."""
     try:
         yield
-    except (TimeoutError, httpcore.TimeoutException) as error:
-        raise NoAnswerError(f"no answer within {limit:g} s", kind=Kind.TIMEOUT) from error
-    except httpcore.ProxyError as error:
-        raise NoAnswerError(f"the egress proxy refused: {str(error)[:_REASON_LENGTH]}", kind=Kind.CONNECT) from error
-    except (httpcore.ConnectError, ssl.SSLError) as error:
-        raise NoAnswerError(f"TLS failed: {_tls_reason(error)}", kind=Kind.TLS) from error
-    except httpcore.RemoteProtocolError as error:
-        raise NoAnswerError(f"no HTTP answer: {str(error)[:_REASON_LENGTH]}", kind=Kind.PROTOCOL) from error
-    except (httpcore.NetworkError, OSError) as error:
+    except TimeoutError as error:
+        whose = "" if post.waits_for == "the receiver" else f" from {post.waits_for}"
+        raise NoAnswerError(f"no answer{whose} within {limit:g} s", kind=Kind.TIMEOUT) from error
+    except NoHttpError as error:
+        raise NoAnswerError(f"no HTTP answer: {error}", kind=Kind.PROTOCOL) from error
+    except OSError as error:
         raise NoAnswerError("the connection broke before the answer", kind=Kind.PROTOCOL) from error
-    except _BROKEN as error:
-        # Its message may hold a header's value.
-        raise NoAnswerError("the request cannot be put into HTTP", kind=Kind.PROTOCOL) from error
 
 
-def _tls_reason(error: Exception) -> str:
-    cause = error if isinstance(error, ssl.SSLError) else error.__context__  # the pool has cleared its cause
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return cause.verify_message
-    reason = getattr(cause, "reason", None)
-    return str(reason).replace("_", " ").lower() if reason else "the receiver hung up"
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return (getattr(error, "reason", None) or error.strerror or "it failed").replace("_", " ").lower()
 
 
 @asynccontextmanager
@@ -325,16 +292,11 @@ async def _until(deadline: float) -> AsyncIterator[None]:
             timer.cancel()
 
 
-async def _first_bytes(response: httpx.Response, deadline: float) -> bytes:
+async def _read_body(exchange: Exchange, stream: Stream, deadline: float) -> None:
     """Read the answer's body as far as time and the cap allow: it is for people to read, and decides nothing.
 
     A body that is read to its end also lets the connection be used again.
     """
-    body = bytearray()
-    with suppress(TimeoutError, httpcore.TimeoutException, *_BROKEN):
+    with suppress(OSError):  # a TimeoutError is one, too
         async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + BODY_TIME)):
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > MAX_ANSWER_BYTES:
-                    break
-    return bytes(body[:MAX_ANSWER_BYTES])
+            await exchange.read_body(stream, MAX_ANSWER_BYTES)

@@ -1,69 +1,55 @@
 """Connections that are kept for a while after a request, for the next one to the same receiver."""
 
-from collections import defaultdict, deque
-from collections.abc import Callable
+import asyncio
+from collections.abc import Hashable
 
-import httpcore
+from timemachine.connections import Stream
 
-_Key = tuple[bytes, bytes, int]
-_Connection = httpcore.AsyncConnectionInterface
+IDLE_TIME = 4.0
+"""Seconds that a connection is kept. Many receivers close theirs after five (uvicorn and Node do by default)."""
 
 
 class KeepAlive:
-    """Lends a connection at a time to each request.
+    """Lends a connection at a time to each request."""
 
-    In place of httpcore's own pool, which goes through all of its connections before and after each request, and
-    through all of them again for each that is idle.
-    """
-
-    def __init__(self, new: Callable[[httpcore.Origin], _Connection], most: int) -> None:
-        """Begin with none.
-
-        Args:
-            new: Makes the connection for a request that finds none; it says itself when it is too old to be kept.
-            most: Connections that are kept; beyond it the one that has been idle longest is closed.
-        """
-        self._new = new
+    def __init__(self, most: int) -> None:
+        """Begin with none, and keep at most so many."""
         self._most = most
-        # Both in the order in which they have become idle.
-        self._idle: dict[_Connection, _Key] = {}
-        self._of: defaultdict[_Key, deque[_Connection]] = defaultdict(deque)
+        self._count = 0
+        self._kept: dict[Hashable, dict[Stream, asyncio.TimerHandle]] = {}
 
-    async def borrow(self, origin: httpcore.Origin) -> _Connection:
-        """Return a connection that nobody else has: the one last given back of those that are still open, or a new one.
+    def take(self, receiver: Hashable) -> Stream | None:
+        """Return the connection last used of those to a receiver that are still good, and keep it no longer."""
+        while kept := self._kept.get(receiver):
+            stream = next(reversed(kept))
+            self._forget(receiver, stream)
+            if stream.at_rest():
+                return stream
+            stream.close()
+        return None
 
-        It is to be given back, whatever becomes of the request.
-        """
-        key = (origin.scheme, origin.host, origin.port)
-        while kept := self._of.get(key):
-            connection = kept.pop()
-            self._forget(connection)
-            if not connection.has_expired():
-                return connection
-            await connection.aclose()
-        return self._new(origin)
-
-    async def give_back(self, connection: _Connection, origin: httpcore.Origin) -> None:
-        """Keep a connection of which the answer was read to its end; close any other."""
-        if not connection.is_available():
-            await connection.aclose()
+    def keep(self, receiver: Hashable, stream: Stream) -> None:
+        """Keep a connection of which the last answer was read to its end, or close it where there are too many."""
+        if self._count >= self._most:
+            stream.close()
             return
-        key = (origin.scheme, origin.host, origin.port)
-        self._idle[connection] = key
-        self._of[key].append(connection)
-        while (oldest := next(iter(self._idle), None)) and (len(self._idle) > self._most or oldest.has_expired()):
-            self._of[self._idle[oldest]].popleft()
-            self._forget(oldest)
-            await oldest.aclose()
+        expiry = asyncio.get_running_loop().call_later(IDLE_TIME, self._expire, receiver, stream)
+        self._kept.setdefault(receiver, {})[stream] = expiry
+        self._count += 1
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close all that are kept."""
-        for connection in self._idle:
-            await connection.aclose()
-        self._idle.clear()
-        self._of.clear()
+        for receiver, kept in list(self._kept.items()):
+            for stream in list(kept):
+                self._expire(receiver, stream)
 
-    def _forget(self, connection: _Connection) -> None:
-        key = self._idle.pop(connection)
-        if not self._of[key]:
-            del self._of[key]
+    def _expire(self, receiver: Hashable, stream: Stream) -> None:
+        self._forget(receiver, stream)
+        stream.close()
+
+    def _forget(self, receiver: Hashable, stream: Stream) -> None:
+        kept = self._kept[receiver]
+        kept.pop(stream).cancel()
+        self._count -= 1
+        if not kept:
+            del self._kept[receiver]

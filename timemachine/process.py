@@ -3,14 +3,26 @@
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 if sys.platform == "win32":  # uvloop is not made for it
     from asyncio import run
 else:
+    import resource
+
     from uvloop import run
 
-__all__ = ["leave", "run"]
+__all__ = ["leave", "raise_file_limit", "run"]
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many files and connections open as the system allows it, and not only the usual 1024."""
+    if sys.platform == "win32":  # it has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS says "unlimited" and takes less
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def leave(status: int) -> NoReturn:

@@ -23,7 +23,7 @@ from tests.dns_server import DnsServer, dns_serving
 from tests.service import ROUTE, Service, refused
 from timemachine.connections import Connector, SystemResolver
 from timemachine.delivery import Kind
-from timemachine.errors import BlockedTargetError, NoAnswerError
+from timemachine.errors import BlockedTargetError, NoAnswerError, OwnFaultError
 from timemachine.http import Answer, WebhookClient
 from timemachine.local.temporal import Temporal
 from timemachine.postgres import open_pool
@@ -317,20 +317,51 @@ async def test_the_system_looks_up_too_and_is_checked(inside: Listener) -> None:
         assert (await post(webhooks, f"http://localhost:{inside.port}/")).taken
 
 
-async def test_many_who_wait_for_one_name_look_it_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+async def test_many_who_wait_for_one_name_look_it_up_once(names: DnsServer) -> None:
+    names.says(NAME, [PUBLIC])
+    async with resolving(names) as resolve:
+        answers = await asyncio.gather(*[resolve(NAME) for _ in range(500)])
 
-    def look_up(host: bytes, port: None, **_: object) -> list[object]:
-        calls.append(host)
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    assert answers == [[PUBLIC]] * 500
+    assert names.looked_up(NAME) == 1
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    resolve = SystemResolver()
-    answers = await asyncio.gather(*[resolve(NAME) for _ in range(500)], return_exceptions=True)
-    resolve.close()
 
-    assert all(isinstance(answer, socket.gaierror) for answer in answers)
-    assert calls == [NAME.encode()]
+async def test_names_that_nobody_answers_for_hold_up_no_other(names: DnsServer) -> None:
+    """Ten times as many as any pool of threads would have."""
+    names.says(NAME, [PUBLIC])
+    names.silent_about = "dead.test"
+    async with resolving(names) as resolve:
+        waiting = [asyncio.create_task(resolve(f"{number}.dead.test")) for number in range(2_560)]
+        while len(names.queries) < len(waiting):
+            await asyncio.sleep(0)
+        assert await resolve(NAME) == [PUBLIC]
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+
+
+@pytest.mark.parametrize("name", ["unknown.test", "a..test", "a" * 64 + ".test", "xn--.test", "-.test"])
+async def test_a_name_that_the_system_does_not_find(names: DnsServer, name: str) -> None:
+    async with resolving(names) as resolve:
+        with pytest.raises(OSError, match=r"."):
+            await resolve(name)
+
+
+async def test_no_name_server_is_our_own_fault() -> None:
+    resolve = SystemResolver([f"127.0.0.1:{closed_port(INSIDE)}"])
+    with pytest.raises(OwnFaultError):
+        await resolve(NAME)
+    await resolve.aclose()
+
+
+@asynccontextmanager
+async def resolving(names: DnsServer) -> AsyncIterator[SystemResolver]:
+    """The system's resolver, but that it asks the server of the test."""
+    resolve = SystemResolver([f"127.0.0.1:{names.port}"])
+    try:
+        yield resolve
+    finally:
+        await resolve.aclose()
 
 
 # Addresses in URLs
@@ -359,11 +390,12 @@ async def test_an_allowed_address_is_called_however_it_is_spelled(
 
 async def test_every_connection_is_refused_and_not_only_its_url(names: DnsServer, inside: Listener) -> None:
     connector = Connector(names.resolve, TARGETS.may_call)
+    deadline = asyncio.get_running_loop().time() + TIMEOUT
 
     with pytest.raises(BlockedTargetError):
-        await connector.connect_tcp(INSIDE, inside.port)
+        await connector.connect(INSIDE, inside.port, deadline)
     with pytest.raises(NoAnswerError):
-        await connector.connect_tcp("1.2.3.4.5", inside.port)
+        await connector.connect("1.2.3.4.5", inside.port, deadline)
     assert (inside.connections, names.queries) == (0, [])
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.delivery import SLOWDOWN, Ending, Kind, expired, wait_after
+from timemachine.delivery import SLOWDOWN, Ending, Kind, expired, plain_retry_after, wait_after, without
 from timemachine.jobs import Job, to_ms
 from timemachine.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
 
@@ -108,17 +108,69 @@ def test_any_other_failure_is_given_the_planned_wait(status: int) -> None:
     [
         ("30", 30),
         (" 30 ", 30),
-        ("1", 1),
-        ("0", 1),
+        ("1", 5),
         ("999999999999999999", 43_200),
         (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90),
-        (format_datetime(NOW - timedelta(days=1), usegmt=True), 1),
+        (format_datetime(NOW + timedelta(seconds=3), usegmt=True), 5),
         (format_datetime(NOW + timedelta(days=9), usegmt=True), 43_200),
         ("Thu, 01 Jan 2026 00:01:00 -0000", 60),
     ],
 )
 def test_what_the_receiver_asks_for_counts(status: int, asked: str, wait: float) -> None:
     assert seconds(answered(status, asked)) == wait
+
+
+@pytest.mark.parametrize("status", [301, 429, 500, 503])
+@pytest.mark.parametrize(
+    "asked", ["0", "00", "0" * 400, format_datetime(NOW), format_datetime(NOW - timedelta(days=1))]
+)
+def test_a_time_that_has_passed_is_no_wish(status: int, asked: str) -> None:
+    assert seconds(answered(status, asked)) == seconds(answered(status))
+
+
+@given(
+    policies,
+    st.integers(1, 99),
+    st.integers(100, 599),
+    st.one_of(
+        st.integers(-10, 10**13).map(str), st.datetimes().map(lambda at: format_datetime(at.replace(tzinfo=UTC)))
+    ),
+)
+def test_no_receiver_makes_the_schedule_shorter(retry: Retry, attempt: int, status: int, asked: str) -> None:
+    planned, wait = retry.wait_after(attempt), wait_after(answered(status, asked), retry, attempt, now=NOW, jitter=0)
+
+    assert (wait is None) == (planned is None or status == 410)
+    assert wait is None or planned is None or planned <= wait.total_seconds() + 1e-6 <= retry.longest + 2e-6
+
+
+@pytest.mark.parametrize(
+    ("header", "kept"),
+    [
+        (" 30 ", "30"),
+        ("99999999999999999", "604800"),
+        ("Thu, 01 Jan 2026 00:01:00 GMT", "Thu, 01 Jan 2026 00:01:00 +0000"),
+        ("Thu, 01 Jan 2026 00:01:00 GMT Bearer hidden", "Thu, 01 Jan 2026 00:01:00 +0000"),
+        ("30 hidden", None),
+        ("hidden", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_retry_after_is_kept_without_any_other_text(header: str | None, kept: str | None) -> None:
+    plain = plain_retry_after(header)
+
+    assert plain is None or "hidden" not in plain
+    assert plain == kept
+    assert plain_retry_after(plain) == plain
+
+
+@pytest.mark.parametrize(
+    "echoed",
+    [b"Bearer hidden-value", b"hidden-value", b"HIDDEN-VALUE", b"hidden\\u002dvalue", b"hidden%2Dvalue", b"hid"],
+)
+def test_nothing_is_kept_of_an_answer_that_may_hold_a_header_of_the_route(echoed: bytes) -> None:
+    assert without(echoed, ["Bearer hidden-value"]) == b""
+    assert without(echoed, [""]) == without(echoed, []) == echoed
 
 
 @pytest.mark.parametrize("asked", ["", "soon", "-5", "1.5", "٣", "Thu, 99 Foo 2026", "Thu, 01 Jan 99999 00:00:00 GMT"])

@@ -1,13 +1,13 @@
-from urllib.parse import urlsplit
-
 import httpx
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timemachine.endpoint import Endpoint
 from timemachine.errors import WebhookUrlError
 from timemachine.routes import MAX_URL, RestRoute, target_url
+from timemachine.targets import Targets, literal_address
 
 HOSTS = ["example.org", "a", "A_b-c.org.", "127.0.0.1", "[::1]", "[2001:db8::ff]", "xn--bcher-kva.example", "1.a"]
 # What URLs are made of, and what makes parsers disagree.
@@ -50,18 +50,22 @@ def target(webhook_url: str) -> str | None:
 @settings(max_examples=3000)
 @given(urls)
 def test_the_url_that_was_checked_is_the_one_that_is_called(webhook_url: str) -> None:
-    """The client reads scheme, host and port as they were read here, or another host than the checked one is called."""
+    """Scheme, host and port are read as another parser reads them, or another host than the checked one is called."""
     if (url := target(webhook_url)) is None:
         return
-    checked, called = urlsplit(url), httpx.URL(url)
+    called, other = Endpoint.of(Targets(allow_private=True), url), httpx.URL(url)
 
-    assert called.scheme == checked.scheme in ("http", "https")
-    assert called.raw_host.decode().lower() == (checked.hostname or "").lower() != ""
-    assert (called.port or {"http": 80, "https": 443}[called.scheme]) == (
-        checked.port or {"http": 80, "https": 443}[checked.scheme]
-    )
-    assert called.userinfo == b""
-    assert called.fragment == ""
+    assert called.scheme == other.scheme in ("http", "https")
+    assert called.host == str(literal_address(other.raw_host.decode()) or other.raw_host.decode()) != ""
+    assert called.port == (other.port or {"http": 80, "https": 443}[other.scheme])
+    assert (other.userinfo, other.fragment) == (b"", "")
+
+
+@given(paths)
+def test_what_comes_after_the_host_is_sent_as_it_was_given(path: str) -> None:
+    sent = Endpoint.of(Targets(), f"https://example.org{path}").target
+
+    assert sent == ("" if path.startswith("/") else "/") + path.removesuffix("?")
 
 
 @given(
