@@ -5,6 +5,7 @@ Temporal's own `TEMPORAL_*` variables or profile file, through `temporalio.envco
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,8 @@ PREFIX = "TIMEMACHINE_"
 
 SECRET = frozenset({"egress_proxy", "postgres_dsn", "secret_keys"})
 """Settings that hold a password or a key, and are never shown."""
+
+_AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -45,6 +48,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     postgres_pool_size: Count = 10
     """Most connections to Postgres that one process opens."""
+
+    postgres_transaction_pooling: bool = False
+    """Postgres is behind PgBouncer, or another pooler, in transaction mode: no statement is kept prepared, and no setting
+    is asked for when a connection is opened. The role then has to have a `statement_timeout`."""
 
     secret_keys: str | None = None
     """Keys that secrets are encrypted with, separated by commas; the first encrypts, all decrypt. `python -m
@@ -150,17 +157,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         `TIMEMACHINE_SERVICE_HOST` for a service called `timemachine`.
 
         Raises:
-            SettingsError: A value is malformed, or does not fit another; the message names the setting.
+            SettingsError: A value is malformed, or does not fit another; the message names the variable.
         """
         given = {name.removeprefix(PREFIX).lower(): value for name, value in env.items() if name.startswith(PREFIX)}
         for name in sorted(given.keys() - set(cls.__struct_fields__)):
-            log.warning("unknown setting ignored", extra={"setting": PREFIX + name.upper()})
+            log.warning("unknown setting ignored", extra={"setting": _variable(name)})
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"settings: {error}") from error
+            raise SettingsError(_with_variable(str(error))) from error
         if settings.shutdown_grace < settings.delivery_timeout:
-            raise SettingsError("settings: shutdown_grace must not be shorter than delivery_timeout")
+            raise SettingsError(
+                f"{_variable('shutdown_grace')} must not be shorter than {_variable('delivery_timeout')}"
+            )
         return settings
 
 
@@ -168,4 +177,15 @@ def _networks(name: str, text: str | None) -> tuple[Network, ...]:
     try:
         return networks(text or "")
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{_variable(name)}: {error}") from error
+
+
+def _variable(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + setting.upper()
+
+
+def _with_variable(reason: str) -> str:
+    """Return why a value is malformed, with the variable that it stands in at the front."""
+    at = _AT_SETTING.match(reason)
+    return f"{_variable(at['setting'])}: {at['reason']}" if at else reason

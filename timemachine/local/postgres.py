@@ -26,6 +26,9 @@ from timemachine.local.ports import LOOPBACK, free_port
 
 USER = DATABASE = "timemachine"
 
+# Said in the DSN, so that PGSSLMODE and its like in the caller's environment do not say something else to our clients.
+_ALONE = "?sslmode=disable&sslnegotiation=postgres&target_session_attrs=any&gsslib=gssapi"
+
 # Nothing of the caller's environment: PGDATA, PGOPTIONS and locales would change what the server does.
 _ENV = {"LC_ALL": "C", "PATH": os.defpath}
 
@@ -51,11 +54,11 @@ async def embedded_postgres(folder: Path, *, port: int = 0, ledger: Ledger | Non
     password = kept_secret(folder / "postgres.password", lambda: secrets.token_urlsafe(24))
     await _init(folder, ledger)
     _disown_stale_lock(folder / "postgres")
-    dsn = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
-    part = Part(_server(folder, port), lambda: _accepts(f"{dsn}/postgres"), ledger=ledger)
+    server = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
+    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}"), ledger=ledger)
     async with running(part):
-        await _create_database(f"{dsn}/postgres")
-        yield Postgres(part, f"{dsn}/{DATABASE}")
+        await _create_database(f"{server}/postgres{_ALONE}")
+        yield Postgres(part, f"{server}/{DATABASE}{_ALONE}")
 
 
 def _server(folder: Path, port: int) -> Program:
