@@ -21,7 +21,7 @@ from timemachine.errors import ContentTypeError, MalformedError
 from timemachine.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
 from timemachine.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Struct)
 
 MAX_ARRAY_BYTES = 32 * 1024
 """Bytes of an array or object in a body, other than `meta`; far more than any may have that is allowed."""

@@ -23,8 +23,8 @@ NAME_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9_.:~@+-]+$"
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
 
-# A bit for each bracket, 1 where one opens. Of a byte, which is eight of them, the tables say by how much the nesting is
-# deeper after it (in two's complement), and by how much at its deepest.
+# A bit for each bracket, 1 where one opens. Of a byte, which is eight of them, the tables say by how much the nesting
+# is deeper after it (in two's complement), and by how much at its deepest.
 _AS_BITS = bytes.maketrans(b"[{]}", b"1100")
 _NO_BRACKET = bytes(set(range(256)) - set(b'[]{}"'))
 _DEEPER = bytes((2 * eight.bit_count() - 8) & 0xFF for eight in range(256))

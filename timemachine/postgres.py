@@ -103,8 +103,9 @@ def _unreadable() -> SettingsError:
     )
 
 
-# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a replica,
-# or lets us not in; a lost race for a lock; and, of a pooler in transaction mode, a statement prepared in another session.
+# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
+# replica, or lets us not in; a lost race for a lock; and, of a pooler in transaction mode that the settings do not
+# know of, a statement prepared in another session.
 _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,

@@ -50,8 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Most connections to Postgres that one process opens."""
 
     postgres_transaction_pooling: bool = False
-    """Postgres is behind PgBouncer, or another pooler, in transaction mode: no statement is kept prepared, and no setting
-    is asked for when a connection is opened. The role then has to have a `statement_timeout`."""
+    """Postgres is behind PgBouncer, or another pooler, in transaction mode: no statement is kept prepared, and no
+    setting is asked for when a connection is opened. The role then has to have a `statement_timeout`."""
 
     secret_keys: str | None = None
     """Keys that secrets are encrypted with, separated by commas; the first encrypts, all decrypt. `python -m
