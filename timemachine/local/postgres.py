@@ -66,7 +66,7 @@ def _server(folder: Path, port: int) -> Program:
     return Program(
         name="Postgres",
         argv=(
-            *_as_unprivileged(folder),
+            *as_unprivileged(folder),
             str(_program("postgres")),
             *("-D", str(folder / "postgres")),
             *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
@@ -92,7 +92,7 @@ async def _init(folder: Path, ledger: Ledger | None) -> None:
         Program(
             name="Postgres initdb",
             argv=(
-                *_as_unprivileged(folder),
+                *as_unprivileged(folder),
                 str(_program("initdb")),
                 *("-D", str(unfinished), f"--username={USER}", "--auth=scram-sha-256"),
                 *(f"--pwfile={folder / 'postgres.password'}", "--encoding=UTF8", "--locale=C"),
@@ -141,8 +141,8 @@ def _program(name: str) -> Path:
     return Path(package.origin).parent / "pginstall" / "bin" / name
 
 
-def _as_unprivileged(folder: Path) -> tuple[str, ...]:
-    """Return the command that goes before PostgreSQL's when we are root, which it refuses to be.
+def as_unprivileged(folder: Path) -> tuple[str, ...]:
+    """Return the command that goes before one that refuses to be run by root, as PostgreSQL does, where we are root.
 
     The one capability that is kept lets it reach its files below folders that only root may enter.
     """
