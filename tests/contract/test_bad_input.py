@@ -486,7 +486,7 @@ async def test_a_time_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
 
 async def test_a_deadline_that_is_past_is_refused_though_the_job_would_be_due_now(jobs: Service) -> None:
     waiting = await jobs.create(3600)
-    times = {"trigger_time": now_ms(-30), "deadline": now_ms(-20)}
+    times: dict[str, Any] = {"trigger_time": now_ms(-30), "deadline": now_ms(-20)}
 
     for answer in (
         await jobs.api.post(jobs.jobs, content=job("new", **times)),
@@ -527,7 +527,8 @@ async def test_a_parameter_that_looks_like_seconds_is_told_so(jobs: Service, ser
 
 @pytest.mark.parametrize("field", ["trigger_time", "deadline"])
 async def test_a_date_is_told_its_number(jobs: Service, field: str) -> None:
-    answer = await jobs.api.post(jobs.jobs, content=job(**{field: "2100-01-01T00:00:00Z"}))
+    date: dict[str, Any] = {field: "2100-01-01T00:00:00Z"}
+    answer = await jobs.api.post(jobs.jobs, content=job(**date))
 
     assert refused(answer) == MALFORMED
     assert answer.json()["error"] == (
