@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 RUN := $(VENV)/bin/python -m
 
+# Else Python does not find what it is run in.
+unexport PYTHONSAFEPATH
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo temporal test bench lint format clean
 .DELETE_ON_ERROR:

@@ -13,6 +13,7 @@ from timemachine.job_runs import Redelivers, latest_run, redeliver
 from timemachine.outcomes import RowState
 from timemachine.redelivery import FailedJobs, PageStart, Progress
 from timemachine.settings import Settings
+from timemachine.temporal import ROUTE
 
 PAGE = 100
 
@@ -46,6 +47,9 @@ class Redeliveries:
             await page.fetch_next_page()
             progress = start.progress
             for run in page.current_page or ():
+                # Asked for already, but not every store of visibility tells `a` from `A`.
+                if run.typed_search_attributes.get(ROUTE) != failed.route_key:
+                    continue
                 await self._rate.acquire()
                 progress = await self._take_up(run, progress)
                 turn.beat(progress, start)

@@ -42,6 +42,9 @@ class Releases:
             page = self._client.list_workflows(_query(release), page_size=PAGE, next_page_token=released.token or None)
             await page.fetch_next_page()
             for job in page.current_page or ():
+                # Asked for already, but not every store of visibility tells `a` from `A`.
+                if job.typed_search_attributes.get(ROUTE) != release.route_key:
+                    continue
                 await self._rate.acquire()
                 await self._signal(job.id, release.spread)
                 released = msgspec.structs.replace(released, signalled=released.signalled + 1)

@@ -18,7 +18,7 @@ from api.attempts import AttemptController, Attempts
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
-from api.http_protocol import OneReading
+from api.http_protocol import EveryMethod, OneReading
 from api.jobs import JobController, Jobs
 from api.redelivery import Redeliveries, RedeliveryController
 from api.routes import RouteController, Routes
@@ -93,7 +93,8 @@ def create_app(settings: Settings) -> Litestar:
         request_class=WholeRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
-    app.asgi_handler = OneReading(Admission(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight))
+    admitted = Admission(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
+    app.asgi_handler = OneReading(EveryMethod(admitted))
     return app
 
 

@@ -10,8 +10,7 @@ from msgspec import UNSET, UnsetType
 from temporalio.client import Client
 
 from api.errors import refusals
-from api.jobs import check_key
-from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until
+from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until, check_window
 from api.routes import check_route_key
 from api.wire import Collection, Db, JobIdInPath, RouteIdInPath
 from timemachine.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
@@ -19,7 +18,7 @@ from timemachine.cursor import decode_cursor, encode_cursor
 from timemachine.delivery import Kind
 from timemachine.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
 from timemachine.job_runs import latest_run
-from timemachine.jobs import from_ms, to_ms
+from timemachine.jobs import check_key, from_ms, to_ms
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import answering
@@ -103,10 +102,11 @@ class Attempts:
         """Return a page of a route's attempts; of one that was deleted, too.
 
         Raises:
-            ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
+            ForbiddenNameError, MalformedError: A name, the cursor or a time is not allowed.
             NoSuchRouteError: There are no such attempts, and no such route.
         """
         check_route_key(db, route_id)
+        check_window(since, until)
         page = await self._log.of_route(
             db,
             route_id,

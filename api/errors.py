@@ -11,6 +11,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.types import Receive, Scope, Send
 
+from api.explanations import explain_parameter
 from timemachine import errors
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def answer_http(request: Request[object, object, State], error: HTTPException) -
     """Answer what the framework refuses before a handler of ours is reached."""
     if error.status_code >= 500:
         return answer_error(request, error)
-    body = ErrorBody(_reason(error), _FRAMEWORK_CODES.get(error.status_code, "E001"))
+    body = ErrorBody(_reason(request, error), _FRAMEWORK_CODES.get(error.status_code, "E001"))
     return _response(error.status_code if error.status_code in _FRAMEWORK_CODES else 400, body, error.headers or {})
 
 
@@ -90,11 +91,15 @@ async def refuse(error: errors.TimemachineError, scope: Scope, receive: Receive,
     await answer(scope, receive, send)
 
 
-def _reason(error: HTTPException) -> str:
+def _reason(request: Request[object, object, State], error: HTTPException) -> str:
     """Return the framework's reason in one line, with the parameters that it found wrong."""
-    wrong = error.extra if isinstance(error.extra, list) else []
-    named = "; ".join(f"{item.get('key', 'value')}: {item.get('message', '')}" for item in wrong if item)
+    wrong = [item for item in error.extra if item] if isinstance(error.extra, list) else []
+    named = "; ".join(_wrong_parameter(request, item.get("key", "value"), item.get("message", "")) for item in wrong)
     return named or _FRAMEWORK_REASONS.get(error.status_code, error.detail)
+
+
+def _wrong_parameter(request: Request[object, object, State], name: str, message: str) -> str:
+    return explain_parameter(name, message, request.query_params.get(name))
 
 
 def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response[ErrorBody]:

@@ -1,7 +1,7 @@
 """The failed list: the jobs of a db that no receiver took."""
 
-import asyncio
 from contextlib import suppress
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -10,7 +10,6 @@ from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 from msgspec import UNSET, UnsetType
 from temporalio.client import Client, WorkflowExecution
-from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
 from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next
@@ -22,7 +21,8 @@ from timemachine.settings import Settings
 from timemachine.temporal import ROUTE, TRIGGER_TIME, answering
 from timemachine.vault import Vault
 
-LOOKS_AT_ONCE = 16
+LATER_RUNS_AT_ONCE = 1000
+"""Runs that one query returns at most, as Temporal's own limit is."""
 
 _NAME = name_schema(MAX_NAME)
 OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
@@ -80,12 +80,12 @@ class FailedJobs:
         Raises:
             ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
         """
-        query = _query(db, route, collection)
+        asked = Asked(db=db, route=route, collection=collection)
+        query = asked.query
         async with answering(self._limit):
             listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
             await listed.fetch_next_page()
-            prefix = f"{db}/"  # asked for already, but not every store of visibility tells `a/` from `A/`
-            runs = await self._still_failed([run for run in listed.current_page or () if run.id.startswith(prefix)])
+            runs = await self._still_failed([run for run in listed.current_page or () if asked.includes(run)])
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],
@@ -111,40 +111,63 @@ class FailedJobs:
         raise MalformedError("cursor: it must be the `next` of a page of this very list")
 
     async def _still_failed(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
-        """Return those that are their job's latest run: the others were redelivered, or created again."""
-        turns = asyncio.Semaphore(LOOKS_AT_ONCE)
+        """Return those after which their job has no other run: the others were redelivered, or created again."""
+        if not runs:
+            return []
+        latest = await self._latest_starts(runs)
+        return [run for run in runs if latest.get(run.id, run.start_time) <= run.start_time]
 
-        async def is_latest(run: WorkflowExecution) -> bool:
-            async with turns:
-                try:
-                    latest = await self._client.get_workflow_handle(run.id).describe()
-                except RPCError as error:
-                    if error.status is RPCStatusCode.NOT_FOUND:
-                        return False
-                    raise
-            return latest.run_id == run.run_id
-
-        latest = await asyncio.gather(*(is_latest(run) for run in runs))
-        return [run for run, is_it in zip(runs, latest, strict=True) if is_it]
+    async def _latest_starts(self, runs: list[WorkflowExecution]) -> dict[str, datetime]:
+        """Return when the latest run of each job began, where one began after the first of these runs ended."""
+        ids = ", ".join(f"'{workflow_id}'" for workflow_id in sorted({run.id for run in runs}))
+        since = min(_ended_at(run) for run in runs).isoformat(timespec="milliseconds")
+        query = f"WorkflowType = 'Job' AND StartTime >= '{since}' AND WorkflowId IN ({ids})"
+        latest: dict[str, datetime] = {}
+        async for run in self._client.list_workflows(query, page_size=LATER_RUNS_AT_ONCE):
+            latest[run.id] = max(run.start_time, latest.get(run.id, run.start_time))
+        return latest
 
 
-def _query(db: str, route: str | None, collection: str | None) -> str:
-    """Return what to ask visibility for.
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which failed jobs are asked for.
 
     Raises:
         ForbiddenNameError: A name is not allowed; what is allowed holds no quotes.
     """
-    check_name("db", db)
-    query = "WorkflowType = 'Job' AND ExecutionStatus = 'Failed'"
-    if collection is not None:
-        check_name("collection", collection)
-        query += f" AND WorkflowId STARTS_WITH '{db}/{collection}/'"
-    else:
-        query += f" AND WorkflowId STARTS_WITH '{db}/'"
-    if route is not None:
-        check_name("route", route)
-        query += f" AND {ROUTE.name} = '{db}/{route}'"
-    return query
+
+    db: str
+    route: str | None
+    collection: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse names that are not allowed."""
+        for kind, name in (("db", self.db), ("collection", self.collection), ("route", self.route)):
+            if name is not None:
+                check_name(kind, name)
+
+    @property
+    def query(self) -> str:
+        """What to ask visibility for."""
+        query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND WorkflowId STARTS_WITH '{self._prefix}'"
+        return query if self.route is None else f"{query} AND {ROUTE.name} = '{self._route_key}'"
+
+    def includes(self, run: WorkflowExecution) -> bool:
+        """Return whether a run that was listed was asked for: not every store of visibility tells `a` from `A`."""
+        if self.route is not None and run.typed_search_attributes.get(ROUTE) != self._route_key:
+            return False
+        return run.id.startswith(self._prefix)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.db}/" if self.collection is None else f"{self.db}/{self.collection}/"
+
+    @property
+    def _route_key(self) -> str:
+        return f"{self.db}/{self.route}"
+
+
+def _ended_at(run: WorkflowExecution) -> datetime:
+    return run.close_time or run.start_time
 
 
 def _show(run: WorkflowExecution, last_error: str | None) -> FailedOut:
@@ -155,7 +178,7 @@ def _show(run: WorkflowExecution, last_error: str | None) -> FailedOut:
         collection=collection,
         route=route.partition("/")[2] if route else UNSET,
         trigger_time=to_ms(trigger_time) if trigger_time else UNSET,
-        failed_at=to_ms(run.close_time or run.start_time),
+        failed_at=to_ms(_ended_at(run)),
         last_error=last_error or UNSET,
     )
 

@@ -20,6 +20,9 @@ from timemachine.errors import MalformedError
 
 Headers = Iterable[tuple[bytes, bytes]]
 
+_NO_METHOD = "NONE"
+"""A method that no path takes."""
+
 _ABSOLUTE = re.compile(rb"https?://[^/]*/?", re.IGNORECASE)
 
 
@@ -67,6 +70,25 @@ class OneReading:
             await self._app(scope, receive, send)
 
 
+class EveryMethod:
+    """Answers HEAD and OPTIONS as HTTP wants them (RFC 9110, 9.3), for whatever methods the application has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Take the application behind, which answers 405 to a method that a path does not take, with `allow`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer HEAD as GET but for the body, and OPTIONS with the methods that the path takes."""
+        if scope["type"] == ScopeType.HTTP:
+            send = _naming_all_methods(send)
+            if scope["method"] == "HEAD":
+                scope, send = _with_method(scope, "GET"), _without_body(send)
+            elif scope["method"] == "OPTIONS":
+                # The framework's own answer has the methods of one of the path's handlers only.
+                scope, send = _with_method(scope, _NO_METHOD), _as_options(send)
+        await self._app(scope, receive, send)
+
+
 def ambiguity(http_version: str, headers: Headers) -> str | None:
     """Return why the length of a request's body could be read in two ways (RFC 9112, 6.1), or None."""
     names = {name for name, _ in headers}
@@ -85,6 +107,56 @@ def declares_body(headers: Headers) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0") != b"")
         for name, value in headers
     )
+
+
+def _with_method(scope: Scope, method: str) -> Scope:
+    return cast("Scope", {**scope, "method": method})
+
+
+def _naming_all_methods(send: Send) -> Send:
+    """Add to `allow` what is answered here."""
+
+    async def send_all_methods(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                (name, _all_methods(value) if name == b"allow" else value) for name, value in message["headers"]
+            ]
+        await send(message)
+
+    return send_all_methods
+
+
+def _all_methods(allow: bytes) -> bytes:
+    methods = {*allow.split(b", "), b"OPTIONS"}
+    return b", ".join(sorted(methods | {b"HEAD"} if b"GET" in methods else methods))
+
+
+def _without_body(send: Send) -> Send:
+    """Send an answer's head, which tells the length of the body all the same."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message["body"] = b""
+        await send(message)
+
+    return send_head
+
+
+def _as_options(send: Send) -> Send:
+    """Turn the answer that a path does not take a method into one that tells which it takes."""
+    answers_options = False
+
+    async def send_options(message: Message) -> None:
+        nonlocal answers_options
+        if message["type"] == "http.response.start" and message["status"] == 405:
+            answers_options = True
+            message["status"] = 204
+            message["headers"] = [(name, value) for name, value in message["headers"] if name == b"allow"]
+        elif message["type"] == "http.response.body" and answers_options:
+            message["body"] = b""
+        await send(message)
+
+    return send_options
 
 
 def _strip_authority(scope: Scope) -> None:

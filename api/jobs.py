@@ -36,15 +36,7 @@ from timemachine.errors import (
     UnavailableError,
 )
 from timemachine.job_runs import JobRun, first_run_id, start_job
-from timemachine.jobs import (
-    MAX_JOB_ID,
-    Job,
-    check_meta,
-    check_name,
-    check_not_past,
-    check_not_too_far,
-    workflow_id,
-)
+from timemachine.jobs import Job, check_job, check_key, check_not_past
 from timemachine.outcomes import LedgerRow, RowState
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
@@ -81,11 +73,11 @@ class Jobs:
             NoSuchRouteError: Its route does not exist.
             JobExistsError: Another job with this id waits or is being delivered.
         """
-        check_job(job)
+        check_job(job, datetime.now(UTC))
         async with answering(self._limit):
             await self._routes.check(job.db, job.route)
             try:
-                check_not_past(job.trigger_time, datetime.now(UTC))
+                check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
             except TriggerTimeError:
                 if await self._has(job):
                     return
@@ -149,8 +141,9 @@ class Jobs:
             NoSuchJobError: There is no job to change.
             TooLateError: It is due or has been attempted, or it has ended.
         """
-        check_job(job)
-        check_not_past(job.trigger_time, datetime.now(UTC))
+        now = datetime.now(UTC)
+        check_job(job, now)
+        check_not_past(job.trigger_time, now, deadline=job.deadline)
         async with answering(self._limit):
             await self._routes.check(job.db, job.route)
             description = await self._describe(job.workflow_id)
@@ -282,36 +275,6 @@ _ENDS = {
     RowState.FAILED: "the job has failed; redeliver it, or create it again",
     RowState.CANCELLED: "the job was cancelled before; create it again",
 }
-
-
-def check_job(job: Job) -> None:
-    """Refuse what no job may be, whenever it is due.
-
-    Raises:
-        ForbiddenNameError, TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
-    """
-    check_name("route", job.route)
-    check_key(job.db, job.collection, job.id)
-    now = datetime.now(UTC)
-    check_not_too_far(job.trigger_time, now)
-    check_meta(bytes(job.meta))
-    if job.deadline is None:
-        return
-    check_not_too_far(job.deadline, now, field="deadline")
-    if job.deadline < job.trigger_time:
-        raise TriggerTimeError("deadline: it must not be before trigger_time")
-
-
-def check_key(db: str, collection: str, job_id: str) -> str:
-    """Return the workflow id of a job whose names are allowed.
-
-    Raises:
-        ForbiddenNameError: One of them is not.
-    """
-    check_name("db", db)
-    check_name("collection", collection)
-    check_name("id", job_id, limit=MAX_JOB_ID)
-    return workflow_id(db, collection, job_id)
 
 
 def _is_same(existing: Snapshot, job: Job) -> bool:

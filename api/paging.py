@@ -5,6 +5,9 @@ from typing import Annotated
 from litestar.params import QueryParameter
 from msgspec import Meta
 
+from timemachine.errors import MalformedError
+from timemachine.jobs import looks_like_seconds, seconds_given
+
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 MAX_CURSOR = 4096
@@ -33,3 +36,14 @@ Since = Annotated[int | None, _time("From this time on, in milliseconds since th
 Until = Annotated[int | None, _time("Before this time, in milliseconds since the epoch.")]
 
 Next = Annotated[str, Meta(description="The `cursor` of the next page. Left out on the last one.")]
+
+
+def check_window(since: int | None, until: int | None) -> None:
+    """Refuse a stretch of time whose ends were meant in seconds.
+
+    Raises:
+        MalformedError: One of them looks like it.
+    """
+    for name, time in (("since", since), ("until", until)):
+        if time is not None and looks_like_seconds(time):
+            raise MalformedError(seconds_given(name))

@@ -16,8 +16,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.jobs import check_key
-from api.paging import MAX_TIME
+from api.paging import MAX_TIME, check_window
 from api.routes import check_route_key
 from api.wire import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
 from timemachine.delivery_ledger import DeliveryLedger
@@ -32,7 +31,7 @@ from timemachine.errors import (
     TooLateError,
 )
 from timemachine.job_runs import JobRun, check_redeliverable, latest_run, redeliver
-from timemachine.jobs import MAX_NAME, check_name, to_ms
+from timemachine.jobs import MAX_NAME, check_key, check_name, to_ms
 from timemachine.redelivery import FailedJobs, Progress, redelivery_workflow_id
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
@@ -196,8 +195,9 @@ def _asked(db: str, route_id: str, window: Window) -> FailedJobs:
     """Return what a window asks for. It ends now at the latest, so that it does not run after what fails meanwhile.
 
     Raises:
-        MalformedError: It is empty.
+        MalformedError: It is empty, or looks like seconds.
     """
+    check_window(window.since, None if window.until is UNSET else window.until)
     now = to_ms(datetime.now(UTC))
     failed = FailedJobs(
         db=db, route_id=route_id, since=window.since, until=now if window.until is UNSET else min(window.until, now)

@@ -15,12 +15,16 @@ from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
+from api.explanations import explain_body
 from api.http_protocol import declares_body
 from timemachine.errors import ContentTypeError, MalformedError
 from timemachine.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
 from timemachine.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Struct)
+
+MAX_ARRAY_BYTES = 32 * 1024
+"""Bytes of an array or object in a body, other than `meta`; far more than any may have that is allowed."""
 
 TRIGGER_TIME_EXAMPLE = 4_102_444_800_000
 
@@ -163,11 +167,15 @@ class ExactJson(AbstractDTO[T]):
     """
 
     decoder: ClassVar[msgspec.json.Decoder[Any]]
+    undecoded: ClassVar[msgspec.json.Decoder[Any]]
+    """Decodes to the same fields, each as it is written."""
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
-        """Make the decoder, once per handler, in place of Litestar's transfer models."""
+        """Make the decoders, once per handler, in place of Litestar's transfer models."""
         cls.decoder = msgspec.json.Decoder(cls.model_type)
+        fields = [(field.name, Raw, Raw()) for field in msgspec.structs.fields(cls.model_type)]
+        cls.undecoded = msgspec.json.Decoder(msgspec.defstruct("Undecoded", fields, forbid_unknown_fields=True))
 
     @classmethod
     def generate_field_definitions(cls, model_type: type[Any]) -> "list[DTOFieldDefinition]":  # type: ignore[override]
@@ -191,24 +199,49 @@ class ExactJson(AbstractDTO[T]):
         """Decode a body.
 
         Raises:
-            ContentTypeError: The body says that it is something else than JSON.
+            ContentTypeError: The body says that it is something else than JSON, or that it is compressed.
             MalformedError: It is no JSON, or not of the struct's shape; the message names the field.
         """
-        content_type = self.asgi_connection.headers.get("content-type", "application/json")
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            raise ContentTypeError("send the body with content-type: application/json")
+        self._check_headers()
         try:
             value.decode("utf-8")  # msgspec does not look into the strings of a Raw field
+            if len(value) > MAX_ARRAY_BYTES:
+                self._check_arrays(value)
             return self.decoder.decode(value)
         except RecursionError as error:
             raise MalformedError("the body is nested too deeply") from error
         except (UnicodeDecodeError, msgspec.DecodeError) as error:
-            raise MalformedError(f"the body is malformed: {error}") from error
+            raise MalformedError(explain_body(error, value)) from error
+
+    def _check_headers(self) -> None:
+        headers = self.asgi_connection.headers
+        if any(coding.strip().lower() not in ("", "identity") for coding in headers.getall("content-encoding", [])):
+            raise ContentTypeError("send the body as it is, without content-encoding")
+        media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise ContentTypeError("send the body with content-type: application/json")
+
+    def _check_arrays(self, value: bytes) -> None:
+        """Refuse what would take long to decode only to be refused for its length.
+
+        Raises:
+            MalformedError: An array or object, other than a field that is kept as it is, is far too long.
+        """
+        fields = self.undecoded.decode(value)
+        for field in msgspec.structs.fields(self.model_type):
+            written = memoryview(getattr(fields, field.name))
+            if field.type is not Raw and len(written) > MAX_ARRAY_BYTES and written[0] in b"[{":
+                raise MalformedError(f"{field.name}: at most {MAX_ARRAY_BYTES} bytes are allowed")
 
 
 class OptionalJson(ExactJson[T]):
     """Decodes as `ExactJson` does; a body that is left out stands for an empty object. Goes with `OptionalBody`."""
+
+    def decode_bytes(self, value: bytes) -> Any:
+        """Decode a body, as `ExactJson` does. One that is left out has no type: its headers are not looked at."""
+        if not declares_body(self.asgi_connection.scope["headers"]):
+            return self.decoder.decode(value)
+        return super().decode_bytes(value)
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """The door to Postgres: pool and connections."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -10,6 +12,8 @@ import asyncpg
 from timemachine.clean_up import clean_up
 from timemachine.errors import SettingsError, SlowStatementError, UnavailableError
 from timemachine.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Pool = asyncpg.Pool
 
@@ -36,11 +40,7 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
             reset=_leave_as_it_is,
             timeout=STATEMENT_TIMEOUT,
             command_timeout=STATEMENT_TIMEOUT,
-            server_settings={
-                "application_name": "timemachine",
-                "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
-                "idle_in_transaction_session_timeout": "10000",
-            },
+            **_of_sessions(settings),
         )
     except ValueError:
         raise _unreadable() from None
@@ -48,6 +48,20 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
         yield pool
     finally:
         await clean_up(asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT), "close the pool of Postgres")
+
+
+def _of_sessions(settings: Settings) -> dict[str, Any]:
+    """Return how sessions are opened. In transaction mode each transaction may have another one, which others had."""
+    own = {"application_name": "timemachine"}
+    if settings.postgres_transaction_pooling:
+        return {"server_settings": own, "statement_cache_size": 0}
+    limits = {
+        "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+        "idle_in_transaction_session_timeout": "10000",
+        # What the ledger says is committed must be on the disk, whatever the server's default.
+        "synchronous_commit": "on",
+    }
+    return {"server_settings": own | limits}
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
@@ -85,28 +99,45 @@ def _unreadable() -> SettingsError:
     )
 
 
-# A server that shuts down, is full, was made read-only or a replica, or lets us not in; and a lost race for a lock.
+# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
+# replica, or lets us not in; a lost race for a lock; and, of a pooler in transaction mode that the settings do not
+# know of, a statement prepared in another session.
 _PASSING = (
+    asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InvalidTransactionStateError,
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
 )
+
+# What asyncpg itself raises: of the network; and of sessions that end, which its own state may not be ready for.
+_AWAY = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
-    """Acquire a connection, with every way in which Postgres can be away made one error."""
+    """Acquire a connection, with every way in which Postgres can be away made one error, and its reason logged.
+
+    Raises:
+        UnavailableError: Postgres is away. The message is the same whatever the reason, which may name machines and
+            users.
+    """
     try:
         async with asyncio.timeout(ANSWER_LIMIT), pool.acquire() as acquired:
             yield acquired
-    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+    except (*_AWAY, *_PASSING) as error:
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            # Another server is the primary now, or will be: what is connected stays connected to this one.
+            await pool.expire_connections()
+        log.warning("Postgres does not answer", extra={"reason": f"{type(error).__name__}: {error}"})
         raise UnavailableError("Postgres does not answer") from error
-    except _PASSING as error:
-        raise UnavailableError(f"Postgres: {error}") from error
 
 
 async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
@@ -125,13 +156,17 @@ async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
 
 
 async def ping(pool: asyncpg.Pool) -> None:
-    """Find out whether Postgres answers.
+    """Find out whether Postgres answers what requests ask of it.
 
     Raises:
-        UnavailableError: It does not.
+        UnavailableError: It does not, or has not the tables that they need.
     """
-    async with connection(pool) as postgres:
-        await postgres.execute("SELECT 1")
+    try:
+        async with connection(pool) as postgres:
+            await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
+    except asyncpg.PostgresError as error:
+        log.warning("Postgres is not ready", extra={"reason": f"{type(error).__name__}: {error}"})
+        raise UnavailableError("Postgres is not ready") from error
 
 
 @asynccontextmanager

@@ -21,10 +21,15 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.since}-{self.until}"
 
     @property
+    def route_key(self) -> str:
+        """The route's name across databases, as the search attribute holds it."""
+        return f"{self.db}/{self.route_id}"
+
+    @property
     def query(self) -> str:
         """What to ask Temporal's visibility for. The names hold no quotes."""
         return (
-            f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND TimemachineRoute = '{self.db}/{self.route_id}' "
+            f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND TimemachineRoute = '{self.route_key}' "
             f"AND CloseTime >= '{_rfc3339(self.since)}' AND CloseTime < '{_rfc3339(self.until)}'"
         )
 

@@ -5,6 +5,7 @@ Temporal's own `TEMPORAL_*` variables or profile file, through `temporalio.envco
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +27,8 @@ LONGEST_TIMEOUT = 30.0
 
 BESIDE_THE_REQUEST = 15.0
 """Most seconds that an attempt takes besides its request: for its turn, its route, and to note how it ended."""
+
+_AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -51,6 +54,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     postgres_pool_size: Count = 10
     """Most connections to Postgres that one process opens."""
+
+    postgres_transaction_pooling: bool = False
+    """Postgres is behind PgBouncer, or another pooler, in transaction mode: no statement is kept prepared, and no
+    setting is asked for when a connection is opened. The role then has to have a `statement_timeout`."""
 
     secret_keys: str | None = None
     """Keys that secrets are encrypted with, separated by commas; the first encrypts, all decrypt. `python -m
@@ -158,19 +165,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         `TIMEMACHINE_SERVICE_HOST` for a service called `timemachine`.
 
         Raises:
-            SettingsError: A value is malformed, or does not fit another; the message names the setting.
+            SettingsError: A value is malformed, or does not fit another; the message names the variable.
         """
         given = {name.removeprefix(PREFIX).lower(): value for name, value in env.items() if name.startswith(PREFIX)}
         for name in sorted(given.keys() - set(cls.__struct_fields__)):
-            log.warning("unknown setting ignored", extra={"setting": PREFIX + name.upper()})
+            log.warning("unknown setting ignored", extra={"setting": _variable(name)})
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"settings: {error}") from error
+            raise SettingsError(_with_variable(str(error))) from error
         if settings.shutdown_grace < LONGEST_TIMEOUT + BESIDE_THE_REQUEST:
             raise SettingsError(
-                f"settings: shutdown_grace must not be shorter than {LONGEST_TIMEOUT + BESIDE_THE_REQUEST:g} seconds: "
-                "a stop would cut attempts in flight, which are then made twice"
+                f"{_variable('shutdown_grace')} must not be shorter than {LONGEST_TIMEOUT + BESIDE_THE_REQUEST:g} "
+                "seconds: a stop would cut attempts in flight, which are then made twice"
             )
         return settings
 
@@ -179,4 +186,15 @@ def _networks(name: str, text: str | None) -> tuple[Network, ...]:
     try:
         return networks(text or "")
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(f"{_variable(name)}: {error}") from error
+
+
+def _variable(setting: str) -> str:
+    """Return the environment variable of a setting."""
+    return PREFIX + setting.upper()
+
+
+def _with_variable(reason: str) -> str:
+    """Return why a value is malformed, with the variable that it stands in at the front."""
+    at = _AT_SETTING.match(reason)
+    return f"{_variable(at['setting'])}: {at['reason']}" if at else reason

@@ -1,6 +1,7 @@
 """Bad input of every kind: refused with the right status and code, with no effect, and with nothing in the log."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import Callable
 from typing import Any
@@ -111,6 +112,28 @@ async def test_a_content_type_that_is_not_json(
     assert refused(await server.request(method, path.format(db=jobs.db), good(), header)) == WRONG_TYPE
 
 
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate, identity", "identity, gzip", "x", "zstd"])
+@each_endpoint
+async def test_a_body_that_is_compressed_or_says_so(
+    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], coding: str
+) -> None:
+    header = JSON + f"content-encoding: {coding}\r\n".encode()
+    for body in (good(), gzip.compress(good())):
+        answer = await server.request(method, path.format(db=jobs.db), body, header)
+        assert refused(answer) == WRONG_TYPE
+        assert "content-encoding" in answer.json()["error"]
+
+    twice = JSON + b"content-encoding: identity\r\n" + f"content-encoding: {coding}\r\n".encode()
+    assert refused(await server.request(method, path.format(db=jobs.db), good(), twice)) == WRONG_TYPE
+
+
+@pytest.mark.parametrize("coding", [b"identity", b"Identity", b""])
+async def test_a_body_that_says_that_it_is_not_compressed(jobs: Service, server: Server, coding: bytes) -> None:
+    header = JSON + b"content-encoding: " + coding + b"\r\n"
+
+    assert (await server.request("POST", jobs.jobs, job(), header)).status_code == 200
+
+
 @pytest.mark.parametrize(
     "header",
     [b"", JSON, b"content-type: APPLICATION/JSON; charset=utf-8\r\n", b"content-type: application/hal+json\r\n"],
@@ -168,6 +191,53 @@ async def test_a_small_body_is_held_to_the_same_rules(
     assert refused(await server.request("POST", at, body, b"content-type: text/plain\r\n")) == WRONG_TYPE
     assert refused(await server.request("POST", f"/route/{jobs.db}/nowhere{path}", body)) == NO_ROUTE
     assert (await server.request("POST", at, body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"content-type: application/x-www-form-urlencoded\r\n",
+        b"content-type: multipart/form-data; boundary=x\r\n",
+        b"content-type: text/plain\r\ncontent-encoding: gzip\r\n",
+    ],
+)
+@pytest.mark.parametrize("path", ["/pause", "/resume", "/secret/rotate"])
+async def test_a_body_that_is_left_out_has_no_type(jobs: Service, server: Server, path: str, header: bytes) -> None:
+    at = f"/route/{jobs.db}/{ROUTE}{path}"
+
+    assert (await server.request("POST", at, b"", header)).status_code == 200
+    assert refused(await server.request("POST", at, b"{}", header)) == WRONG_TYPE
+    chunks = header + b"transfer-encoding: chunked\r\n"
+    empty = f"POST {at} HTTP/1.1\r\nhost: x\r\n".encode() + chunks + b"\r\n0\r\n\r\n"
+    assert refused(await server.send(empty)) == MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("path", "good", "field", "value"),
+    [
+        ("/job/{db}/c", job, "retry", b'{"waits":[' + b"1," * 100_000 + b"1]}"),
+        ("/job/{db}/c", job, "retry", b"[" + b"{}," * 80_000 + b"1]"),
+        ("/job/{db}/c", job, "id", b"[" + b"{}," * 80_000 + b"1]"),
+        ("/route/{db}", route, "headers", json.dumps({f"x{number}": "" for number in range(20_000)}).encode()),
+        ("/route/{db}", route, "headers", b"{" + b'"x":"",' * 30_000 + b'"x":""}'),
+        ("/route/{db}/hook/resume", lambda: b'{"spread":1}', "spread", b"[" + b"1," * 100_000 + b"1]"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+async def test_a_field_with_very_many_values(
+    jobs: Service, server: Server, path: str, good: Callable[[], bytes], field: str, value: bytes
+) -> None:
+    answer = await server.request("POST", path.format(db=jobs.db), with_field(good(), field, value))
+
+    assert refused(answer) == MALFORMED
+    assert field in answer.json()["error"]
+
+
+async def test_what_is_sent_is_not_repeated_at_length(jobs: Service, server: Server) -> None:
+    answer = await server.request("POST", jobs.jobs, with_field(job(), "f" * 200_000, "1"))
+
+    assert refused(answer) == MALFORMED
+    assert len(answer.content) < KIB
 
 
 # As they are written in JSON: the last ones are no JSON, or beyond a float.
@@ -367,6 +437,9 @@ async def test_a_name_in_a_query_that_is_not_allowed(jobs: Service, server: Serv
         ({"deadline": -1}, BAD_TIME),
         ({"deadline": 0}, BAD_TIME),
         ({"deadline": 1_700_000_000}, BAD_TIME),
+        ({"deadline": 5_000_000_000}, BAD_TIME),
+        ({"trigger_time": 4_102_444_800_000, "deadline": 4_102_444_800_000}, BAD_TIME),
+        ({"trigger_time": 4_102_444_800_000, "deadline": 4_102_444_799_999}, BAD_TIME),
         ({"deadline": 9_999_999_999_999}, BAD_TIME),
         ({"deadline": 2**63}, BAD_TIME),
         ({"deadline": 2**64}, BAD_TIME),
@@ -409,6 +482,73 @@ async def test_a_time_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
 
     assert refused(answer) == BAD_TIME
     assert "seconds" in answer.json()["error"]
+
+
+async def test_a_deadline_that_is_past_is_refused_though_the_job_would_be_due_now(jobs: Service) -> None:
+    waiting = await jobs.create(3600)
+    times: dict[str, Any] = {"trigger_time": now_ms(-30), "deadline": now_ms(-20)}
+
+    for answer in (
+        await jobs.api.post(jobs.jobs, content=job("new", **times)),
+        await jobs.api.put(f"{jobs.jobs}/{waiting}", content=job(waiting, **times)),
+    ):
+        assert refused(answer) == BAD_TIME
+        assert answer.json()["error"] == "deadline: it is past already"
+    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
+    assert (await jobs.find(waiting))["state"] == "scheduled"
+
+
+async def test_a_create_is_repeated_after_its_deadline(jobs: Service, receiver: Receiver) -> None:
+    body = job(trigger_time=now_ms(), deadline=now_ms(2))
+    assert (await jobs.api.post(jobs.jobs, content=body)).status_code == 200
+    await jobs.wait_for_state("x", "delivered")
+    async with asyncio.timeout(10):
+        while now_ms() <= json.loads(body)["deadline"]:
+            await asyncio.sleep(0.1)
+
+    assert (await jobs.api.post(jobs.jobs, content=body)).status_code == 200
+    assert len(await receiver.wait_for("x")) == 1
+
+
+async def test_a_deadline_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
+    answer = await jobs.api.post(jobs.jobs, content=job(deadline=now_ms(7200) // 1000))
+
+    assert refused(answer) == BAD_TIME
+    assert answer.json()["error"] == "deadline: this looks like seconds; it must be in milliseconds since the epoch"
+
+
+@pytest.mark.parametrize("query", ["since=1795429472", "until=1795429472", "since=0&until=1795429472&kind=taken"])
+async def test_a_parameter_that_looks_like_seconds_is_told_so(jobs: Service, server: Server, query: str) -> None:
+    answer = await server.request("GET", f"/route/{jobs.db}/{ROUTE}/attempts?{query}")
+
+    assert refused(answer) == MALFORMED
+    assert "looks like seconds" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("field", ["trigger_time", "deadline"])
+async def test_a_date_is_told_its_number(jobs: Service, field: str) -> None:
+    date: dict[str, Any] = {field: "2100-01-01T00:00:00Z"}
+    answer = await jobs.api.post(jobs.jobs, content=job(**date))
+
+    assert refused(answer) == MALFORMED
+    assert answer.json()["error"] == (
+        f"{field}: it must be an integer, in milliseconds since the epoch; 2100-01-01T00:00:00+00:00 is 4102444800000"
+    )
+
+
+async def test_a_date_in_a_query_is_told_its_number(jobs: Service, server: Server) -> None:
+    answer = await server.request("GET", f"/route/{jobs.db}/{ROUTE}/attempts?since=2100-01-01T00:00:00Z")
+
+    assert refused(answer) == MALFORMED
+    assert answer.json()["error"].endswith("2100-01-01T00:00:00+00:00 is 4102444800000")
+
+
+@pytest.mark.parametrize("kind", ["rest", "Rest", "", "GRPC", 1, None, ["REST"]])
+async def test_a_type_that_is_none_is_told_what_it_must_be(jobs: Service, kind: object) -> None:
+    answer = await jobs.api.post(f"/route/{jobs.db}", content=route(type=kind))
+
+    assert refused(answer) == MALFORMED
+    assert answer.json()["error"] == 'type: it must be "REST"'
 
 
 async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
@@ -717,7 +857,8 @@ async def test_a_path_that_is_none(server: Server, method: str, path: str) -> No
     assert refused(await server.request(method, path)) == WRONG_PATH
 
 
-@pytest.mark.parametrize(
+# Every path, with the methods that have an operation.
+METHODS = pytest.mark.parametrize(
     ("path", "allowed"),
     [
         ("/job/d/c", {"POST"}),
@@ -738,17 +879,56 @@ async def test_a_path_that_is_none(server: Server, method: str, path: str) -> No
         ("/readyz", {"GET"}),
     ],
 )
+
+
+def answered(allowed: set[str]) -> set[str]:
+    """Return the methods that a path answers: HEAD wherever GET is, and OPTIONS."""
+    return allowed | {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())
+
+
+@METHODS
 async def test_a_method_that_a_path_does_not_take(server: Server, path: str, allowed: set[str]) -> None:
     for method in {"GET", "POST", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "PROPFIND"} - allowed:
         answer = await server.request(method, path)
         assert refused(answer) == WRONG_METHOD, method
-        assert set(answer.headers["allow"].split(", ")) == allowed | {"OPTIONS"}
+        assert set(answer.headers["allow"].split(", ")) == answered(allowed)
 
 
-async def test_a_head_is_answered_without_a_body(server: Server) -> None:
-    answer = await server.request("HEAD", "/job/d/c/x")
+@METHODS
+async def test_options_has_every_method_of_a_path(server: Server, path: str, allowed: set[str]) -> None:
+    answer = await server.request("OPTIONS", path)
 
-    assert (answer.status_code, answer.content) == (405, b"")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert set(answer.headers["allow"].split(", ")) == answered(allowed)
+
+
+@METHODS
+async def test_a_head_is_what_a_get_is_but_for_the_body(server: Server, path: str, allowed: set[str]) -> None:
+    head, get = await server.request("HEAD", path), await server.request("GET", path)
+
+    assert head.status_code == get.status_code
+    assert head.content == b""
+    assert [head.headers[name] for name in ("content-type", "content-length")] == [
+        get.headers[name] for name in ("content-type", "content-length")
+    ]
+    assert ("GET" in allowed) is (head.status_code != 405)
+
+
+async def test_a_head_leaves_nothing_behind_it_on_the_connection(jobs: Service, server: Server) -> None:
+    heads = b"".join(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in ("/healthz", "/job/d/c", "/no"))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(heads + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        answers = (await reader.read()).split(b"HTTP/1.1 ")
+    writer.close()
+
+    assert [answer[:3] for answer in answers[1:]] == [b"200", b"405", b"404", b"200"]
+    assert [answer.endswith(b"\r\n\r\n") for answer in answers[1:]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+async def test_a_path_that_is_none_is_none_for_every_method(server: Server, method: str) -> None:
+    assert (await server.request(method, "/nowhere")).status_code == 404
 
 
 async def test_a_header_does_not_change_the_method(jobs: Service, server: Server) -> None:

@@ -12,6 +12,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from tests.receiver import Received, Receiver, response, take
 from tests.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from timemachine import job_runs
+from timemachine.hasty import HastyServiceClient
 from timemachine.job_runs import latest_run
 from timemachine.settings import Settings
 
@@ -126,6 +127,47 @@ async def test_only_what_failed_in_this_very_db_is_listed(
 
     for each in services:
         await eventually(lambda each=each: failed_ids(each), [each.db])  # type: ignore[misc]
+
+
+async def test_only_what_failed_in_this_very_collection_or_on_this_very_route_is_listed(
+    service: Service, out_of_order: Receiver
+) -> None:
+    names = ["a_b", "A_B", "aXb", "a_", "a_B"]
+    for name in names:
+        await service.add_route(out_of_order.url, name)
+        job = a_job(0, id=name, route=name, retry=ONCE)
+        assert (await service.api.post(f"/job/{service.db}/{name}", json=job)).status_code == 200
+    await eventually(lambda: sorted_ids(service), sorted(names))
+
+    for name in names:
+        assert await failed_ids(service, collection=name) == [name]
+        assert await failed_ids(service, route=name) == [name]
+        assert await failed_ids(service, collection=name, route=name.swapcase()) == []
+
+
+async def sorted_ids(service: Service) -> list[str]:
+    return sorted(await failed_ids(service))
+
+
+async def test_a_page_of_the_failed_list_is_two_questions_to_temporal(
+    service: Service, out_of_order: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many jobs are on it, and whatever has become of them."""
+    ids = [await fail(service) for _ in range(5)]
+    await redeliver(service, ids[0])
+    await service.wait_for_end(ids[0])
+    await eventually(lambda: sorted_ids(service), sorted(ids))
+    asked: list[str] = []
+    made = HastyServiceClient._rpc_call
+
+    async def noted(client: HastyServiceClient, rpc: str, *arguments: Any, **how: Any) -> Any:
+        asked.append(rpc)
+        return await made(client, rpc, *arguments, **how)
+
+    monkeypatch.setattr(HastyServiceClient, "_rpc_call", noted)
+    assert await sorted_ids(service) == sorted(ids)
+
+    assert asked == ["list_workflow_executions"] * 2
 
 
 async def test_what_was_delivered_or_cancelled_or_waits_is_not_listed(service: Service, receiver: Receiver) -> None:
@@ -434,6 +476,14 @@ async def test_a_redelivery_that_was_stopped_says_so(service: Service, client: C
 )
 async def test_a_malformed_window_is_refused(service: Service, body: dict[str, Any]) -> None:
     assert refused(await start(service, **body)) == (400, "E001")
+
+
+@pytest.mark.parametrize("field", ["since", "until"])
+async def test_a_window_in_seconds_is_told_so(service: Service, field: str) -> None:
+    answer = await start(service, **({"since": 0} | {field: now_ms() // 1000}))
+
+    assert refused(answer) == (400, "E001")
+    assert answer.json()["error"] == f"{field}: this looks like seconds; it must be in milliseconds since the epoch"
 
 
 async def test_what_is_unknown_is_refused(service: Service) -> None:

@@ -1,5 +1,8 @@
 import json
+import random
 import re
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
@@ -19,6 +22,9 @@ from timemachine.jobs import (
     NAME_PATTERN,
     PAST_GRACE,
     Job,
+    _depth,
+    check_deadline,
+    check_job,
     check_meta,
     check_name,
     check_not_past,
@@ -162,6 +168,38 @@ def test_a_time_that_is_only_past_is_not_taken_for_seconds(trigger_time: int) ->
         check_not_past(trigger_time, datetime(2026, 1, 1, tzinfo=UTC))
 
 
+@given(moments, st.integers(0, 10**13))
+def test_a_deadline_is_after_the_trigger_time_and_not_past(now: datetime, after: int) -> None:
+    trigger_time = to_ms(now)
+
+    for deadline in (trigger_time, trigger_time - 1, trigger_time - after):
+        with pytest.raises(TriggerTimeError, match="deadline: "):
+            check_deadline(deadline, trigger_time, now)
+    check_deadline(trigger_time + 1, trigger_time, now)
+    with pytest.raises(TriggerTimeError, match="deadline: more than 100 years"):
+        check_deadline(to_ms(now + FAR_LIMIT) + 1, trigger_time, now)
+
+
+@given(moments, st.integers(0, 59_000), st.integers(0, 60_000))
+def test_a_deadline_that_is_past_is_refused_though_the_trigger_time_would_not_be(
+    now: datetime, late: int, ago: int
+) -> None:
+    check_not_past(to_ms(now) - late, now, deadline=to_ms(now) + 1)
+    with pytest.raises(TriggerTimeError, match="deadline: it is past already"):
+        check_not_past(to_ms(now) - late, now, deadline=to_ms(now) - ago)
+
+
+@given(st.integers(10**9, 10**10))
+def test_a_deadline_in_seconds_is_recognised(seconds: int) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    job = Job(
+        db="d", collection="c", id="i", trigger_time=to_ms(now), route="r", meta=msgspec.Raw(b"1"), deadline=seconds
+    )
+
+    with pytest.raises(TriggerTimeError, match="deadline: this looks like seconds"):
+        check_job(job, now)
+
+
 # --- meta
 
 documents = st.recursive(
@@ -189,6 +227,57 @@ def test_the_depth_of_a_meta_is_that_of_its_arrays_and_objects(
     else:
         with pytest.raises(MalformedError, match="meta: nested more than 128 levels deep"):
             check_meta(meta)
+
+
+@given(documents, st.booleans())
+def test_the_depth_of_any_document_is_counted(document: Any, ascii_only: bool) -> None:
+    assert _depth(json.dumps(document, ensure_ascii=ascii_only, indent=1).encode()) == depth(document)
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 300))
+def test_the_depth_of_a_hill_land_is_that_of_its_highest_top(dice: random.Random, length: int) -> None:
+    """Documents whose depth goes up and down at random."""
+    open_brackets, highest, text = 0, 0, ""
+    for _ in range(length):
+        if open_brackets and dice.random() < 0.5:
+            open_brackets, text = open_brackets - 1, f"{text}0],"
+        else:
+            open_brackets, text = open_brackets + 1, f'{text}"[]",['
+        highest = max(highest, open_brackets)
+
+    assert _depth(f"[{text}{'0]' * open_brackets},0]".encode()) == highest + 1
+
+
+SIZE = MAX_META_BYTES - 300
+LONG = [
+    *(b"[" + unit * (SIZE // len(unit)) + b"0]" for unit in (b"[],", b"{},", b'{"":[]},', b"[[[[[[[[]]]]]]]],")),
+    *(b"[" + unit * (SIZE // len(unit)) + b"0]" for unit in (b'"",', b'"[",', b'["["],', b'"\\\\",', b'"\\"]",', b" ")),
+    *(b'"' + unit * (SIZE // len(unit)) + b'"' for unit in (b"[]", b"[", b"\\\\", b'\\"', b"\\u005b")),
+    (b"[" * 100 + b"0" + b"]" * 100 + b",").join([b"[", *[b""] * (SIZE // 202), b"0]"]),
+    b"[" * 127 + b"[]," * (SIZE // 3) + b"0" + b"]" * 127,
+]
+
+
+@pytest.mark.parametrize("meta", LONG, ids=lambda meta: repr(meta[:24]))
+def test_a_long_meta_is_judged_in_a_few_steps(meta: bytes) -> None:
+    """However many brackets, strings and escapes are in it: each step goes over all of it without Python in between."""
+    assert calls(lambda: check_meta(meta)) < 50
+
+
+def calls(work: Callable[[], object]) -> int:
+    """Return how many functions were called, Python's own among them."""
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 def test_many_brackets_next_to_each_other_are_not_deep() -> None:

@@ -1,6 +1,8 @@
 import importlib.metadata
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -30,6 +32,20 @@ def entries(name: str) -> list[str]:
 def pins(name: str) -> dict[str, Version]:
     found = (Requirement(entry.partition("--hash")[0]) for entry in entries(name))
     return {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in found}
+
+
+@pytest.mark.parametrize("variable", ["", "PYTHONSAFEPATH"])
+def test_make_runs_our_modules_whatever_the_environment_says(variable: str) -> None:
+    probe = "probe: ; @$(PYTHON) -m timemachine.vault"
+    done = subprocess.run(
+        ["make", "--silent", f"PYTHON={sys.executable}", f"--eval={probe}", "probe"],
+        cwd=ROOT,
+        env=os.environ | ({variable: "1"} if variable else {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @each_file

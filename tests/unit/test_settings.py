@@ -58,8 +58,35 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
     assert PASSWORD not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("HTTP_PORT", value) for value in ("abc", "", "-1", "70000", "8080.5", "tcp://10.0.0.1:80")),
+        *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan")),
+        ("DEFAULT_SCHEME", "ftp"),
+        ("ALLOW_PRIVATE_TARGETS", "maybe"),
+        ("TASK_QUEUE", ""),
+        ("EGRESS_PROXY", "ftp://proxy"),
+        ("ALLOWED_TARGETS", "10.0.0.1/8"),
+        ("DENIED_TARGETS", "example.org"),
+        ("POSTGRES_TRANSACTION_POOLING", "pgbouncer"),
+        ("MAX_DELIVERIES", "many"),
+    ],
+)
+def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^TIMEMACHINE_{setting}: .") as refusal:
+        Settings.from_env({f"TIMEMACHINE_{setting}": value})
+
+    assert "$" not in str(refusal.value)
+
+
+def test_two_values_that_do_not_fit_are_told_by_their_variables() -> None:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_SHUTDOWN_GRACE .* TIMEMACHINE_DELIVERY_TIMEOUT$"):
+        Settings.from_env({"TIMEMACHINE_SHUTDOWN_GRACE": "5"})
+
+
 def test_a_malformed_proxy_is_not_shown() -> None:
-    with pytest.raises(SettingsError, match="egress_proxy") as refusal:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_EGRESS_PROXY: ") as refusal:
         Settings.from_env({"TIMEMACHINE_EGRESS_PROXY": f"ftp://us:{PASSWORD}@proxy"})
 
     assert PASSWORD not in str(refusal.value)

@@ -219,10 +219,14 @@ def test_the_settings_take_lists_of_networks() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("allowed_targets", "10.0.0.1/8", "allowed_targets: 10.0.0.1/8 has host bits set"),
-        ("allowed_targets", "10.0.0.0/8;fd00::/8", "allowed_targets: '10.0.0.0/8;fd00::/8' does not appear to be"),
-        ("denied_targets", "example.org", "denied_targets: 'example.org' does not appear to be"),
-        ("denied_targets", "::ffff:10.0.0.0/104", "denied_targets: ::ffff:10.0.0.0/104: write it as IPv4"),
+        ("allowed_targets", "10.0.0.1/8", "TIMEMACHINE_ALLOWED_TARGETS: 10.0.0.1/8 has host bits set"),
+        (
+            "allowed_targets",
+            "10.0.0.0/8;fd00::/8",
+            "TIMEMACHINE_ALLOWED_TARGETS: '10.0.0.0/8;fd00::/8' does not appear to be",
+        ),
+        ("denied_targets", "example.org", "TIMEMACHINE_DENIED_TARGETS: 'example.org' does not appear to be"),
+        ("denied_targets", "::ffff:10.0.0.0/104", "TIMEMACHINE_DENIED_TARGETS: ::ffff:10.0.0.0/104: write it as IPv4"),
     ],
 )
 def test_the_settings_name_what_is_no_network(name: str, value: str, reason: str) -> None:
@@ -238,6 +242,6 @@ def test_the_settings_take_a_proxy(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["proxy:3128", "socks5://u:hidden@p", "http://u:hidden@", "http://p/x", "http://p:0"])
 def test_the_settings_refuse_what_is_no_proxy_and_do_not_repeat_it(url: str) -> None:
-    with pytest.raises(SettingsError, match="egress_proxy") as caught:
+    with pytest.raises(SettingsError, match="TIMEMACHINE_EGRESS_PROXY: ") as caught:
         Settings.from_env({"TIMEMACHINE_EGRESS_PROXY": url})
     assert "hidden" not in str(caught.value)

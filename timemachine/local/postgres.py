@@ -26,6 +26,9 @@ from timemachine.local.ports import LOOPBACK, free_port
 
 USER = DATABASE = "timemachine"
 
+# Said in the DSN, so that PGSSLMODE and its like in the caller's environment do not say something else to our clients.
+_ALONE = "?sslmode=disable&sslnegotiation=postgres&target_session_attrs=any&gsslib=gssapi"
+
 # Nothing of the caller's environment: PGDATA, PGOPTIONS and locales would change what the server does.
 _ENV = {"LC_ALL": "C", "PATH": os.defpath}
 
@@ -51,11 +54,11 @@ async def embedded_postgres(folder: Path, *, port: int = 0, ledger: Ledger | Non
     password = kept_secret(folder / "postgres.password", lambda: secrets.token_urlsafe(24))
     await _init(folder, ledger)
     _disown_stale_lock(folder / "postgres")
-    dsn = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
-    part = Part(_server(folder, port), lambda: _accepts(f"{dsn}/postgres"), ledger=ledger)
+    server = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
+    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}"), ledger=ledger)
     async with running(part):
-        await _create_database(f"{dsn}/postgres")
-        yield Postgres(part, f"{dsn}/{DATABASE}")
+        await _create_database(f"{server}/postgres{_ALONE}")
+        yield Postgres(part, f"{server}/{DATABASE}{_ALONE}")
 
 
 def _server(folder: Path, port: int) -> Program:
@@ -63,7 +66,7 @@ def _server(folder: Path, port: int) -> Program:
     return Program(
         name="Postgres",
         argv=(
-            *_as_unprivileged(folder),
+            *as_unprivileged(folder),
             str(_program("postgres")),
             *("-D", str(folder / "postgres")),
             *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
@@ -89,7 +92,7 @@ async def _init(folder: Path, ledger: Ledger | None) -> None:
         Program(
             name="Postgres initdb",
             argv=(
-                *_as_unprivileged(folder),
+                *as_unprivileged(folder),
                 str(_program("initdb")),
                 *("-D", str(unfinished), f"--username={USER}", "--auth=scram-sha-256"),
                 *(f"--pwfile={folder / 'postgres.password'}", "--encoding=UTF8", "--locale=C"),
@@ -138,8 +141,8 @@ def _program(name: str) -> Path:
     return Path(package.origin).parent / "pginstall" / "bin" / name
 
 
-def _as_unprivileged(folder: Path) -> tuple[str, ...]:
-    """Return the command that goes before PostgreSQL's when we are root, which it refuses to be.
+def as_unprivileged(folder: Path) -> tuple[str, ...]:
+    """Return the command that goes before one that refuses to be run by root, as PostgreSQL does, where we are root.
 
     The one capability that is kept lets it reach its files below folders that only root may enter.
     """

@@ -1,5 +1,6 @@
 """The embedded Postgres: what is committed stays, through a kill -9."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from timemachine.errors import LocalStackError
 from timemachine.local.postgres import embedded_postgres
+from timemachine.postgres import migrate
+from timemachine.settings import Settings
 
 
 async def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
@@ -43,6 +46,27 @@ async def test_it_flushes_to_disk_and_wants_the_password(tmp_path: Path) -> None
         with pytest.raises(asyncpg.InvalidPasswordError):
             await asyncpg.connect(postgres.dsn, password="wrong")
     assert (tmp_path / "postgres.password").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PGSSLMODE": "require"},
+        {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "/nowhere", "PGSSLNEGOTIATION": "direct"},
+        {"PGTARGETSESSIONATTRS": "standby"},
+        {"PGGSSLIB": "none"},
+        {"PGHOST": "nowhere", "PGPORT": "1", "PGUSER": "x", "PGPASSWORD": "x", "PGDATABASE": "x", "PGSERVICE": "x"},
+    ],
+    ids=str,
+)
+async def test_what_the_environment_says_of_another_postgres_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    async with asyncio.timeout(40), embedded_postgres(tmp_path) as postgres:
+        assert await migrate(Settings(postgres_dsn=postgres.dsn))
 
 
 async def test_an_interrupted_first_run_is_made_anew(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""What is wrong with a body or a parameter, in words that say what is expected."""
+
+import re
+from datetime import UTC, datetime
+
+import msgspec
+
+from timemachine.jobs import to_ms
+
+MAX_EXPLANATION = 300
+"""Characters of an explanation; what a client sent may stand in it, and be long."""
+
+TIMES = frozenset({"trigger_time", "deadline", "since", "until"})
+"""Fields and parameters that are a time in milliseconds since the epoch."""
+
+_CHOICES = {"type": 'it must be "REST"', "kind": "it must be `taken` or `failed`"}
+_AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
+
+
+def explain_body(error: Exception, body: bytes) -> str:
+    """Return what is wrong with a body that could not be decoded."""
+    at = _AT_FIELD.search(str(error))
+    return (at and explain(at[1], _given(body, at[1]))) or _short(f"the body is malformed: {error}")
+
+
+def explain_parameter(name: str, message: str, given: str | None) -> str:
+    """Return what is wrong with a parameter of a query, of which the framework gives a message."""
+    return explain(name, given) or _short(f"{name}: {message}")
+
+
+def explain(field: str, given: object) -> str | None:
+    """Return what a field takes, where there is more to say than its type.
+
+    Args:
+        given: What was sent in its place.
+    """
+    if field in _CHOICES:
+        return f"{field}: {_CHOICES[field]}"
+    if field not in TIMES or (isinstance(given, int) and not isinstance(given, bool)):
+        return None
+    return f"{field}: it must be an integer, in milliseconds since the epoch{_as_number(given)}"
+
+
+def _as_number(given: object) -> str:
+    """Return which number a date in ISO 8601 is; nothing for what is no such date."""
+    if not isinstance(given, str) or given.isdecimal():
+        return ""
+    try:
+        at = datetime.fromisoformat(given)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return f"; {at.isoformat()} is {to_ms(at)}"
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _given(body: bytes, field: str) -> object:
+    """Return the value of a field of a body that is JSON, or else None."""
+    try:
+        return msgspec.json.decode(msgspec.json.decode(body, type=dict[str, msgspec.Raw])[field])
+    except (msgspec.DecodeError, KeyError, RecursionError):
+        return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_EXPLANATION else text[:MAX_EXPLANATION] + "…"

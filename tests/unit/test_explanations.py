@@ -1,0 +1,49 @@
+from datetime import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.explanations import MAX_EXPLANATION, explain, explain_body, explain_parameter
+from timemachine.jobs import from_ms
+
+EXPECTED = "it must be an integer, in milliseconds since the epoch"
+
+
+ODD: list[object] = ["4102444800000", "20260101", "tomorrow", "", "9" * 300_000, 1.5, None, True, [1], {}]
+
+
+@pytest.mark.parametrize("field", ["trigger_time", "deadline", "since", "until"])
+@pytest.mark.parametrize(
+    ("given", "as_number"),
+    [
+        ("2100-01-01T00:00:00Z", "; 2100-01-01T00:00:00+00:00 is 4102444800000"),
+        ("2100-01-01T01:00:00.5+01:00", "; 2100-01-01T01:00:00.500000+01:00 is 4102444800500"),
+        ("2100-01-01", "; 2100-01-01T00:00:00+00:00 is 4102444800000"),
+        ("2100-01-01 00:00", "; 2100-01-01T00:00:00+00:00 is 4102444800000"),
+        *((odd, "") for odd in ODD),
+    ],
+)
+def test_a_time_that_is_no_integer_is_told_what_it_must_be(field: str, given: object, as_number: str) -> None:
+    assert explain(field, given) == f"{field}: {EXPECTED}{as_number}"
+
+
+@given(st.datetimes(timezones=st.timezones() | st.none()))
+def test_any_date_is_told_its_number(at: datetime) -> None:
+    sentence = explain("since", at.isoformat()) or ""
+
+    number = int(sentence.rpartition(" ")[2])
+    assert abs((from_ms(number) - datetime.fromisoformat(sentence.split()[-3])).total_seconds()) < 0.001
+
+
+def test_what_is_wrong_otherwise_is_told_by_the_decoder() -> None:
+    error = ValueError("Expected `int` >= 0 - at `$.since`")
+
+    assert explain_body(error, b'{"since": -1}') == f"the body is malformed: {error}"
+    assert explain_body(ValueError("Invalid"), b"[") == "the body is malformed: Invalid"
+    assert explain_parameter("limit", "Expected `int`", "x") == "limit: Expected `int`"
+
+
+def test_what_is_sent_is_not_repeated_at_length() -> None:
+    assert len(explain_body(ValueError("x" * 300_000), b"{}")) == MAX_EXPLANATION + 1
+    assert len(explain_parameter("limit", "x" * 300_000, None)) == MAX_EXPLANATION + 1
