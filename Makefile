@@ -28,7 +28,7 @@ test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k nam
 	@$(RUN) pytest $(ARGS)
 
 soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
-	@$(if $(SOAK),SOAK=$(SOAK)) $(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
+	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
 bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)

@@ -97,14 +97,14 @@ async def killed(cluster: Cluster, jobs: Round) -> None:
 
 async def sessions_ended(cluster: Cluster, jobs: Round) -> None:
     """Jobs come due all the time, and all sessions are ended every now and then."""
-    beside = [asyncio.create_task(work) for work in (_end_sessions(cluster), jobs.read())]
     async with asyncio.TaskGroup() as tasks:
-        for number in range(int(CHAOS_FOR * RATE)):
-            tasks.create_task(jobs.live(number, now_ms(random.uniform(1.2, 3))))
-            await asyncio.sleep(1 / RATE)
-    for task in beside:
-        task.cancel()
-    await asyncio.gather(*beside, return_exceptions=True)
+        beside = [tasks.create_task(_end_sessions(cluster)), tasks.create_task(jobs.read())]
+        async with asyncio.TaskGroup() as lives:
+            for number in range(int(CHAOS_FOR * RATE)):
+                lives.create_task(jobs.live(number, now_ms(random.uniform(1.2, 3))))
+                await asyncio.sleep(1 / RATE)
+        for task in beside:
+            task.cancel()
 
 
 async def _end_sessions(cluster: Cluster) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import random
 import time
-from contextlib import suppress
 
 import pytest
 
@@ -94,14 +93,13 @@ async def test_races(running: Cluster, hook: Hook, callers: Callers) -> None:
             story = await kind.race(number)
         await callers.settle([story])
 
-    killing = asyncio.create_task(kill_in_turns(running))
     began = time.monotonic()
-    async with asyncio.TaskGroup() as tasks:
-        for number, kind in itertools.product(range(RACES), kinds):
-            tasks.create_task(one(kind, number))
-    killing.cancel()
-    with suppress(asyncio.CancelledError):
-        await killing
+    async with asyncio.TaskGroup() as beside:
+        killing = beside.create_task(kill_in_turns(running))
+        async with asyncio.TaskGroup() as tasks:
+            for number, kind in itertools.product(range(RACES), kinds):
+                tasks.create_task(one(kind, number))
+        killing.cancel()
     await asyncio.sleep(QUIET)
 
     took, kills = time.monotonic() - began, len(running.losses)
