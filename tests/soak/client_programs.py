@@ -88,7 +88,7 @@ async def effects(client: ClientProgram, api: httpx.AsyncClient, db: str) -> tup
     ]
 
     said = await _run(
-        client.argv([(method, f"{api.base_url}{path[1:]}", json.dumps(body)) for method, path, body in writes])
+        client.argv([(method, str(api.base_url.join(path)), json.dumps(body)) for method, path, body in writes])
     )
 
     secrets = (await api.get(f"{route}/secret")).json()

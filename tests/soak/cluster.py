@@ -54,7 +54,8 @@ class Cluster:
         self.workers: list[Part] = []
         self.losses: list[Loss] = []
         """Of workers, in the order in which they began."""
-        self.temporal_address = temporal_address
+        self._temporal_address = temporal_address
+        self._client: Client | None = None
         self._dsn = dsn
 
     async def restart_postgres(self) -> None:
@@ -85,18 +86,28 @@ class Cluster:
         """End all sessions of the service's at Postgres, as a fail-over does, and return how many there were."""
         return len(await self._sql(_END_SESSIONS))
 
+    async def run_of(self, workflow_id: str) -> str | None:
+        """Return which run of a job Temporal has now: another one where the history was cut."""
+        client = await self._connected()
+        return (await client.get_workflow_handle(workflow_id).describe()).run_id
+
     async def history(self, workflow_id: str, last: int = 30) -> list[str]:
         """Return what Temporal has of a job, for people: its runs, and the last events of each."""
         lines = []
-        client = await Client.connect(self.temporal_address)
+        client = await self._connected()
         async for run in client.list_workflows(f"WorkflowId = '{workflow_id}'"):
-            lines.append(f"run {run.run_id} {run.status and run.status.name}, {run.history_length} events")
             history = await client.get_workflow_handle(run.id, run_id=run.run_id).fetch_history()
+            lines.append(f"  run {run.run_id} {run.status and run.status.name}, {len(history.events)} events")
             lines += [
-                f"  {event.event_time.ToJsonString()} {EventType.Name(event.event_type).removeprefix('EVENT_TYPE_')}"
+                f"    {event.event_time.ToJsonString()} {EventType.Name(event.event_type).removeprefix('EVENT_TYPE_')}"
                 for event in history.events[-last:]
             ]
         return lines
+
+    async def _connected(self) -> Client:
+        if self._client is None:
+            self._client = await Client.connect(self._temporal_address)
+        return self._client
 
     async def _sql(self, query: str) -> list[asyncpg.Record]:
         connection = await asyncpg.connect(self._dsn, timeout=5)

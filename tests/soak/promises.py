@@ -1,7 +1,7 @@
 """What the service promises of one job, as checks of its story against what the receiver saw. No I/O."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tests.soak.cluster import Loss
 from tests.soak.hook import Arrival
@@ -14,7 +14,12 @@ Check = Callable[[Story, Sequence[Arrival]], Iterator[str]]
 
 
 def broken(
-    story: Story, arrivals: Sequence[Arrival], losses: Sequence[Loss] = (), *, late_limit: float | None = None
+    story: Story,
+    arrivals: Sequence[Arrival],
+    losses: Sequence[Loss] = (),
+    *,
+    late_limit: float | None = None,
+    also: Iterable[Check] = (),
 ) -> list[str]:
     """Return which promises were broken, in words.
 
@@ -22,8 +27,9 @@ def broken(
         arrivals: All requests for the job, in the order in which they came.
         losses: Of workers, which alone excuse a duplicate.
         late_limit: Seconds.
+        also: What is promised of this job beyond what is promised of all.
     """
-    found = [words for check in CHECKS for words in check(story, arrivals)]
+    found = [words for check in (*CHECKS, *also) for words in check(story, arrivals)]
     found += [f"delivered again at {again.arrived_ms}" for again in duplicates(arrivals, losses)[1]]
     if late_limit is not None and (late := late_ms(arrivals)) > late_limit * 1000:
         found.append(f"late by {late / 1000:.1f} s")

@@ -8,7 +8,7 @@ import msgspec
 
 from tests.soak.cluster import Cluster, Loss
 from tests.soak.hook import Arrival, Hook
-from tests.soak.promises import broken, duplicates, late_ms
+from tests.soak.promises import Check, broken, duplicates, late_ms
 from tests.soak.story import Call, Story
 
 STORIES_SHOWN = 10
@@ -22,6 +22,16 @@ class Row(msgspec.Struct, kw_only=True):
     stories: list[Story] = []
     late_limit: float | None = None
     """Seconds."""
+    also: tuple[Check, ...] = ()
+    """What is promised of these jobs beyond what is promised of all."""
+
+    def broken(self, hook: Hook, losses: Sequence[Loss]) -> list[tuple[Story, list[str]]]:
+        """Return the jobs with which a promise was broken, and which."""
+        found = [
+            (story, broken(story, hook.arrivals[story.job], losses, late_limit=self.late_limit, also=self.also))
+            for story in self.stories
+        ]
+        return [(story, words) for story, words in found if words]
 
 
 def table(title: str, rows: Sequence[Mapping[str, object]]) -> str:
@@ -37,11 +47,7 @@ async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) 
     """Print the table and the broken promises, and return how many jobs have one."""
     shown, wrong = [], []
     for row in rows:
-        found = [
-            (story, broken(story, hook.arrivals[story.job], cluster.losses, late_limit=row.late_limit))
-            for story in row.stories
-        ]
-        found = [(story, words) for story, words in found if words]
+        found = row.broken(hook, cluster.losses)
         shown.append(summary(row, hook, cluster.losses) | {"broken": len(found)})
         wrong += found
     for story, words in wrong[:STORIES_SHOWN]:
@@ -70,9 +76,10 @@ def summary(row: Row, hook: Hook, losses: Sequence[Loss]) -> dict[str, object]:
         "DELETE": _answers(stories, "DELETE"),
         "GET": _answers(stories, "GET"),
         "LIST": _answers(stories, "LIST"),
-        "deliv/fail/canc": "/".join(str(states[state]) for state in ("delivered", "failed", "cancelled")),
+        "end d/f/c": "/".join(str(states[state]) for state in ("delivered", "failed", "cancelled")),
+        "requests": sum(map(len, arrivals)),
         "twice (excused)": f"{wrong + excused} ({excused})",
-        "late p50/p99/max s": "/".join(f"{late[int(part * (len(late) - 1))] / 1000:.2f}" for part in (0.5, 0.99, 1))
+        "late s p50/p99/max": "/".join(f"{late[int(part * (len(late) - 1))] / 1000:.2f}" for part in (0.5, 0.99, 1))
         if late
         else "",
     }
@@ -104,13 +111,19 @@ def told(story: Story, words: Sequence[str], arrivals: Sequence[Arrival], losses
     )
 
 
-def _shortened(calls: Sequence[Call]) -> Sequence[Call]:
-    return calls if len(calls) <= CALLS_SHOWN else [*calls[:3], *calls[-CALLS_SHOWN:]]
+def _shortened(calls: Sequence[Call]) -> list[Call]:
+    """Return calls without looks that saw nothing new, and without the middle of very many."""
+    told = [call for call, before in zip(calls, [None, *calls], strict=False) if not before or _differ(call, before)]
+    return told if len(told) <= CALLS_SHOWN else [*told[:3], *told[-CALLS_SHOWN:]]
+
+
+def _differ(call: Call, before: Call) -> bool:
+    return (call.method, call.text) != (before.method, before.text) or call.method != "GET"
 
 
 def _end(story: Story) -> object:
     """Return what GET said, without a meta of many kilobytes."""
-    return str(story.end)[:1000]
+    return str(story.end)[:300]
 
 
 def _call_line(call: Call) -> str:

@@ -23,7 +23,7 @@ def now_ms(plus: float = 0) -> int:
     return int((time.time() + plus) * 1000)
 
 
-TEXT_KEPT = 300
+TEXT_KEPT = 200
 """Characters of an answer that are kept for people."""
 
 
