@@ -45,7 +45,8 @@ class Loss(msgspec.Struct, kw_only=True):
 class Cluster:
     """What runs, and what was done to it."""
 
-    def __init__(self, *, postgres: Part, temporal: Part, dsn: str, temporal_address: str) -> None:
+    def __init__(self, *, postgres: Part, temporal: Part, dsn: str, temporal_address: str, logs: Path) -> None:
+        self.logs = logs
         self.postgres = postgres
         self.temporal = temporal
         self.apis: list[Part] = []
@@ -159,7 +160,11 @@ async def cluster(folder: Path, *, logs: Path, apis: int = 2, workers: int = 2) 
         }
         await run_to_end(children.setup(Commands(logs=logs), env))
         found = Cluster(
-            postgres=postgres.part, temporal=temporal.part, dsn=postgres.dsn, temporal_address=temporal.address
+            postgres=postgres.part,
+            temporal=temporal.part,
+            dsn=postgres.dsn,
+            temporal_address=temporal.address,
+            logs=logs,
         )
         for number in range(apis):
             port = free_port()

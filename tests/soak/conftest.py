@@ -1,6 +1,7 @@
 """What every soak has: a cluster of its own, a receiver, and clients that remember."""
 
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,6 @@ import pytest
 from tests.soak.cluster import Cluster, cluster
 from tests.soak.hook import Hook, hooked
 from tests.soak.story import Callers, calling
-from timemachine.local.children import ROOT
-
-LOGS = ROOT / "build" / "soak"
-"""Where the programs write to, a folder for each soak."""
 
 
 def pytest_configure() -> None:
@@ -21,9 +18,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
-async def running(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    async with cluster(tmp_path, logs=LOGS / request.node.name) as found:
-        yield found
+async def running(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A cluster whose logs are kept for a while, and whose data is not."""
+    with tempfile.TemporaryDirectory() as data:
+        async with cluster(Path(data), logs=tmp_path) as found:
+            yield found
 
 
 @pytest.fixture

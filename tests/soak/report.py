@@ -57,7 +57,7 @@ async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) 
         print(
             "\nother broken promises:", *(f"{story.job}: {words}" for story, words in wrong[STORIES_SHOWN:]), sep="\n"
         )
-    print(table(title, shown))
+    print(table(title, shown), f"\nlogs: {cluster.logs}")
     return len(wrong)
 
 

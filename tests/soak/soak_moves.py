@@ -43,9 +43,9 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 KINDS = (
-    Kind(name="small", moves=size("MOVES", smoke=500, full=5000)),
-    Kind(name="large", moves=size("LARGE_MOVES", smoke=15, full=500), meta_bytes=250_000),
-    Kind(name="held", moves=size("HELD_MOVES", smoke=50, full=5000), held=True),
+    Kind(name="small", moves=size("MOVES", smoke=100, full=5000)),
+    Kind(name="large", moves=size("LARGE_MOVES", smoke=6, full=500), meta_bytes=250_000),
+    Kind(name="held", moves=size("HELD_MOVES", smoke=10, full=5000), held=True),
 )
 
 
@@ -133,7 +133,7 @@ def _confirmed(story: Story) -> int:
     return story.versions[max(story.versions)].trigger_time or 0
 
 
-@pytest.mark.timeout(300 + JOBS * sum(kind.moves for kind in KINDS) // 10)
+@pytest.mark.timeout(600 + JOBS * sum(kind.moves for kind in KINDS) // 5)
 async def test_moves(running: Cluster, hook: Hook, callers: Callers) -> None:
     began = time.monotonic()
     rows = [await move_all(kind, running, callers, hook) for kind in KINDS]
