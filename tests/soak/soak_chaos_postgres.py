@@ -56,8 +56,7 @@ class Round:
         story = Story(db=self._db, id=str(number), route=list(ROUTES)[number // 3 % len(ROUTES)])
         self.stories.append(story)
         api = number % 2
-        with suppress(TimeoutError):
-            await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=10)
+        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=10)
         await (self._leave, self._change, self._cancel)[number % 3](story, trigger_time, api)
 
     async def read(self) -> None:

@@ -19,6 +19,8 @@ RACES = size("RACES", smoke=100, full=2000)
 AT_A_TIME = size("RACES_AT_A_TIME", smoke=20, full=20)
 KILL_EVERY = size("KILL_EVERY", smoke=10, full=10)
 """Seconds; 0 kills nothing."""
+FREEZE_FOR = size("FREEZE_FOR", smoke=0, full=0)
+"""Seconds that a worker stands still after each kill; 0 for not at all."""
 
 SLOW = 1.5
 LATE_LIMIT = 90.0
@@ -72,12 +74,16 @@ class Races:
 
 
 async def kill_in_turns(cluster: Cluster) -> None:
-    """Kill one of the workers and start it again, for ever."""
+    """Kill one of the workers and start it again, and freeze it for a while, for ever."""
     if KILL_EVERY:
         for number in itertools.cycle(range(len(cluster.workers))):
             await asyncio.sleep(KILL_EVERY)
             cluster.kill_worker(number)
             await cluster.start_worker(number)
+            if FREEZE_FOR:
+                cluster.freeze_worker(number)
+                await asyncio.sleep(FREEZE_FOR)
+                cluster.thaw_worker(number)
 
 
 @pytest.mark.timeout(300 + RACES)

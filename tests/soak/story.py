@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -122,14 +122,14 @@ class Callers:
         call = Call(method="LIST", api=api, sent_ms=now_ms())
         return await self._send(story, call, f"/job/{story.job}/attempts", None, verb="GET")
 
-    async def persist(self, send: Any, *, limit: float = 60) -> Call:
-        """Send a request that may be repeated, until it is neither put off nor in doubt."""
-        async with asyncio.timeout(limit):
-            while True:
-                call: Call = await send()
-                if call.status in (200, 400, 500):
-                    return call
-                await asyncio.sleep(0.3)
+    async def persist(self, send: Callable[[], Awaitable[Call]], *, limit: float = 60) -> Call:
+        """Send a request that may be repeated, until it is neither put off nor in doubt, or the time is over."""
+        until = time.monotonic() + limit
+        while True:
+            call = await send()
+            if call.status in (200, 400, 500) or time.monotonic() > until:
+                return call
+            await asyncio.sleep(0.3)
 
     async def settle(self, stories: Iterable[Story], *, limit: float = 120) -> None:
         """Ask for each job until it has ended, and note what was said last. Whatever comes later is not waited for."""
@@ -177,7 +177,8 @@ def _code(answer: httpx.Response) -> str | None:
 @asynccontextmanager
 async def calling(urls: Sequence[str]) -> AsyncIterator[Callers]:
     """Open clients of the APIs. A request that is not answered within 30 s counts as one that has no answer."""
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+    # An idle connection is given up before the API closes it, which would cut a request that comes in that moment.
+    limits = httpx.Limits(max_connections=200, max_keepalive_connections=50, keepalive_expiry=2)
     clients = [httpx.AsyncClient(base_url=url, timeout=30, limits=limits) for url in urls]
     try:
         yield Callers(clients)
