@@ -67,6 +67,11 @@ class Round:
                 story, api = random.choice(self.stories), random.randrange(2)
                 await random.choice([self._callers.look, self._callers.list_attempts])(story, api=api)
 
+    async def wait_for_requests(self, count: int, *, until: float) -> None:
+        """Return once so many requests have come, or at a time: under load they may be late."""
+        while sum(len(self._hook.arrivals[story.job]) for story in self.stories) < count and time.time() < until:
+            await asyncio.sleep(0.01)
+
     async def _leave(self, story: Story, trigger_time: int, api: int) -> None:
         await _until(trigger_time, random.uniform(-0.5, 0.5))
         await self._callers.look(story, api=api)
@@ -76,7 +81,7 @@ class Round:
         await self._callers.change(story, 1, trigger_time + random.randrange(500), api=api)
 
     async def _cancel(self, story: Story, trigger_time: int, api: int) -> None:
-        await _until(trigger_time, random.uniform(-0.1, 1.0))
+        await _until(trigger_time, random.uniform(-0.1, 1.0 + ROUTES[story.route][0]))
         await self._callers.cancel(story, api=api)
 
 
@@ -85,12 +90,13 @@ async def _until(trigger_time: int, plus: float) -> None:
 
 
 async def killed(cluster: Cluster, jobs: Round) -> None:
-    """All jobs come due at one instant, and Postgres is killed a quarter of a second after it."""
+    """All jobs come due at one instant. Postgres is killed a quarter of a second after it, or once some went out."""
     instant = now_ms(3)
     async with asyncio.TaskGroup() as tasks:
         for number in range(JOBS):
             tasks.create_task(jobs.live(number, instant))
         await _until(instant, 0.25)
+        await jobs.wait_for_requests(random.randrange(1, JOBS // 2), until=instant / 1000 + 3)
         await cluster.restart_postgres()
 
 
