@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python -m
 unexport PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo temporal test bench lint format clean
+.PHONY: help setup run demo temporal test soak bench lint format clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -29,6 +29,9 @@ temporal: $(READY) ## Find the Temporal CLI, or download or build it
 
 test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
 	@$(RUN) pytest $(ARGS)
+
+soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
+	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
 bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)

@@ -73,7 +73,7 @@ class Receiver:
         task.add_done_callback(self._connections.discard)
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             while True:
-                received = await _read(reader)
+                received = await read_request(reader)
                 async with self._arrived:
                     self.received.append(received)
                     self._arrived.notify_all()
@@ -89,7 +89,12 @@ class Receiver:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _read(reader: asyncio.StreamReader) -> Received:
+async def read_request(reader: asyncio.StreamReader) -> Received:
+    """Return the next request of a connection.
+
+    Raises:
+        IncompleteReadError: The sender ended it before or within a request.
+    """
     request, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
     return Received(

@@ -1,0 +1,145 @@
+"""What the service promises of one job, as checks of its story against what the receiver saw. No I/O."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from tests.soak.cluster import Loss
+from tests.soak.hook import Arrival
+from tests.soak.story import ENDED, NO_SUCH_JOB, TOO_LATE, Call, Story
+
+TOLD_AFTER_MS = 500
+"""How long after an answer a worker may still be about to write it down: a kill within counts as a cut attempt."""
+
+Check = Callable[[Story, Sequence[Arrival]], Iterator[str]]
+
+
+def broken(
+    story: Story,
+    arrivals: Sequence[Arrival],
+    losses: Sequence[Loss] = (),
+    *,
+    late_limit: float | None = None,
+    also: Iterable[Check] = (),
+) -> list[str]:
+    """Return which promises were broken, in words.
+
+    Args:
+        arrivals: All requests for the job, in the order in which they came.
+        losses: Of workers, which alone excuse a duplicate.
+        late_limit: Seconds.
+        also: What is promised of this job beyond what is promised of all.
+    """
+    found = [words for check in (*CHECKS, *also) for words in check(story, arrivals)]
+    found += [f"delivered again at {again.arrived_ms}" for again in duplicates(arrivals, losses)[1]]
+    if late_limit is not None and (late := late_ms(arrivals)) > late_limit * 1000:
+        found.append(f"late by {late / 1000:.1f} s")
+    return found
+
+
+def late_ms(arrivals: Sequence[Arrival]) -> int:
+    """Return by how much the first request came after its time; 0 where none came."""
+    return max(0, arrivals[0].arrived_ms - arrivals[0].trigger_time) if arrivals else 0
+
+
+def duplicates(arrivals: Sequence[Arrival], losses: Sequence[Loss]) -> tuple[list[Arrival], list[Arrival]]:
+    """Return the requests that came although an earlier one was answered 2xx: the excused ones, and the others.
+
+    A duplicate is excused where every earlier one was cut by the loss of the worker that made it.
+    """
+    excused: list[Arrival] = []
+    wrong: list[Arrival] = []
+    for number, arrival in enumerate(arrivals):
+        before = [earlier for earlier in arrivals[:number] if earlier.status is None or earlier.status < 300]
+        if before:
+            (excused if all(was_cut(earlier, losses) for earlier in before) else wrong).append(arrival)
+    return excused, wrong
+
+
+def was_cut(arrival: Arrival, losses: Sequence[Loss]) -> bool:
+    """Return whether its sender was lost before it could have written the answer down."""
+    answered = arrival.arrived_ms if arrival.answered_ms is None else arrival.answered_ms
+    return any(
+        arrival.port not in loss.others
+        and loss.began_ms <= answered + TOLD_AFTER_MS
+        and (loss.ended_ms is None or arrival.arrived_ms <= loss.ended_ms)
+        for loss in losses
+    )
+
+
+def is_created(story: Story) -> bool:
+    return any(call.took for call in story.of("POST"))
+
+
+def answers_make_sense(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
+    for call in story.calls:
+        if call.status not in (200, 429, 503) and call.code not in _allowed_codes(story, call):
+            yield f"{call.method} was answered {call.status or 'nothing'} {call.code or ''} {call.text}"
+
+
+def _allowed_codes(story: Story, call: Call) -> set[str]:
+    allowed = set() if is_created(story) else {NO_SUCH_JOB}
+    return allowed | {TOO_LATE} if call.method in ("PUT", "DELETE") else allowed
+
+
+def is_never_early(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    versions = story.versions
+    for arrival in arrivals:
+        wanted = versions[arrival.version].trigger_time
+        if arrival.trigger_time != wanted:
+            yield f"version {arrival.version} came with trigger time {arrival.trigger_time}, not {wanted}"
+        if arrival.arrived_ms < arrival.trigger_time:
+            yield f"early by {arrival.trigger_time - arrival.arrived_ms} ms"
+
+
+def is_never_lost(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    if story.state not in ENDED:
+        if is_created(story):
+            yield f"has not ended: {story.state or story.end}"
+    elif story.state == "delivered" and not any(arrival.status == 200 for arrival in arrivals):
+        yield "said to be delivered, but no receiver took it"
+    elif story.state == "failed" and any(arrival.taken for arrival in arrivals):
+        yield "said to have failed, but the receiver took it"
+    elif story.state == "cancelled" and not any(call.took or call.in_doubt for call in story.of("DELETE")):
+        yield "cancelled, but nobody was told so"
+
+
+def a_cancel_is_true(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    for call in story.of("DELETE"):
+        if call.took and any(arrival.taken for arrival in arrivals):
+            yield "DELETE was answered 200, but the receiver took it"
+        if call.took and any(arrival.arrived_ms > call.done_ms for arrival in arrivals):
+            yield "a request came after DELETE was answered 200"
+        if call.took and story.state != "cancelled":
+            yield f"DELETE was answered 200, but the job is {story.state}"
+        if call.code == TOO_LATE and story.state == "cancelled" and not _others_cancelled(story, call):
+            yield "DELETE was answered E006, but the job is cancelled"
+
+
+def _others_cancelled(story: Story, refused: Call) -> bool:
+    return any(call.took or call.in_doubt for call in story.of("DELETE") if call is not refused)
+
+
+def a_change_is_true(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    came = {arrival.version for arrival in arrivals}
+    versions = story.versions
+    confirmed = max((version for version, call in versions.items() if call.took), default=0)
+    if old := [version for version in came if version < confirmed]:
+        yield f"version {old[0]} was delivered, although PUT of version {confirmed} was answered 200"
+    if refused := [version for version in came if versions[version].refused]:
+        yield f"version {refused[0]} was delivered, although its request was refused"
+
+
+def is_one_message(_: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    """All attempts of a job have one webhook-id, by which a receiver knows duplicates, and none is counted twice."""
+    if any(one.webhook_id != other.webhook_id for one, other in itertools.pairwise(arrivals)):
+        yield "its attempts differ in webhook-id"
+
+
+CHECKS: tuple[Check, ...] = (
+    answers_make_sense,
+    is_never_early,
+    is_never_lost,
+    a_cancel_is_true,
+    a_change_is_true,
+    is_one_message,
+)

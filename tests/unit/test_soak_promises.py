@@ -1,0 +1,139 @@
+"""The checks of the soaks can fail: each broken promise, told as a story, is seen."""
+
+from typing import Any
+
+import pytest
+
+from tests.soak.cluster import Loss
+from tests.soak.hook import Arrival
+from tests.soak.promises import broken, duplicates, late_ms
+from tests.soak.story import Call, Story
+
+DUE = 100_000
+PORT = 4000
+
+
+def call(method: str, *, sent: int = DUE, status: int | None = 200, **fields: Any) -> Call:
+    return Call(method=method, api=0, sent_ms=sent, done_ms=sent + 10, status=status, **fields)
+
+
+CREATED = call("POST", sent=DUE - 1000, version=0, trigger_time=DUE)
+MOVED = call("PUT", sent=DUE - 500, version=1, trigger_time=DUE + 1000)
+TOO_LATE = call("DELETE", status=400, code="E006")
+CANCELLED = call("DELETE")
+
+
+def story(state: str | None, *calls: Call) -> Story:
+    return Story(db="db", id="1", route="r", calls=[CREATED, *calls], end={"state": state} if state else None)
+
+
+def arrival(at: int = DUE + 5, *, took: int | None = 10, **fields: Any) -> Arrival:
+    known: dict[str, Any] = {
+        "version": 0,
+        "trigger_time": DUE,
+        "status": 200,
+        "heard": True,
+        "webhook_id": "w",
+    } | fields
+    answered = None if took is None else at + took
+    return Arrival(job="db/c/1", attempt=1, port=PORT, arrived_ms=at, answered_ms=answered, **known)
+
+
+def lost(began: int, ended: int | None = None, **fields: Any) -> Loss:
+    return Loss(worker=0, began_ms=began, ended_ms=ended, **fields)
+
+
+@pytest.mark.parametrize(
+    ("told", "arrivals"),
+    [
+        (story("delivered"), [arrival()]),
+        (story("delivered", TOO_LATE), [arrival()]),
+        (story("delivered", MOVED), [arrival(DUE + 1000, version=1, trigger_time=DUE + 1000)]),
+        (story("delivered", call("PUT", version=1, trigger_time=DUE + 9, status=400, code="E006")), [arrival()]),
+        (story("delivered", call("PUT", version=1, trigger_time=DUE, status=503)), [arrival()]),
+        (story("delivered", call("PUT", version=1, trigger_time=DUE, status=503)), [arrival(version=1)]),
+        (story("delivered", call("DELETE", status=503, code="E015")), [arrival()]),
+        (story("cancelled", CANCELLED), []),
+        (story("cancelled", CANCELLED), [arrival(status=500)]),
+        (story("cancelled", CANCELLED), [arrival(heard=False)]),
+        (story("cancelled", call("DELETE", status=503, code="E015")), []),
+        (story("cancelled", CANCELLED, TOO_LATE), []),
+        (story("failed"), [arrival(status=500)]),
+        (story("failed"), [arrival(heard=False)]),
+        (story("delivered"), [arrival(status=500), arrival(DUE + 5000)]),
+    ],
+)
+def test_what_is_as_promised(told: Story, arrivals: list[Arrival]) -> None:
+    assert broken(told, arrivals) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "arrivals"),
+    [
+        ("early by 1 ms", story("delivered"), [arrival(DUE - 1)]),
+        ("with trigger time", story("delivered"), [arrival(trigger_time=DUE - 1)]),
+        ("has not ended", story("scheduled"), []),
+        ("has not ended", story(None), []),
+        ("no receiver took it", story("delivered"), []),
+        ("no receiver took it", story("delivered"), [arrival(status=500)]),
+        ("the receiver took it", story("failed"), [arrival()]),
+        ("nobody was told", story("cancelled"), []),
+        ("nobody was told", story("cancelled", call("DELETE", status=429, code="E014")), []),
+        ("200, but the receiver took it", story("cancelled", CANCELLED), [arrival()]),
+        ("after DELETE was answered", story("cancelled", CANCELLED), [arrival(DUE + 11, status=500)]),
+        ("but the job is delivered", story("delivered", CANCELLED), [arrival(heard=False)]),
+        ("E006, but the job is cancelled", story("cancelled", TOO_LATE), []),
+        ("version 0 was delivered", story("delivered", MOVED), [arrival()]),
+        (
+            "request was refused",
+            story("delivered", call("PUT", version=1, trigger_time=DUE, status=400, code="E006")),
+            [arrival(version=1)],
+        ),
+        ("was answered 500", story("delivered", call("GET", status=500, code="E016")), [arrival()]),
+        ("was answered nothing", story("delivered", call("GET", status=None)), [arrival()]),
+        ("was answered 400 E004", story("delivered", call("DELETE", status=400, code="E004")), [arrival()]),
+        ("was answered 400 E006", story("delivered", call("GET", status=400, code="E006")), [arrival()]),
+        ("delivered again", story("delivered"), [arrival(), arrival(DUE + 50)]),
+        ("delivered again", story("delivered"), [arrival(heard=False), arrival(DUE + 50)]),
+        ("differ in webhook-id", story("delivered"), [arrival(status=500), arrival(DUE + 50, webhook_id="x")]),
+        ("late by 60.0 s", story("delivered"), [arrival(DUE + 60_000)]),
+    ],
+)
+def test_what_is_not(words: str, told: Story, arrivals: list[Arrival]) -> None:
+    found = broken(told, arrivals, late_limit=40)
+
+    assert [one for one in found if words in one], found
+
+
+def test_a_job_that_was_never_confirmed_may_be_missing() -> None:
+    unknown = Story(
+        db="db",
+        id="1",
+        route="r",
+        calls=[call("POST", status=503, version=0), call("GET", status=400, code="E004")],
+        end={"error": "There is no such job.", "code": "E004"},
+    )
+
+    assert broken(unknown, []) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "excused"),
+    [
+        (lost(DUE + 8, DUE + 3000), True),  # in flight
+        (lost(DUE - 5, None), True),  # killed before what it had sent was read
+        (lost(DUE + 15 + 500, DUE + 3000), True),  # answered, perhaps not written down
+        (lost(DUE + 15 + 501, DUE + 3000), False),
+        (lost(DUE - 3000, DUE + 4), False),
+        (lost(DUE + 8, DUE + 3000, others=frozenset({PORT})), False),  # another worker's request
+    ],
+)
+def test_a_duplicate_is_excused_by_the_loss_of_who_made_the_first(loss: Loss, *, excused: bool) -> None:
+    both = [arrival(), arrival(DUE + 60_000)]
+
+    assert tuple(map(len, duplicates(both, [loss]))) == ((1, 0) if excused else (0, 1))
+
+
+def test_lateness_is_of_the_first_request() -> None:
+    assert late_ms([arrival(DUE + 70), arrival(DUE + 5000)]) == 70
+    assert late_ms([]) == 0
