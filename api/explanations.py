@@ -36,14 +36,14 @@ def explain(field: str, given: object) -> str | None:
     """
     if field in _CHOICES:
         return f"{field}: {_CHOICES[field]}"
-    if field not in TIMES or (isinstance(given, int) and not isinstance(given, bool)):
-        return None
-    return f"{field}: it must be an integer, in milliseconds since the epoch{_as_number(given)}"
+    if field in TIMES and isinstance(given, str):
+        return f"{field}: it must be an integer, in milliseconds since the epoch{_as_number(given)}"
+    return None
 
 
-def _as_number(given: object) -> str:
+def _as_number(given: str) -> str:
     """Return which number a date in ISO 8601 is; nothing for what is no such date."""
-    if not isinstance(given, str) or given.isdecimal():
+    if given.isdecimal():
         return ""
     try:
         at = datetime.fromisoformat(given)

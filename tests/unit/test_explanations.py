@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.explanations import MAX_EXPLANATION, explain, explain_body, explain_parameter
+from api.explanations import MAX_EXPLANATION, TIMES, explain, explain_body, explain_parameter
 from timemachine.jobs import from_ms
 
 EXPECTED = "it must be an integer, in milliseconds since the epoch"
 
 
-ODD: list[object] = ["4102444800000", "20260101", "tomorrow", "", "9" * 300_000, 1.5, None, True, [1], {}]
+ODD = ["4102444800000", "20260101", "tomorrow", "", "9" * 300_000]
 
 
-@pytest.mark.parametrize("field", ["trigger_time", "deadline", "since", "until"])
+@pytest.mark.parametrize("field", TIMES)
 @pytest.mark.parametrize(
     ("given", "as_number"),
     [
@@ -24,7 +24,7 @@ ODD: list[object] = ["4102444800000", "20260101", "tomorrow", "", "9" * 300_000,
         *((odd, "") for odd in ODD),
     ],
 )
-def test_a_time_that_is_no_integer_is_told_what_it_must_be(field: str, given: object, as_number: str) -> None:
+def test_a_text_in_place_of_a_time_is_told_what_it_must_be(field: str, given: object, as_number: str) -> None:
     assert explain(field, given) == f"{field}: {EXPECTED}{as_number}"
 
 
@@ -36,10 +36,14 @@ def test_any_date_is_told_its_number(at: datetime) -> None:
     assert abs((from_ms(number) - datetime.fromisoformat(sentence.split()[-3])).total_seconds()) < 0.001
 
 
-def test_what_is_wrong_otherwise_is_told_by_the_decoder() -> None:
+@pytest.mark.parametrize("since", [b"-1", b"1.0", b"null", b"true", b"[1]", b"{}", b"9" * 3000])
+def test_what_is_wrong_otherwise_is_told_by_the_decoder(since: bytes) -> None:
     error = ValueError("Expected `int` >= 0 - at `$.since`")
 
-    assert explain_body(error, b'{"since": -1}') == f"the body is malformed: {error}"
+    assert explain_body(error, b'{"since": ' + since + b"}") == f"the body is malformed: {error}"
+
+
+def test_what_is_no_json_is_told_by_the_decoder() -> None:
     assert explain_body(ValueError("Invalid"), b"[") == "the body is malformed: Invalid"
     assert explain_parameter("limit", "Expected `int`", "x") == "limit: Expected `int`"
 
