@@ -305,3 +305,26 @@ async def test_no_more_requests_are_in_flight_than_the_route_allows(service: Ser
 
     assert most == 2
     assert len(receiver.received) == 8
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (1, None)], ids=["raised", "taken away"])
+async def test_a_changed_limit_counts_while_the_route_is_busy(
+    service: Service, receiver: Receiver, before: int, after: int | None
+) -> None:
+    answered = asyncio.Event()
+
+    async def hold(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = hold
+    await change_route(service, receiver.url, max_in_flight=before, timeout=30)
+    job_ids = [await service.create(0) for _ in range(4)]
+    await receiver.wait_until(lambda: len(receiver.received) == before)
+
+    await change_route(service, receiver.url, max_in_flight=after, timeout=30)
+
+    await receiver.wait_until(lambda: len(receiver.received) == 4, limit=20)
+    answered.set()
+    for job_id in job_ids:
+        await service.wait_for_state(job_id, "delivered")
