@@ -77,7 +77,8 @@ def answers_make_sense(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
 
 
 def _allowed_codes(story: Story, call: Call) -> set[str]:
-    allowed = set() if is_created(story) else {NO_SUCH_JOB}
+    created = any(create.took and create.done_ms <= call.sent_ms for create in story.of("POST"))
+    allowed = set() if created else {NO_SUCH_JOB}
     return allowed | {TOO_LATE} if call.method in ("PUT", "DELETE") else allowed
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.soak.cluster import Cluster
 from tests.soak.hook import Hook
-from tests.soak.report import Row, report
+from tests.soak.report import Row, report, summary, table
 from tests.soak.size import size
 from tests.soak.story import Callers, Story, now_ms
 
@@ -59,9 +59,9 @@ class Round:
         await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=10)
         await (self._leave, self._change, self._cancel)[number % 3](story, trigger_time, api)
 
-    async def read(self) -> None:
-        """Read jobs and their attempts, for ever."""
-        while True:
+    async def read(self, over: asyncio.Event) -> None:
+        """Read jobs and their attempts until it is over."""
+        while not over.is_set():
             await asyncio.sleep(1 / READS)
             if self.stories:
                 story, api = random.choice(self.stories), random.randrange(2)
@@ -102,18 +102,19 @@ async def killed(cluster: Cluster, jobs: Round) -> None:
 
 async def sessions_ended(cluster: Cluster, jobs: Round) -> None:
     """Jobs come due all the time, and all sessions are ended every now and then."""
-    async with asyncio.TaskGroup() as tasks:
-        beside = [tasks.create_task(_end_sessions(cluster)), tasks.create_task(jobs.read())]
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as beside:
+        beside.create_task(_end_sessions(cluster, over))
+        beside.create_task(jobs.read(over))
         async with asyncio.TaskGroup() as lives:
             for number in range(int(CHAOS_FOR * RATE)):
                 lives.create_task(jobs.live(number, now_ms(random.uniform(1.2, 3))))
                 await asyncio.sleep(1 / RATE)
-        for task in beside:
-            task.cancel()
+        over.set()
 
 
-async def _end_sessions(cluster: Cluster) -> None:
-    while True:
+async def _end_sessions(cluster: Cluster, over: asyncio.Event) -> None:
+    while not over.is_set():
         await asyncio.sleep(END_SESSIONS_EVERY)
         with suppress(OSError, asyncpg.PostgresError):
             await cluster.end_sessions()
@@ -131,6 +132,7 @@ async def test_chaos_of_postgres(
         await chaos(running, jobs)
         await callers.settle(jobs.stories)
         row.stories += jobs.stories
+        print(table(f"after {number + 1} rounds", [summary(row, hook, running.losses)]))
     await asyncio.sleep(QUIET)
 
     title = f"chaos of Postgres: {ROUNDS} rounds in {time.monotonic() - began:.0f} s"
