@@ -13,6 +13,7 @@ from litestar import Litestar
 from temporalio.client import Client
 
 from api.app import create_app
+from tests.ledger import AnotherWorker
 from tests.receiver import Receiver, receiving
 from tests.service import Service
 from timemachine.http import WebhookClient
@@ -121,6 +122,13 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
             create_bulk_worker(client, bulk, settings),
         ):
             yield
+
+
+@pytest.fixture
+async def another(settings: Settings) -> AsyncIterator[AnotherWorker]:
+    """Another worker than the one that runs, whose part the test plays."""
+    async with open_pool(settings) as pool:
+        yield AnotherWorker(pool, settings)
 
 
 @pytest.fixture

@@ -11,13 +11,10 @@ from temporalio.worker import Worker
 
 from api.app import create_app
 from tests.conftest import serving
-from timemachine.attempt_log import AttemptLog
 from timemachine.http import WebhookClient
 from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import connect
-from timemachine.vault import Vault
 from worker import create_worker
 
 
@@ -47,5 +44,4 @@ async def _worker(settings: Settings, opened: AsyncExitStack) -> Worker:
     webhooks = await opened.enter_async_context(
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets)
     )
-    worker = create_worker(await connect(), RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings)
-    return await opened.enter_async_context(worker)
+    return await opened.enter_async_context(create_worker(await connect(), pool, webhooks, settings))

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from tests.ledger import log_attempt
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, new_id, now_ms, refused
 from timemachine.attempt_log import Attempt, AttemptLog
@@ -17,10 +18,17 @@ from timemachine.postgres import open_pool
 from timemachine.settings import Settings
 
 
+class Log(AttemptLog):
+    """The log, with the writing that is a part of the ledger's."""
+
+    async def record(self, attempt: Attempt) -> None:
+        await log_attempt(self._pool, attempt)
+
+
 @pytest.fixture
-async def log(settings: Settings) -> AsyncIterator[AttemptLog]:
+async def log(settings: Settings) -> AsyncIterator[Log]:
     async with open_pool(settings) as pool:
-        yield AttemptLog(pool)
+        yield Log(pool)
 
 
 def an_attempt(db: str, **fields: Any) -> Attempt:
@@ -104,9 +112,7 @@ async def test_an_attempt_without_an_answer_says_why(service: Service) -> None:
     assert attempt["answer"] == ""
 
 
-async def test_pages_hold_each_attempt_once_while_others_come_in(
-    api: httpx.AsyncClient, log: AttemptLog, db: str
-) -> None:
+async def test_pages_hold_each_attempt_once_while_others_come_in(api: httpx.AsyncClient, log: Log, db: str) -> None:
     for n in range(5):
         await log.record(an_attempt(db, attempt=n + 1))
 
@@ -121,7 +127,7 @@ async def test_pages_hold_each_attempt_once_while_others_come_in(
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4])
 async def test_no_page_is_empty_and_equal_times_are_told_apart(
-    api: httpx.AsyncClient, log: AttemptLog, db: str, limit: int
+    api: httpx.AsyncClient, log: Log, db: str, limit: int
 ) -> None:
     at = datetime.now(UTC)
     for n in range(4):
@@ -149,7 +155,7 @@ async def test_no_page_is_empty_and_equal_times_are_told_apart(
 )
 @pytest.mark.parametrize("limit", [1, 50])
 async def test_attempts_of_a_route_are_filtered(
-    api: httpx.AsyncClient, log: AttemptLog, db: str, query: dict[str, Any], expected: list[int], limit: int
+    api: httpx.AsyncClient, log: Log, db: str, query: dict[str, Any], expected: list[int], limit: int
 ) -> None:
     """Attempt 0 and every other one was taken; the bounds of the window count the seconds from then on."""
     start = datetime.fromtimestamp(int(datetime.now(UTC).timestamp()) - 60, UTC)
@@ -165,7 +171,7 @@ async def test_attempts_of_a_route_are_filtered(
     assert [attempt["attempt"] for page in found for attempt in page] == expected
 
 
-async def test_jobs_do_not_see_the_attempts_of_others(api: httpx.AsyncClient, log: AttemptLog, db: str) -> None:
+async def test_jobs_do_not_see_the_attempts_of_others(api: httpx.AsyncClient, log: Log, db: str) -> None:
     await log.record(an_attempt(db))
     for other in ({"collection": "d"}, {"job_id": "k"}, {"db": f"{db}x"}):
         await log.record(replace(an_attempt(db, attempt=99), **other))
@@ -184,7 +190,7 @@ async def test_what_is_unknown_is_told_from_what_has_no_attempts(service: Servic
     assert refused(await service.api.get(f"/route/{service.db}/nowhere/attempts")) == (400, "E007")
 
 
-async def test_attempts_outlive_their_job_and_their_route(api: httpx.AsyncClient, log: AttemptLog, db: str) -> None:
+async def test_attempts_outlive_their_job_and_their_route(api: httpx.AsyncClient, log: Log, db: str) -> None:
     await log.record(an_attempt(db))
 
     for path in (f"/job/{db}/c/j/attempts", f"/route/{db}/{ROUTE}/attempts"):
@@ -219,7 +225,7 @@ async def test_names_that_are_not_allowed_are_refused(api: httpx.AsyncClient, db
     assert refused(await api.get(f"/route/{db}/a'b/attempts")) == (400, "E002")
 
 
-async def test_the_log_takes_whatever_a_receiver_may_send(log: AttemptLog, db: str) -> None:
+async def test_the_log_takes_whatever_a_receiver_may_send(log: Log, db: str) -> None:
     answer = bytes(range(256)) * 8
     await log.record(replace(refusal(db), answer=answer, error="a\0b\ud800" * 999))
 
@@ -231,7 +237,7 @@ async def test_the_log_takes_whatever_a_receiver_may_send(log: AttemptLog, db: s
     assert len(kept.error) == 1000
 
 
-async def test_the_success_of_a_run_is_found_and_only_that(log: AttemptLog, db: str) -> None:
+async def test_the_success_of_a_run_is_found_and_only_that(log: Log, db: str) -> None:
     failure = refusal(db)
     success = an_attempt(db, run_id=failure.run_id, attempt=2, started_at=datetime.now(UTC))
     await log.record(failure)
@@ -243,7 +249,7 @@ async def test_the_success_of_a_run_is_found_and_only_that(log: AttemptLog, db: 
     assert await log.taken(new_id()) is None
 
 
-async def test_the_last_error_of_each_run(log: AttemptLog, db: str) -> None:
+async def test_the_last_error_of_each_run(log: Log, db: str) -> None:
     run, other = new_id(), new_id()
     await log.record(replace(refusal(db, run_id=run), error="first"))
     await log.record(replace(refusal(db, run_id=run), error="second"))
@@ -253,7 +259,7 @@ async def test_the_last_error_of_each_run(log: AttemptLog, db: str) -> None:
     assert await log.last_errors(db, []) == {}
 
 
-async def test_attempts_are_removed_by_age_and_in_batches(log: AttemptLog, db: str) -> None:
+async def test_attempts_are_removed_by_age_and_in_batches(log: Log, db: str) -> None:
     year = timedelta(days=365)
     long_ago = datetime.now(UTC) - 40 * year  # older than what any other test writes
     for n in range(5):

@@ -19,10 +19,13 @@ from temporalio.testing import ActivityEnvironment
 from activities.upkeep import BATCH, Upkeep
 from tests.service import new_id
 from timemachine.attempt_log import AttemptLog
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.postgres import connection, open_pool
+from timemachine.route_store import RouteStore
 from timemachine.schedules import ensure_schedules
 from timemachine.settings import Settings
 from timemachine.upkeep import CLEAN_ATTEMPTS, Cleaned
+from timemachine.vault import Vault
 
 ROWS = """
     INSERT INTO attempts (db, collection, job_id, route_id, run_id, message_id, attempt, started_at, duration_ms, kind,
@@ -65,7 +68,8 @@ async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> 
     environment.on_heartbeat = lambda *_: beats.append(1)
 
     async with open_pool(settings) as pool:
-        cleaned = await environment.run(Upkeep(AttemptLog(pool), settings).clean_attempts)
+        ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
+        cleaned = await environment.run(Upkeep(AttemptLog(pool), ledger, settings).clean_attempts)
 
     assert cleaned.removed >= 2 * BATCH + 5
     assert len(beats) >= 3
