@@ -19,14 +19,11 @@ from tests.integration.test_redelivery import fail, refuse
 from tests.integration.test_release import held_count, hold
 from tests.receiver import Received, Receiver, response, take
 from tests.service import ROUTE, Service
-from timemachine.attempt_log import AttemptLog
 from timemachine.held import ReleaseHeld
 from timemachine.http import WebhookClient
 from timemachine.local.temporal import Temporal
 from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.vault import Vault
 from worker import BULK_SLOTS, bulk_activities, create_bulk_worker, create_worker
 
 
@@ -43,9 +40,8 @@ async def a_service(
             webhooks = await opened.enter_async_context(
                 WebhookClient(timeout=5, max_connections=20, targets=settings.targets)
             )
-            store, attempts = RouteStore(pool, Vault(settings)), AttemptLog(pool)
-            shared = bulk_activities(client, store, attempts, settings)
-            await opened.enter_async_context(create_worker(client, store, attempts, webhooks, settings, bulk=shared))
+            shared = bulk_activities(client, pool, settings)
+            await opened.enter_async_context(create_worker(client, pool, webhooks, settings, bulk=shared))
             await opened.enter_async_context(create_bulk_worker(client, shared, settings))
             service = Service(api, db)
             await service.add_route(receiver.url)

@@ -18,7 +18,8 @@ from tests.service import refused
 from timemachine.errors import UnavailableError
 from timemachine.local.postgres import Postgres
 from timemachine.local.temporal import Temporal
-from timemachine.postgres import connection, migrate, open_pool
+from timemachine.migrate import migrate
+from timemachine.postgres import connection, open_pool
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 

@@ -20,6 +20,7 @@ from timemachine.delivery import Delivered, Kind
 from timemachine.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End, RouteClosed
 from timemachine.errors import UnavailableError
 from timemachine.local.postgres import embedded_postgres
+from timemachine.migrate import migrate
 from timemachine.outcomes import (
     AttemptEnd,
     Cancelled,
@@ -31,7 +32,7 @@ from timemachine.outcomes import (
     Unknown,
     outcome_of,
 )
-from timemachine.postgres import migrate, open_pool
+from timemachine.postgres import open_pool
 from timemachine.route_store import RouteStore
 from timemachine.routes import RestRoute, RouteState
 from timemachine.settings import Settings

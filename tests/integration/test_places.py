@@ -84,7 +84,7 @@ async def test_nobody_else_waits_while_a_route_is_held(
         asking = [asyncio.create_task(ask(store, db, f"run-{n}")) for n in range(3 * settings.postgres_pool_size)]
         await asyncio.sleep(0.1)
         for _ in range(20):
-            await store.target(db, "other")
+            await store.find(db, "other")
         assert not any(task.done() for task in asking)
 
     assert "held" in await asyncio.gather(*asking)
@@ -148,7 +148,7 @@ async def test_sessions_that_are_ended_during_the_attempt_do_not_replace_its_out
                 "AND application_name = 'timemachine'"
             )
         with suppress(UnavailableError):
-            await store.target(db, "other")
+            await store.find(db, "other")
         await admin.execute("DELETE FROM in_flight WHERE db = $1", db)
     await admin.close()
 

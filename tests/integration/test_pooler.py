@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -15,14 +16,18 @@ from msgspec.structs import replace
 
 from api.app import create_app
 from tests.conftest import serving
+from tests.ledger import log_attempt, read_target, taken
 from timemachine.attempt_log import Attempt, AttemptLog
 from timemachine.delivery import Kind
+from timemachine.delivery_ledger import Begun, DeliveryLedger
 from timemachine.errors import UnavailableError
 from timemachine.local.parts import Part, Program, running
 from timemachine.local.ports import free_port
 from timemachine.local.postgres import Postgres, as_unprivileged
 from timemachine.local.temporal import Temporal
-from timemachine.postgres import migrate, open_pool, ping, shipped_migrations
+from timemachine.migrate import migrate, shipped_migrations
+from timemachine.outcomes import LedgerRow, RowState
+from timemachine.postgres import open_pool, ping
 from timemachine.route_store import RouteStore
 from timemachine.routes import RestRoute
 from timemachine.settings import Settings
@@ -114,18 +119,27 @@ async def _use(pool: asyncpg.Pool, settings: Settings, db: str) -> None:
         await store.add(db, route, {"x-client": db})
         await store.replace(db, route, {"x-client": f"{db}-{turn}"})
         await store.rotate(db, route.id, timedelta(hours=1))
-        target = await store.target(db, route.id)
+        target = await read_target(pool, store, db, route.id)
         assert (target.route, target.headers) == (route, {"x-client": f"{db}-{turn}"})
         assert len(target.secrets) == len(await store.secrets(db, route.id)) == 2
-        assert await store.first_target(db, route.id, f"{db}-{turn}") == target
-        assert await store.first_target(db, route.id, f"{db}-{turn}") is None
+        await _decide(DeliveryLedger(pool, store, attempt_time=1), db, route.id, f"{db}-{turn}")
         async with store.place(db, route.id, f"{db}-{turn}", 1):
             await ping(pool)
         await store.note_failure(db, route.id, disable_after=timedelta(hours=1))
-        await log.record(_attempt(db, turn))
+        await log_attempt(pool, _attempt(db, turn))
         assert await log.last_errors(db, [("c", f"job-{turn}", f"{db}-{turn}")]) == {f"{db}-{turn}": f"{db} {turn}"}
         assert [row.db for row in (await log.of_route(db, route.id, limit=5)).attempts] == [db]
         await store.remove(db, route.id)
+
+
+async def _decide(ledger: DeliveryLedger, db: str, route: str, run: str) -> None:
+    claim = uuid4()
+    assert isinstance(await ledger.begin(run, db, route, claim), Begun)
+    assert isinstance(await ledger.begin(run, db, route, uuid4()), LedgerRow)
+    assert (await ledger.cancel(run, due=datetime.now(UTC))).state is RowState.CANCELLING
+    ended = await ledger.end(run, claim, taken())
+    assert ended
+    assert ended.state is RowState.TAKEN
 
 
 def _attempt(db: str, turn: int) -> Attempt:

@@ -288,7 +288,7 @@ async def test_who_saw_the_failure_but_comes_after_its_redelivery_delivers_nothi
     await service.wait_for_state(job_id, "delivered")
 
     with pytest.raises(WorkflowAlreadyStartedError):
-        await job_runs.redeliver(client, seen, task_queue=settings.task_queue)
+        await job_runs.redeliver(client, seen, None, task_queue=settings.task_queue)
 
     assert len(out_of_order.of(job_id)) == 2
 

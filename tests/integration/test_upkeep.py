@@ -97,7 +97,8 @@ async def clean(settings: Settings) -> tuple[Cleaned, int]:
     environment, beats = ActivityEnvironment(), []
     environment.on_heartbeat = lambda *_: beats.append(1)
     async with open_pool(settings) as pool:
-        cleaned: Cleaned = await environment.run(Upkeep(AttemptLog(pool), settings).clean_attempts)
+        ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
+        cleaned: Cleaned = await environment.run(Upkeep(AttemptLog(pool), ledger, settings).clean_attempts)
     return cleaned, len(beats)
 
 
@@ -125,7 +126,11 @@ async def test_what_cannot_be_removed_does_not_keep_the_rest(
     await clean(settings)
     await fill(settings, db, 4, timedelta(days=400))
     async with open_pool(settings) as pool, connection(pool) as postgres:
-        await postgres.execute("INSERT INTO first_attempts VALUES ($1, true, now() - interval '1 day')", db)
+        await postgres.execute(
+            "INSERT INTO delivery_ledger (run_id, state, at, made, created_at) "
+            "VALUES ($1, 'taken', now() - interval '400 days', 1, now() - interval '400 days')",
+            db,
+        )
 
     async with slow_deletes(settings, db, 2):
         cleaned, _ = await clean(settings)
@@ -133,7 +138,7 @@ async def test_what_cannot_be_removed_does_not_keep_the_rest(
     assert cleaned.removed == 0
     assert [record.__dict__["table"] for record in caplog.records if "not removed" in record.message] == ["attempts"]
     async with open_pool(settings) as pool, connection(pool) as postgres:
-        assert not await postgres.fetchval("SELECT count(*) FROM first_attempts WHERE run_id = $1", db)
+        assert not await postgres.fetchval("SELECT count(*) FROM delivery_ledger WHERE run_id = $1", db)
 
 
 async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db: str) -> None:

@@ -6,32 +6,29 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-from activities.flights import Flights
 from msgspec.structs import replace
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.in_progress import InProgress
 from api.app import create_app
 from tests.conftest import serving
 from tests.receiver import Received, Receiver, response
 from tests.service import Service
-from timemachine.attempt_log import AttemptLog
 from timemachine.http import WebhookClient
 from timemachine.local.temporal import Temporal
 from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.vault import Vault
 from worker import bulk_activities, create_bulk_worker, create_worker, work
 
 
 class Program:
     """What `worker.py` runs, with an API, and how it is broken."""
 
-    def __init__(self, service: Service, workers: list[Worker], flights: Flights) -> None:
+    def __init__(self, service: Service, workers: list[Worker], in_progress: InProgress) -> None:
         self.service, self.workers = service, workers
         self.stop = asyncio.Event()
-        self.end = asyncio.create_task(work(workers, flights, self.stop, grace=30))
+        self.end = asyncio.create_task(work(workers, in_progress, self.stop, grace=30))
 
     def break_down(self, number: int) -> None:
         """Let one of the workers find out that it cannot go on, as the SDK itself tells it to."""
@@ -52,13 +49,13 @@ async def program(
         webhooks = await opened.enter_async_context(WebhookClient(timeout=30, max_connections=9, targets=own.targets))
         service = Service(await opened.enter_async_context(serving(create_app(own))), db)
         await service.add_route(receiver.url)
-        store, log, flights = RouteStore(pool, Vault(own)), AttemptLog(pool), Flights(9)
-        bulk = bulk_activities(client, store, log, own)
+        in_progress = InProgress(9)
+        bulk = bulk_activities(client, pool, own)
         workers = [
-            create_worker(client, store, log, webhooks, own, flights, bulk),
+            create_worker(client, pool, webhooks, own, in_progress, bulk),
             create_bulk_worker(client, bulk, own),
         ]
-        program = Program(service, workers, flights)
+        program = Program(service, workers, in_progress)
         yield program
         program.stop.set()
         await asyncio.wait([program.end])

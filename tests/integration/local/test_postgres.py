@@ -11,7 +11,7 @@ import pytest
 
 from timemachine.errors import LocalStackError
 from timemachine.local.postgres import embedded_postgres
-from timemachine.postgres import migrate
+from timemachine.migrate import migrate
 from timemachine.settings import Settings
 
 
