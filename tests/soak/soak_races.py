@@ -41,7 +41,7 @@ class Aim:
         await asyncio.sleep(max(0.0, moment - time.time()))
 
     def note(self, *, too_late: bool) -> None:
-        self._after = min(0.3, max(-0.3, self._after + (-0.005 if too_late else 0.005)))
+        self._after = min(3.0, max(-0.5, self._after + (-0.03 if too_late else 0.03)))
 
 
 class Races:
