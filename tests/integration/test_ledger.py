@@ -309,12 +309,24 @@ async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: Rout
 
     for row in ROWS:
         before = await run.put(row)
-        refused = await run.begin(OTHERS)
+        refused = await run.begin(MINE)
         await check_row(run, row, before)
-        if row and RowState(row.state) in (RowState.TAKEN, RowState.FAILED, RowState.CANCELLED):
-            assert isinstance(refused, LedgerRow), "what is decided is said, whatever the route"
+        if row and row.state != RowState.WAITING:
+            assert isinstance(refused, LedgerRow), "what is decided or under way is said, whatever the route"
         else:
             assert isinstance(refused, RouteClosed)
+
+
+async def test_an_attempt_that_began_unnoticed_is_given_back_when_its_route_is_closed(
+    run: Run, store: RouteStore
+) -> None:
+    assert isinstance(await run.begin(MINE), Begun)
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+
+    assert isinstance(await run.begin(MINE), RouteClosed)
+    row = await run.find()
+    assert row
+    assert row.state is RowState.WAITING
 
 
 async def test_an_attempt_on_a_route_that_is_gone_begins_without_a_target(run: Run) -> None:
