@@ -105,3 +105,16 @@ async def test_a_job_whose_route_was_deleted_is_delivered_once_it_is_there_again
 
 async def test_a_missing_job_id_is_no_route(service: Service) -> None:
     assert refused(await service.api.get(f"/route/{service.db}/{new_id()}")) == (400, "E007")
+
+
+async def test_a_route_is_not_in_use_by_the_jobs_of_one_with_a_similar_name(service: Service) -> None:
+    for name in ("a_b", "A_B", "aXb"):
+        await service.add_route("http://127.0.0.1:1/", name)
+    await service.create(3600, route="a_b")
+    async with asyncio.timeout(10):
+        while (await service.api.delete(f"/route/{service.db}/a_b")).status_code == 200:
+            await service.add_route("http://127.0.0.1:1/", "a_b")
+
+    assert refused(await service.api.delete(f"/route/{service.db}/a_b")) == (400, "E009")
+    assert (await service.api.delete(f"/route/{service.db}/A_B")).status_code == 200
+    assert (await service.api.delete(f"/route/{service.db}/aXb")).status_code == 200
