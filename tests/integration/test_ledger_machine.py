@@ -9,7 +9,7 @@ Postgres; and who lives and reaches Postgres writes the end of its attempt befor
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
@@ -20,7 +20,7 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 3
 """That a job is given in all."""
-WORKERS, CANCELLERS = 3, 2
+WORKERS, CANCELLERS = 2, 2
 FAR = timedelta(hours=1)
 """How long everything lasts that is not made to end: longer than any example takes."""
 DB = "machine"
@@ -67,9 +67,16 @@ class World:
         pool = await self._stack.enter_async_context(open_pool(replace(settings, postgres_dsn=address)))
         store = RouteStore(pool, Vault(settings))
         await store.add(DB, RestRoute(id="hook", webhook_url="http://x"), {})
-        self.ledger = DeliveryLedger(pool, store, attempt_time=FAR.total_seconds())
+        self._cut_ledger = DeliveryLedger(pool, store, attempt_time=FAR.total_seconds())
+        straight = replace(settings, postgres_dsn=f"{settings.postgres_dsn}?{query}")
+        pool = await self._stack.enter_async_context(open_pool(straight))
+        self._ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=FAR.total_seconds())
         self.direct = await asyncpg.connect(settings.postgres_dsn, server_settings={"synchronous_commit": "off"})
         self._stack.push_async_callback(self.direct.close)
+
+    def ledger(self, cut: object) -> DeliveryLedger:
+        """Return the ledger: behind the proxy for a statement that is to be cut."""
+        return self._cut_ledger if cut else self._ledger
 
     def run(self, doing: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(doing)
@@ -155,17 +162,38 @@ class Lost(Enum):
     ANSWER = auto()
 
 
-cuts = st.sampled_from([None, None, None, (Cut.AFTER, 0), (Cut.BEFORE, 0), (Cut.AFTER, 1)])
+cuts = st.sampled_from([*[None] * 6, (Cut.AFTER, 0), (Cut.BEFORE, 0), (Cut.AFTER, 1)])
 """Where a statement's connection is cut; the last: while the row is read that refuses it."""
+
+
+class Step(Struct, frozen=True):
+    """One thing that may happen, how often, and when it can."""
+
+    name: str
+    weight: int
+    when: Callable[["LedgerMachine"], object]
+
+
+STEPS: list[Step] = []
+
+
+def step(weight: int, when: Callable[["LedgerMachine"], object] = bool) -> Callable[[T], T]:
+    def note(method: T) -> T:
+        STEPS.append(Step(method.__name__, weight, when))  # type: ignore[attr-defined]
+        return method
+
+    return note
 
 
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        self.start()
 
-    def start(self) -> None:
+    @initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        # Else most runs are cancelled before much has happened.
+        self.patience, self.steps = data.draw(st.integers(0, 30)), 0
         self.run_id = uuid.uuid4().hex
         self.row: Row | None = None
         self.workers = [Worker() for _ in range(WORKERS)]
@@ -175,6 +203,13 @@ class LedgerMachine(RuleBasedStateMachine):
         # What the promises speak of.
         self.requested = Counter[int]()
         self.taken = self.taken_known = self.answered = self.wished = self.faulty = False
+
+    @rule(data=st.data())
+    def goes_on(self, data: st.DataObject) -> None:
+        self.steps += 1
+        may = [one for one in STEPS if one.when(self)]
+        name = data.draw(st.sampled_from([one.name for one in may for _ in range(one.weight)]))
+        getattr(self, name)(data)
 
     # Statements
 
@@ -241,14 +276,25 @@ class LedgerMachine(RuleBasedStateMachine):
             if worker.frozen == frozen and (worker.attempt.stage in stages if worker.attempt else idle)
         ]
 
-    @precondition(lambda self: self.has_postgres and self.eligible(Stage.BEGIN, idle=True))
-    @rule(data=st.data(), cut=cuts)
-    def begins(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
-        self.begin(data.draw(st.sampled_from(self.eligible(Stage.BEGIN, idle=True))), cut)
+    @step(10, when=lambda self: self.has_postgres and self.beginning())
+    def begins(self, data: st.DataObject) -> None:
+        self.begin(data.draw(st.sampled_from(self.beginning())), data.draw(cuts))
+
+    def beginning(self) -> list[Worker]:
+        """Who is to begin, or has a reason to."""
+        row = self.row
+        may = row is None or (row.is_past and row.state not in DECIDED)
+        return self.eligible(Stage.BEGIN, idle=may)
+
+    @step(1, when=lambda self: self.has_postgres and self.eligible(idle=True))
+    def begins_in_vain(self, data: st.DataObject) -> None:
+        self.begin(data.draw(st.sampled_from(self.eligible(idle=True))), data.draw(cuts))
 
     def begin(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
         attempt = worker.attempt = worker.attempt or Attempt()
-        answer = self.ask(self.world.ledger.begin(self.run_id, DB, "hook", attempt.claim, sighted=attempt.sighted), cut)
+        answer = self.ask(
+            self.world.ledger(cut).begin(self.run_id, DB, "hook", attempt.claim, sighted=attempt.sighted), cut
+        )
         match answer:
             case Lost.ANSWER:
                 attempt.asked = True
@@ -263,16 +309,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 if is_decided:
                     self.told(state)
 
-    @precondition(lambda self: self.giving_up())
-    @rule(data=st.data())
+    @step(2, when=lambda self: self.giving_up())
     def gives_up_to_begin(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.giving_up())).stage = Stage.END
 
     def giving_up(self) -> list[Attempt]:
         return [worker.attempt for worker in self.eligible(Stage.BEGIN) if worker.attempt and worker.attempt.asked]
 
-    @precondition(lambda self: self.eligible(Stage.BEGUN, Stage.CHECKED))
-    @rule(data=st.data())
+    @step(8, when=lambda self: self.eligible(Stage.BEGUN, Stage.CHECKED))
     def requests_the_receiver(self, data: st.DataObject) -> None:
         self.request(data.draw(st.sampled_from(self.eligible(Stage.BEGUN, Stage.CHECKED))))
 
@@ -290,29 +334,26 @@ class LedgerMachine(RuleBasedStateMachine):
         attempt.stage = Stage.REQUEST
         self.requests.append(Request(attempt))
 
-    @precondition(lambda self: self.requests)
-    @rule(data=st.data(), taken=st.booleans())
-    def receiver_answers(self, data: st.DataObject, taken: bool) -> None:
-        self.answer(data.draw(st.sampled_from(self.requests)), taken)
+    @step(6, when=lambda self: self.requests)
+    def receiver_answers(self, data: st.DataObject) -> None:
+        self.answer(data.draw(st.sampled_from(self.requests)), data.draw(st.sampled_from([False, False, True])))
 
     def answer(self, request: Request, taken: bool) -> None:
+        assert not (taken and self.answered), "I2: taken after a DELETE was answered 200"
+        self.taken |= taken
         self.requests.remove(request)
-        if taken:
-            assert not self.answered, "I2: taken after a DELETE was answered 200"
-            self.taken = True
         if request.attempt:
             request.attempt.stage = Stage.END
             request.attempt.kind = Kind.TAKEN if taken else Kind.REFUSED
 
-    @precondition(lambda self: self.has_postgres and self.eligible(Stage.END))
-    @rule(data=st.data(), cut=cuts)
-    def ends(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
-        self.end(data.draw(st.sampled_from(self.eligible(Stage.END))), cut)
+    @step(8, when=lambda self: self.has_postgres and self.eligible(Stage.END))
+    def ends(self, data: st.DataObject) -> None:
+        self.end(data.draw(st.sampled_from(self.eligible(Stage.END))), data.draw(cuts))
 
     def end(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
         attempt = worker.attempt
         assert attempt
-        row = self.ask(self.world.ledger.end(self.run_id, attempt.claim, self.end_of(attempt)), cut)
+        row = self.ask(self.world.ledger(cut).end(self.run_id, attempt.claim, self.end_of(attempt)), cut)
         if row is Lost.ANSWER:
             return
         if attempt.was_taken:
@@ -348,11 +389,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Clients who cancel
 
-    @precondition(lambda self: self.has_postgres and self.asking())
-    @rule(data=st.data(), cut=cuts)
-    def cancels(self, data: st.DataObject, cut: tuple[Cut, int] | None) -> None:
-        canceller = data.draw(st.sampled_from(self.asking()))
-        row = self.ask(self.world.ledger.cancel(self.run_id, due=datetime.now(UTC), sighted=canceller.sighted), cut)
+    @step(3, when=lambda self: self.has_postgres and self.steps >= self.patience and self.asking())
+    def cancels(self, data: st.DataObject) -> None:
+        canceller, cut = data.draw(st.sampled_from(self.asking())), data.draw(cuts)
+        row = self.ask(
+            self.world.ledger(cut).cancel(self.run_id, due=datetime.now(UTC), sighted=canceller.sighted), cut
+        )
         self.wished |= row is not Lost.ANSWER or cut != (Cut.BEFORE, 0)
         if not isinstance(row, LedgerRow):
             return
@@ -367,16 +409,15 @@ class LedgerMachine(RuleBasedStateMachine):
     def asking(self) -> list[Canceller]:
         return [canceller for canceller in self.cancellers if not canceller.told and not canceller.waits]
 
-    @precondition(lambda self: any(canceller.told for canceller in self.cancellers))
-    @rule()
-    def a_delete_is_answered_200(self) -> None:
+    @step(6, when=lambda self: any(canceller.told for canceller in self.cancellers))
+    def a_delete_is_answered_200(self, _: st.DataObject) -> None:
         assert not self.taken, "I2: a DELETE is answered 200 although the job was taken"
         self.answered = True
         next(canceller for canceller in self.cancellers if canceller.told).told = False
 
-    @rule(which=st.integers(0, CANCELLERS - 1))
-    def a_canceller_gives_up(self, which: int) -> None:
-        self.cancellers[which] = Canceller()
+    @step(1, when=lambda self: self.wished)
+    def a_canceller_gives_up(self, data: st.DataObject) -> None:
+        self.cancellers[data.draw(st.integers(0, CANCELLERS - 1))] = Canceller()
 
     # Time
 
@@ -396,9 +437,8 @@ class LedgerMachine(RuleBasedStateMachine):
             for worker, attempt in self.owners(row.claim)
         )
 
-    @precondition(lambda self: self.may_expire())
-    @rule()
-    def the_claim_expires(self) -> None:
+    @step(8, when=lambda self: self.may_expire())
+    def the_claim_expires(self, _: st.DataObject) -> None:
         assert self.row
         for worker, attempt in self.owners(self.row.claim):
             attempt.late = True
@@ -409,9 +449,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if worker.frozen:
             attempt.late = attempt.overtaken = self.faulty = True
 
-    @precondition(lambda self: self.row and self.row.state is RowState.WAITING and not self.row.is_past)
-    @rule()
-    def the_next_attempt_is_due(self) -> None:
+    @step(6, when=lambda self: self.row and self.row.state is RowState.WAITING and not self.row.is_past)
+    def the_next_attempt_is_due(self, _: st.DataObject) -> None:
         self.let_time_pass()
 
     def graced(self) -> list[Attempt | Canceller]:
@@ -422,8 +461,7 @@ class LedgerMachine(RuleBasedStateMachine):
         waiting += [canceller for canceller in self.cancellers if canceller.waits]
         return [one for one in waiting if all(worker.frozen for worker, _ in self.owners(one.sighted))]
 
-    @precondition(lambda self: self.has_postgres and self.graced())
-    @rule(data=st.data())
+    @step(8, when=lambda self: self.has_postgres and self.graced())
     def a_grace_passes(self, data: st.DataObject) -> None:
         self.let_grace_pass(data.draw(st.sampled_from(self.graced())))
 
@@ -437,18 +475,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Faults
 
-    @rule(which=st.integers(0, WORKERS - 1))
-    def crashes(self, which: int) -> None:
-        attempt = self.workers[which].attempt
-        self.workers[which] = Worker()
-        if attempt:
-            self.faulty = True
-            for request in self.requests:
-                if request.attempt is attempt:
-                    request.attempt = None
+    @step(2, when=lambda self: any(worker.attempt for worker in self.workers))
+    def crashes(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.attempt]))
+        for request in self.requests:
+            if request.attempt is worker.attempt:
+                request.attempt = None
+        worker.attempt, worker.frozen = None, False
+        self.faulty = True
 
-    @precondition(lambda self: self.eligible(*Stage, idle=True))
-    @rule(data=st.data())
+    @step(2, when=lambda self: self.eligible(*Stage, idle=True))
     def freezes(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.eligible(*Stage, idle=True)))
         worker.frozen = True
@@ -456,22 +492,24 @@ class LedgerMachine(RuleBasedStateMachine):
         if attempt.stage is Stage.BEGUN and not attempt.late and data.draw(st.booleans()):
             attempt.stage = Stage.CHECKED
 
-    @precondition(lambda self: self.eligible(*Stage, frozen=True))
-    @rule(data=st.data())
+    @step(2, when=lambda self: self.eligible(*Stage, frozen=True))
     def wakes(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.eligible(*Stage, frozen=True))).frozen = False
 
-    @rule()
-    def postgres_comes_and_goes(self) -> None:
-        self.has_postgres = not self.has_postgres
+    @step(1, when=lambda self: self.has_postgres)
+    def postgres_goes_away(self, _: st.DataObject) -> None:
+        self.has_postgres = False
+
+    @step(8, when=lambda self: not self.has_postgres)
+    def postgres_is_back(self, _: st.DataObject) -> None:
+        self.has_postgres = True
 
     # The end
 
-    @precondition(lambda self: self.row and self.row.state in DECIDED and not self.eligible(*Stage))
-    @rule()
-    def another_run(self) -> None:
+    @step(15, when=lambda self: self.row and self.row.state in DECIDED and not self.eligible(*Stage))
+    def another_run(self, data: st.DataObject) -> None:
         self.heal()
-        self.start()
+        self.start(data)
 
     def teardown(self) -> None:
         self.heal()
@@ -486,9 +524,11 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(10 * ATTEMPTS):
             for worker in self.workers:
                 self.go_on(worker)
-            if self.row and self.row.state in DECIDED and not any(worker.attempt for worker in self.workers):
-                break
-            if not self.row or not self.owners(self.row.claim):
+            if not any(worker.attempt for worker in self.workers):
+                if self.row and self.row.state in DECIDED:
+                    break
+                self.begin(self.workers[0])
+            if self.row and not self.owners(self.row.claim):
                 self.let_time_pass()
         else:
             raise AssertionError(f"I4: never decided: {self.row}")
@@ -506,13 +546,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.answer(next(one for one in self.requests if one.attempt is worker.attempt), taken=False)
             case Stage.END:
                 self.end(worker)
-            case _:
+            case Stage.BEGIN:
                 self.begin(worker)
 
 
 PROFILE = settings(
-    max_examples=150,
-    stateful_step_count=50,
+    max_examples=60,
+    stateful_step_count=80,
     derandomize=True,
     database=None,
     deadline=None,
