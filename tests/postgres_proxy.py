@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from enum import StrEnum
 
-_EXECUTE, _READY = b"E", b"Z"
+_PARSE, _BIND, _EXECUTE, _READY = b"P", b"B", b"E", b"Z"
 
 
 class Cut(StrEnum):
@@ -17,8 +17,10 @@ class Cut(StrEnum):
 class PostgresProxy:
     """Speaks enough of Postgres' protocol to know where a statement begins and ends. Without TLS."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, table: str) -> None:
+        """Stand in front of a Postgres, and cut none but statements on a table: a driver has statements of its own."""
         self._upstream = host, port
+        self._table = table.encode()
         self._server: asyncio.Server | None = None
         self._cut: Cut | None = None
         self._skipped = 0
@@ -70,9 +72,14 @@ class PostgresProxy:
     async def _requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silenced: asyncio.Event
     ) -> None:
+        ours, is_ours = set[bytes](), False
         while True:
             kind, message = await _message(reader)
-            if kind == _EXECUTE and self._is_next():
+            if kind == _PARSE and self._table in message:
+                ours.add(message[5:].split(b"\0")[0])
+            elif kind == _BIND:
+                is_ours = message[5:].split(b"\0")[1] in ours
+            elif kind == _EXECUTE and is_ours and self._is_next():
                 cut, self._cut, self.has_cut = self._cut, None, True
                 if cut is Cut.BEFORE:
                     return

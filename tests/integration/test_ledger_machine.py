@@ -58,7 +58,7 @@ class World:
 
     async def _open(self, settings: Settings) -> None:
         dsn = urlsplit(settings.postgres_dsn or "")
-        self.proxy = PostgresProxy(dsn.hostname or "", dsn.port or 0)
+        self.proxy = PostgresProxy(dsn.hostname or "", dsn.port or 0, "delivery_ledger")
         port = await self.proxy.start()
         self._stack.callback(self.proxy.stop)
         # Nothing here crashes Postgres, so that nothing has to wait for its disk.
@@ -245,6 +245,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         assert not (before and before.state is RowState.WAITING and not before.is_past), "I7: begun before its time"
         assert not self.wished, "I8: begun after a cancel was noted"
+        if before and before.state is RowState.UNDER_WAY:
+            owners = self.owners(before.claim)
+            assert all(worker.frozen or attempt.overtaken for worker, attempt in owners), "I3: taken from a living one"
 
     def check_one_way(self, before: Row | None, after: Row | None) -> None:
         """Check what never goes back."""
@@ -475,7 +478,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Faults
 
-    @step(2, when=lambda self: any(worker.attempt for worker in self.workers))
+    @step(1, when=lambda self: any(worker.attempt for worker in self.workers))
     def crashes(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([worker for worker in self.workers if worker.attempt]))
         for request in self.requests:
@@ -484,7 +487,7 @@ class LedgerMachine(RuleBasedStateMachine):
         worker.attempt, worker.frozen = None, False
         self.faulty = True
 
-    @step(2, when=lambda self: self.eligible(*Stage, idle=True))
+    @step(1, when=lambda self: self.eligible(*Stage, idle=True))
     def freezes(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.eligible(*Stage, idle=True)))
         worker.frozen = True
@@ -496,11 +499,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def wakes(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.eligible(*Stage, frozen=True))).frozen = False
 
-    @step(1, when=lambda self: self.has_postgres)
+    @step(2, when=lambda self: self.has_postgres and self.eligible(Stage.BEGIN, Stage.END))
     def postgres_goes_away(self, _: st.DataObject) -> None:
         self.has_postgres = False
 
-    @step(8, when=lambda self: not self.has_postgres)
+    @step(4, when=lambda self: not self.has_postgres)
     def postgres_is_back(self, _: st.DataObject) -> None:
         self.has_postgres = True
 
