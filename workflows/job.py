@@ -211,14 +211,20 @@ class JobWorkflow(JobBeforeLedger):
             return Failed(reason=cause.message, attempts=made)
 
     async def _cancel(self) -> Decision:
-        """Have the ledger decide. An attempt that is under way goes on, and its end counts."""
-        return await workflow.execute_local_activity_method(
+        """Have the ledger decide. An attempt that is under way goes on, and its end counts.
+
+        A cancel request that comes with the first task is known before it is raised in us: it is raised here.
+        """
+        deciding = workflow.start_local_activity_method(
             Deliveries.cancel_delivery,
             self._delivery,
             start_to_close_timeout=CANCEL_LIMIT,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             summary="cancel, unless a receiver has taken it",
         )
+        with suppress(asyncio.CancelledError):
+            await workflow.wait([deciding])
+        return await deciding
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
