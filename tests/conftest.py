@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from litestar import Litestar
+from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
@@ -17,6 +18,7 @@ from tests.ledger import AnotherWorker
 from tests.receiver import Receiver, receiving
 from tests.service import Service
 from timemachine.http import WebhookClient
+from timemachine.local import temporal as local_temporal
 from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
@@ -122,6 +124,55 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
             create_bulk_worker(client, bulk, settings),
         ):
             yield
+
+
+CUT_AFTER = 20
+"""Events after which Temporal suggests to cut a history: a change or two, or two looks of a held job."""
+
+
+@pytest.fixture(scope="module")
+async def cutting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Temporal]:
+    """A Temporal that has histories cut soon."""
+    cli = await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(local_temporal._DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", str(CUT_AFTER))
+        async with embedded_temporal(cli, tmp_path_factory.mktemp("cutting")) as temporal:
+            yield temporal
+
+
+@pytest.fixture
+async def cutting_client(cutting: Temporal, monkeypatch: pytest.MonkeyPatch) -> Client:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", cutting.address)
+    client = await connect()
+    await ensure_search_attributes(client)
+    return client
+
+
+@pytest.fixture
+async def cut(cutting_client: Client, settings: Settings, db: str, receiver: Receiver) -> AsyncIterator[Service]:
+    """The whole service, on a Temporal that has histories cut soon."""
+    async with (
+        serving(create_app(settings)) as api,
+        open_pool(settings) as pool,
+        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        create_worker(cutting_client, pool, webhooks, settings),
+    ):
+        service = Service(api, db)
+        await service.add_route(receiver.url)
+        yield service
+
+
+@pytest.fixture
+async def alone(
+    settings: Settings, temporal: Temporal, client: Client, db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Service, Settings]]:
+    """A service whose task queue no worker serves."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    own = replace(settings, task_queue=f"alone-{uuid.uuid4().hex}")
+    async with serving(create_app(own)) as api:
+        service = Service(api, db)
+        await service.add_route(receiver.url)
+        yield service, own
 
 
 @pytest.fixture

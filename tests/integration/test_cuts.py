@@ -1,58 +1,16 @@
 """Jobs whose history is cut: what is asked of a job in that moment is not lost with its old run."""
 
 import asyncio
-import os
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import httpx
 import pytest
 
-from api.app import create_app
-from tests.conftest import serving
 from tests.receiver import Receiver
 from tests.service import ROUTE, Service, refused
-from timemachine.http import WebhookClient
-from timemachine.local import temporal as local_temporal
-from timemachine.local.temporal import Temporal, embedded_temporal
-from timemachine.local.temporal_cli import find_temporal_cli
-from timemachine.postgres import open_pool
-from timemachine.settings import Settings
-from timemachine.temporal import connect, ensure_search_attributes
-from worker import create_worker
 
 JOBS = 40
-EVENTS = 20
-"""Events after which Temporal suggests to cut a history: a change or two, or two looks of a held job."""
-
-
-@pytest.fixture(scope="module")
-async def cutting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Temporal]:
-    cli = await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(local_temporal._DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", str(EVENTS))
-        async with embedded_temporal(cli, tmp_path_factory.mktemp("cutting")) as temporal:
-            yield temporal
-
-
-@pytest.fixture
-async def cut(
-    cutting: Temporal, settings: Settings, db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Service]:
-    """The whole service, on a Temporal that has histories cut soon."""
-    monkeypatch.setenv("TEMPORAL_ADDRESS", cutting.address)
-    client = await connect()
-    await ensure_search_attributes(client)
-    async with (
-        serving(create_app(settings)) as api,
-        open_pool(settings) as pool,
-        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, pool, webhooks, settings),
-    ):
-        service = Service(api, db)
-        await service.add_route(receiver.url)
-        yield service
 
 
 async def changed_and_cancelled(service: Service, job_id: str, due_in: float) -> list[tuple[int, str | None]]:

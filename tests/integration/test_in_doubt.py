@@ -1,33 +1,34 @@
 """What is answered, and kept, while it is not known what has become of an attempt."""
 
 import asyncio
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
-from temporalio.exceptions import ApplicationError
-from temporalio.testing import ActivityEnvironment
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import Client, WorkflowExecutionStatus
 
-from activities.deliver import _check_time
+from tests.integration.test_at_once import wait_for_event, workflow_of
+from tests.integration.test_cancel import MAY_BE_TAKEN
+from tests.ledger import AnotherWorker, first_run
 from tests.receiver import Received, Receiver, response
 from tests.service import Service, a_job, refused
-from timemachine.delivery import FirstAttempt
+from timemachine.errors import TriggerTimeError
+from timemachine.http import WebhookClient
+from timemachine.outcomes import RowState
 from timemachine.settings import Settings
 
 
-@pytest.mark.parametrize(("run", "ends"), [(1, True), (2, False)])
-def test_no_attempt_is_made_in_a_run_that_tells_temporal_something(run: int, ends: bool) -> None:
-    """Temporal's answer to a heartbeat may bring a cancel, which would cut the attempt short after it was sent."""
-    due = FirstAttempt(reason="500 from the receiver", type="AttemptFailed", next_at=0)
-    environment = ActivityEnvironment()
-    environment.info = replace(environment.info, attempt=run)
-
-    with pytest.raises(ApplicationError, match="500") if ends else nullcontext():
-        environment.run(_check_time, due, 1)
+def _too_late(*_: Any) -> None:
+    raise TriggerTimeError("it is past")
 
 
-async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(service: Service, receiver: Receiver) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "after its time"])
+async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
     """The attempt in flight decides; a create that was answered with 200 meanwhile might never be delivered."""
     ending = asyncio.Event()
 
@@ -41,55 +42,121 @@ async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(servic
     await receiver.wait_for(job["id"])
 
     assert refused(await service.cancel(job["id"])) == (503, "E015")
+    if late:
+        monkeypatch.setattr("api.jobs.check_not_past", _too_late)
     assert refused(await service.api.post(service.jobs, json=job)) == (503, "E015")
+    monkeypatch.undo()
 
     ending.set()
     assert (await service.wait_for_end(job["id"]))["state"] == "cancelled"
     assert (await service.api.post(service.jobs, json=job)).status_code == 200
 
 
-async def test_what_was_taken_counts_though_it_cannot_be_logged(
-    service: Service, receiver: Receiver, settings: Settings
-) -> None:
-    """Postgres turns read-only, as managed ones do when the disk is full."""
-    asked, ending = asyncio.Event(), asyncio.Event()
-
-    async def slow(_: Received) -> bytes:
-        asked.set()
-        await ending.wait()
-        return response(200)
-
-    receiver.answer = slow
-    postgres = await asyncpg.connect(settings.postgres_dsn)
-    job_id = await service.create(0)
-    await asked.wait()
+@asynccontextmanager
+async def read_only(dsn: str | None) -> AsyncIterator[None]:
+    """Turn Postgres read-only, as managed ones do when the disk is full."""
+    postgres = await asyncpg.connect(dsn)
     try:
         await postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         await postgres.execute("SELECT pg_reload_conf()")
         while await postgres.fetchval("SHOW default_transaction_read_only") != "on":
             await asyncio.sleep(0.05)
-        ending.set()
-        assert refused(await service.cancel(job_id)) == (400, "E006")
+        yield
     finally:
         await postgres.execute("SET default_transaction_read_only = off")
         await postgres.execute("ALTER SYSTEM RESET default_transaction_read_only")
         await postgres.execute("SELECT pg_reload_conf()")
         await postgres.close()
+
+
+async def test_an_end_that_cannot_be_written_is_kept_and_told_by_nobody(
+    service: Service, receiver: Receiver, client: Client, settings: Settings
+) -> None:
+    asked, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        asked.set()
+        await ending.wait()
+        ended.set()
+        return response(200)
+
+    receiver.answer = slow
+    job_id = await service.create(0)
+    await asked.wait()
+    async with read_only(settings.postgres_dsn):
+        ending.set()
+        await ended.wait()
+        assert refused(await service.cancel(job_id)) == (503, "E015")
+        assert (await service.find(job_id))["state"] == "delivering"
+        description = await workflow_of(client, service, job_id).describe()
+        assert description.status is WorkflowExecutionStatus.RUNNING
+
     assert (await service.wait_for_end(job_id))["state"] == "delivered"
+    assert refused(await service.cancel(job_id)) == (400, "E006")
+    await workflow_of(client, service, job_id).result()
     assert len(receiver.of(job_id)) == 1
 
 
 async def test_a_worker_that_was_stopped_for_too_long_makes_no_attempt(
-    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker may have taken the attempt for lost by then, and made it."""
-    monkeypatch.setattr("activities.deliver.STALE_AFTER", -1.0)
+    monkeypatch.setattr("activities.attempt.STALE_AFTER", -1.0)
     job_id = await service.create(0)
-    while (await service.find(job_id)).get("last_error") != "the worker was stopped meanwhile":
-        await asyncio.sleep(0.05)
+    await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_TIMER_STARTED)
     assert receiver.received == []
 
     monkeypatch.undo()
 
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
     assert len(receiver.of(job_id)) == 1
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Let every attempt break off by an error that nobody has foreseen, at its request."""
+
+    async def post(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(WebhookClient, "post", post)
+    return monkeypatch
+
+
+async def until_begun(client: Client, service: Service, another: AnotherWorker, job_id: str) -> str:
+    """Return the run of a job whose attempt has broken off, and is looked at by the activity."""
+    await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+    run = await first_run(client, service, job_id)
+    assert (await another.row(run)).state is RowState.UNDER_WAY
+    return run
+
+
+async def test_an_attempt_that_broke_off_is_taken_over(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker, broken: pytest.MonkeyPatch
+) -> None:
+    job_id = await service.create(0)
+    run = await until_begun(client, service, another, job_id)
+    assert (await service.find(job_id))["state"] == "delivering"
+    broken.undo()
+    await asyncio.sleep(2.5)  # time for an attempt that must not be made yet
+    assert receiver.received == []
+
+    await another.die(run)
+
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert (await another.row(run)).doubt
+
+
+async def test_an_attempt_that_broke_off_is_never_told_to_be_cancelled(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker, broken: pytest.MonkeyPatch
+) -> None:
+    job_id = await service.create(0)
+    run = await until_begun(client, service, another, job_id)
+
+    assert refused(await service.cancel(job_id)) == (503, "E015")
+    await another.die(run)
+    answer = await service.cancel(job_id)
+
+    assert refused(answer) == (400, "E006")
+    assert MAY_BE_TAKEN in answer.json()["error"]
+    assert (await service.find(job_id))["state"] == "failed"

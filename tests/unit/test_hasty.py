@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import Message
+from temporalio.api.common.v1 import GrpcStatus
+from temporalio.api.enums.v1 import ResourceExhaustedCause
+from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     GetWorkflowExecutionHistoryRequest,
@@ -18,10 +21,25 @@ from timemachine.hasty import HastyServiceClient
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
 
 
-class Server(ServiceClient):
-    """A service client whose calls end as a test says: by a status, or by None for an answer, the last for ever."""
+def exhausted(cause: ResourceExhaustedCause.ValueType) -> RPCError:
+    """Return the refusal that names what there is too much of."""
+    status = GrpcStatus(code=BUSY.value)
+    status.details.add().Pack(ResourceExhaustedFailure(cause=cause))
+    return RPCError("busy", BUSY, status.SerializeToString())
 
-    def __init__(self, *outcomes: RPCStatusCode | None) -> None:
+
+BUSY_WORKFLOW = exhausted(ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW)
+OTHER_CAUSES = [
+    cause
+    for cause in ResourceExhaustedCause.values()
+    if cause != ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW
+]
+
+
+class Server(ServiceClient):
+    """A service client whose calls end as a test says: by an error, a status, or None, an answer; the last for ever."""
+
+    def __init__(self, *outcomes: RPCStatusCode | RPCError | None) -> None:
         super().__init__(ConnectConfig(target_host="nowhere:1"))
         self.outcomes = list(outcomes)
         self.asked: list[tuple[Message, bool]] = []
@@ -29,8 +47,11 @@ class Server(ServiceClient):
     async def _rpc_call(self, rpc: str, req: Any, resp_type: Any, *, retry: bool, **how: Any) -> Any:
         assert set(how) == {"service", "metadata", "timeout"}
         self.asked.append((req, retry))
-        if status := self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]:
-            raise RPCError(status.name, status, b"")
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, RPCError):
+            raise outcome
+        if outcome:
+            raise RPCError(outcome.name, outcome, b"")
         return resp_type()
 
     worker_service_client = update_rpc_metadata = update_api_key = property()
@@ -53,6 +74,30 @@ async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
 
     assert refusal.value.status is BUSY
     assert [retry for _, retry in server.asked] == [False]
+
+
+@pytest.mark.parametrize("cause", OTHER_CAUSES, ids=ResourceExhaustedCause.Name)
+async def test_whatever_the_server_has_too_much_of_is_told_at_once(cause: ResourceExhaustedCause.ValueType) -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(exhausted(cause)))
+
+    assert refusal.value.status is BUSY
+    assert len(server.asked) == 1
+
+
+async def test_a_workflow_that_takes_no_more_for_a_moment_is_asked_again() -> None:
+    """As one that ends just now: a change that races a cancel is told which of the two was first."""
+    await start(server := Server(BUSY_WORKFLOW, AWAY, BUSY_WORKFLOW, None))
+
+    assert len(server.asked) == 4
+
+
+async def test_a_workflow_that_never_takes_more_is_given_up() -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(BUSY_WORKFLOW))
+
+    assert refusal.value.status is BUSY
+    assert len(server.asked) == 4
 
 
 @pytest.mark.parametrize("status", hasty._PASSING, ids=lambda status: status.name)

@@ -1,0 +1,267 @@
+"""What the attempt within the workflow task comes to: values, since an error would be retried or end the workflow."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+from temporalio.client import Client
+from temporalio.testing import ActivityEnvironment
+
+from activities.attempt import Attempts
+from activities.deliver import Deliveries
+from activities.in_progress import InProgress
+from tests.ledger import AnotherWorker, refused_by_receiver, taken
+from tests.receiver import Received, Receiver, response
+from tests.service import ROUTE, Service, now_ms
+from timemachine.attempt_log import AttemptLog
+from timemachine.delivery import Delivered, Delivery, Held
+from timemachine.delivery_ledger import DeliveryLedger
+from timemachine.http import WebhookClient
+from timemachine.jobs import Job
+from timemachine.outcomes import Cancelled, Deferred, Failed, Outcome, RowState, Unknown
+from timemachine.postgres import open_pool
+from timemachine.retry import Retry
+from timemachine.route_store import RouteStore
+from timemachine.settings import Settings
+from timemachine.vault import Vault, new_key
+
+
+class FirstAttempts:
+    """The activity, run outside of any workflow."""
+
+    def __init__(self, client: Client, settings: Settings, in_progress: InProgress) -> None:
+        self._client = client
+        self._settings = settings
+        self._in_progress = in_progress
+
+    async def make(self, delivery: Delivery, settings: Settings | None = None) -> Outcome:
+        settings = settings or self._settings
+        async with (
+            open_pool(settings) as pool,
+            WebhookClient(timeout=5, max_connections=9, targets=settings.targets) as webhooks,
+        ):
+            routes = RouteStore(pool, Vault(settings))
+            ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
+            attempts = Attempts(ledger, routes, webhooks, settings, self._in_progress)
+            deliveries = Deliveries(self._client, attempts, ledger, AttemptLog(pool))
+            try:
+                return await ActivityEnvironment(self._client).run(deliveries.first_attempt, delivery)
+            finally:
+                await self._in_progress.drain()
+
+
+@pytest.fixture
+def first(client: Client, settings: Settings) -> FirstAttempts:
+    return FirstAttempts(client, settings, InProgress(9))
+
+
+def a_delivery(db: str, *, due_in: float = 0, **fields: Any) -> Delivery:
+    run = str(uuid4())
+    job = Job(db=db, collection="c", id=run, trigger_time=now_ms(due_in), route=ROUTE, meta=msgspec.Raw(b"1"))
+    return Delivery(job=replace(job, **fields), message_id=f"msg_{run}", run_id=run)
+
+
+def answering(status: int) -> Callable[[Received], Awaitable[bytes]]:
+    async def answer(_: Received) -> bytes:
+        return response(status, b"why")
+
+    return answer
+
+
+async def test_the_receiver_took_it(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    delivery = a_delivery(service.db)
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Delivered)
+    assert (outcome.status, outcome.attempts) == (200, 1)
+    assert 0 <= outcome.late_ms < 20_000
+    assert (await another.row(delivery.run_id)).state is RowState.TAKEN
+    # To ask again is to be told the same, and to send nothing.
+    assert await first.make(delivery) == outcome
+    assert len(receiver.received) == 1
+
+
+async def test_the_receiver_refused_and_is_asked_again_later(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    receiver.answer = answering(500)
+    delivery = a_delivery(service.db, retry=Retry(waits=(60,)))
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.attempts) == ("500 from the receiver: why", 1)
+    assert outcome.next_at
+    assert now_ms(30) < outcome.next_at < now_ms(73)
+    row = await another.row(delivery.run_id)
+    assert (row.state, row.made) == (RowState.WAITING, 1)
+
+
+@pytest.mark.parametrize("status", [500, 410])
+async def test_the_receiver_refused_for_the_last_time(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker, status: int
+) -> None:
+    receiver.answer = answering(status)
+    delivery = a_delivery(service.db, retry=Retry(maximum_attempts=1 if status == 500 else 5))
+
+    assert await first.make(delivery) == Failed(reason=f"{status} from the receiver: why", attempts=1)
+
+    assert (await another.row(delivery.run_id)).state is RowState.FAILED
+
+
+async def test_a_deadline_that_has_passed_fails_without_an_attempt(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    delivery = a_delivery(service.db, due_in=-9, deadline=now_ms(-1))
+
+    assert await first.make(delivery) == Failed(reason="the deadline has passed", attempts=0)
+
+    assert (await another.row(delivery.run_id)).state is RowState.FAILED
+    assert receiver.received == []
+
+
+async def test_a_deadline_before_the_next_attempt_fails_at_once(
+    service: Service, receiver: Receiver, first: FirstAttempts
+) -> None:
+    receiver.answer = answering(500)
+
+    outcome = await first.make(a_delivery(service.db, deadline=now_ms(30), retry=Retry(waits=(60,))))
+
+    reason = "500 from the receiver: why; the deadline is before the next attempt"
+    assert outcome == Failed(reason=reason, attempts=1)
+
+
+async def test_a_route_that_is_gone_fails_and_is_tried_again(
+    service: Service, receiver: Receiver, first: FirstAttempts
+) -> None:
+    """It may be there again by then; with the attempts it is over."""
+    delivery = a_delivery(service.db, route="gone", retry=Retry(waits=(60,)))
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.attempts) == (f"no route gone in {service.db}", 1)
+    assert outcome.next_at
+    last = a_delivery(service.db, route="gone", retry=Retry(maximum_attempts=1))
+    assert await first.make(last) == Failed(reason=f"no route gone in {service.db}", attempts=1)
+
+
+async def test_a_paused_route_holds_and_leaves_no_row(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    await service.api.post(f"/route/{service.db}/{ROUTE}/pause", json={"reason": "maintenance"})
+    delivery = a_delivery(service.db)
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Held)
+    assert (outcome.reason, outcome.made) == ("the route is paused: maintenance", 0)
+    assert await another.ledger.find(delivery.run_id) is None
+    assert receiver.received == []
+
+
+async def test_secrets_that_cannot_be_read_use_up_no_attempt(
+    service: Service, receiver: Receiver, first: FirstAttempts, settings: Settings, another: AnotherWorker
+) -> None:
+    delivery = a_delivery(service.db)
+
+    outcome = await first.make(delivery, replace(settings, secret_keys=new_key()))
+
+    assert isinstance(outcome, Deferred)
+    assert now_ms(1) < outcome.next_at < now_ms(7)
+    row = await another.row(delivery.run_id)
+    assert (row.state, row.made, row.doubt) == (RowState.WAITING, 0, False)
+    assert receiver.received == []
+    assert isinstance(await first.make(delivery), Delivered)
+
+
+async def test_a_worker_whose_clock_is_behind_does_not_begin(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    delivery = a_delivery(service.db, due_in=60)
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Deferred)
+    assert now_ms(40) < outcome.next_at < now_ms(75)
+    assert await another.ledger.find(delivery.run_id) is None
+
+
+async def test_a_worker_that_makes_as_many_as_it_may_says_so_at_once(
+    service: Service, receiver: Receiver, client: Client, settings: Settings
+) -> None:
+    outcome = await FirstAttempts(client, settings, InProgress(0)).make(a_delivery(service.db))
+
+    assert isinstance(outcome, Unknown)
+    assert receiver.received == []
+
+
+async def test_a_slow_attempt_is_not_waited_for_and_goes_on(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    async def slow(_: Received) -> bytes:
+        await asyncio.sleep(1.5)
+        return response(200)
+
+    receiver.answer = slow
+    delivery = a_delivery(service.db)
+
+    assert isinstance(await first.make(delivery), Unknown)
+
+    assert (await another.row(delivery.run_id)).state is RowState.TAKEN
+
+
+async def test_what_the_ledger_says_is_told(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    async def begun() -> tuple[Delivery, Any]:
+        delivery = a_delivery(service.db)
+        return delivery, await another.begin(service.db, delivery.run_id)
+
+    under_way, _ = await begun()
+    outcome = await first.make(under_way)
+    assert isinstance(outcome, Unknown)
+    assert 0 < outcome.ask_after <= 2
+
+    delivered, claim = await begun()
+    await another.end(delivered.run_id, claim, taken())
+    assert isinstance(await first.make(delivered), Delivered)
+
+    failed, claim = await begun()
+    await another.end(failed.run_id, claim, refused_by_receiver(None))
+    assert await first.make(failed) == Failed(reason="500 from the receiver", attempts=1)
+
+    waiting, claim = await begun()
+    await another.end(waiting.run_id, claim, refused_by_receiver(timedelta(minutes=1)))
+    outcome = await first.make(waiting)
+    assert isinstance(outcome, Failed)
+    assert outcome.next_at
+    assert now_ms(30) < outcome.next_at <= now_ms(61)
+
+    cancelled = a_delivery(service.db)
+    await another.ledger.cancel(cancelled.run_id, due=datetime.now(UTC))
+    assert await first.make(cancelled) == Cancelled()
+
+    assert receiver.received == []
+
+
+async def test_a_lost_attempt_is_taken_over_after_a_while(
+    service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
+) -> None:
+    delivery = a_delivery(service.db)
+    await another.begin(service.db, delivery.run_id)
+    await another.die(delivery.run_id)
+
+    assert isinstance(await first.make(delivery), Unknown)
+
+    row = await another.row(delivery.run_id)
+    assert (row.state, row.doubt) == (RowState.TAKEN, True)
+    assert [received.headers["timemachine-attempt"] for received in receiver.received] == ["1"]

@@ -1,0 +1,264 @@
+"""What jobs and other workflows have lived through whose histories are recorded."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from temporalio.api.enums.v1 import TaskQueueKind
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+
+from tests.receiver import Received, Receiver, response
+from tests.service import ROUTE, Service
+from timemachine.held import ReleaseHeld
+from timemachine.redelivery import redelivery_workflow_id
+from timemachine.wake import ContinuedRun
+
+Handle = WorkflowHandle[Any, Any]
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """Where a story is played."""
+
+    service: Service
+    receiver: Receiver
+    client: Client
+
+    def job(self, job_id: str) -> Handle:
+        return self.client.get_workflow_handle(f"{self.service.db}/c/{job_id}")
+
+
+Story = Callable[[Stage], Awaitable[Handle]]
+"""Returns the workflow whose history tells the story."""
+
+
+async def refuse(_: Received) -> bytes:
+    return response(500)
+
+
+async def closed(workflow: Handle, *, limit: float = 30) -> Handle:
+    """Return a workflow once it is closed."""
+    async with asyncio.timeout(limit):
+        while (await workflow.describe()).status is WorkflowExecutionStatus.RUNNING:
+            await asyncio.sleep(0.05)
+    return workflow
+
+
+async def until_held(stage: Stage, job_id: str) -> None:
+    async with asyncio.timeout(20):
+        while "held" not in await stage.service.find(job_id):
+            await asyncio.sleep(0.05)
+
+
+async def delivered(stage: Stage) -> Handle:
+    return await closed(stage.job(await stage.service.create(1, meta={"n": 1})))
+
+
+async def changed_then_delivered(stage: Stage) -> Handle:
+    job_id = await stage.service.create(3600)
+    await stage.service.change(job_id, 7200, meta="second")
+    await stage.service.change(job_id, 1, meta="third")
+    return await closed(stage.job(job_id))
+
+
+async def cancelled_while_waiting(stage: Stage) -> Handle:
+    job_id = await stage.service.create(3600)
+    await stage.service.change(job_id, 7200)
+    await stage.service.cancel(job_id)
+    return await closed(stage.job(job_id))
+
+
+async def cancelled_between_attempts(stage: Stage) -> Handle:
+    stage.receiver.answer = refuse
+    job_id = await stage.service.create(0)
+    while (await stage.service.find(job_id)).get("attempts") != 1:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # until the workflow knows it as well
+    await stage.service.cancel(job_id)
+    return await closed(stage.job(job_id))
+
+
+async def cancelled_in_flight_but_taken(stage: Stage) -> Handle:
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    stage.receiver.answer = slow
+    job_id = await stage.service.create(0)
+    await stage.receiver.wait_for(job_id)
+    await asyncio.sleep(1.5)  # until the activity has joined it
+    delete = asyncio.create_task(stage.service.cancel(job_id))
+    await asyncio.sleep(0.3)
+    answered.set()
+    await delete
+    return await closed(stage.job(job_id))
+
+
+async def cancelled_while_the_task_is_held(stage: Stage) -> Handle:
+    """The server refuses the end of the workflow task in which the receiver took the job."""
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    stage.receiver.answer = slow
+    job_id = await stage.service.create(0)
+    await stage.receiver.wait_for(job_id)
+    delete = asyncio.create_task(stage.service.cancel(job_id))
+    asyncio.get_running_loop().call_later(0.3, answered.set)
+    await delete
+    return await closed(stage.job(job_id))
+
+
+async def delivered_at_the_second_attempt(stage: Stage) -> Handle:
+    async def second_time(received: Received) -> bytes:
+        return response(500 if len(stage.receiver.of(received.job_id)) < 2 else 200)
+
+    stage.receiver.answer = second_time
+    return await closed(stage.job(await stage.service.create(0, retry={"waits": [0.5]})))
+
+
+async def failed_at_once(stage: Stage) -> Handle:
+    stage.receiver.answer = refuse
+    return await closed(stage.job(await stage.service.create(0, retry={"maximum_attempts": 1})))
+
+
+async def failed_at_the_third_attempt(stage: Stage) -> Handle:
+    stage.receiver.answer = refuse
+    return await closed(stage.job(await stage.service.create(0, retry={"waits": [0.2, 0.2]})))
+
+
+async def held_then_released(stage: Stage) -> Handle:
+    route = f"/route/{stage.service.db}/{ROUTE}"
+    await stage.service.api.post(f"{route}/pause")
+    job_id = await stage.service.create(0)
+    await until_held(stage, job_id)
+    await stage.service.api.post(f"{route}/resume", json={"spread": 1})
+    return await closed(stage.job(job_id))
+
+
+async def held_then_changed(stage: Stage) -> Handle:
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
+    await stage.service.add_route(stage.receiver.url, "other")
+    job_id = await stage.service.create(0)
+    await until_held(stage, job_id)
+    await stage.service.change(job_id, 1, route="other")
+    return await closed(stage.job(job_id))
+
+
+async def held_then_cancelled(stage: Stage) -> Handle:
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
+    job_id = await stage.service.create(0)
+    await until_held(stage, job_id)
+    await stage.service.cancel(job_id)
+    return await closed(stage.job(job_id))
+
+
+STORIES: list[Story] = [
+    delivered,
+    changed_then_delivered,
+    cancelled_while_waiting,
+    cancelled_between_attempts,
+    cancelled_in_flight_but_taken,
+    cancelled_while_the_task_is_held,
+    delivered_at_the_second_attempt,
+    failed_at_once,
+    failed_at_the_third_attempt,
+    held_then_released,
+    held_then_changed,
+    held_then_cancelled,
+]
+"""Of jobs, on a whole service."""
+
+
+async def _changed_until_cut(stage: Stage) -> tuple[Handle, Handle]:
+    """Return the first run of a job that goes on as a second one, and that: it is delivered."""
+    job_id = await stage.service.create(3600)
+    job = stage.job(job_id)
+    first = (await job.describe()).run_id
+    async with asyncio.timeout(30):
+        while (await job.describe()).run_id == first:
+            await stage.service.change(job_id, 3600)
+    await stage.service.change(job_id, 1)
+    second = (await job.describe()).run_id
+    await closed(job)
+    runs = [stage.client.get_workflow_handle(job.id, run_id=run) for run in (first, second)]
+    return runs[0], runs[1]
+
+
+async def changed_until_cut(stage: Stage) -> Handle:
+    first, _ = await _changed_until_cut(stage)
+    return first
+
+
+async def continued_then_delivered(stage: Stage) -> Handle:
+    _, second = await _changed_until_cut(stage)
+    return second
+
+
+async def woken(stage: Stage) -> Handle:
+    first, _ = await _changed_until_cut(stage)
+    assert first.run_id
+    continued = ContinuedRun(workflow_id=first.id, first_run_id=first.run_id, run_id=first.run_id)
+    return await closed(stage.client.get_workflow_handle(continued.waker_id))
+
+
+CUT_STORIES: list[Story] = [changed_until_cut, continued_then_delivered, woken]
+"""Of jobs whose histories are cut soon."""
+
+
+async def task_lost(stage: Stage, task_queue: str) -> Handle:
+    """A worker is given the first task, and is never heard of again."""
+    job_id = await stage.service.create(0)
+    queue = TaskQueue(name=task_queue, kind=TaskQueueKind.TASK_QUEUE_KIND_NORMAL)
+    request = PollWorkflowTaskQueueRequest(namespace=stage.client.namespace, task_queue=queue, identity="lost")
+    task = await stage.client.workflow_service.poll_workflow_task_queue(request, timeout=timedelta(seconds=20))
+    assert task.task_token
+    return stage.job(job_id)
+
+
+async def redelivered_many(stage: Stage) -> Handle:
+    stage.receiver.answer = refuse
+    job_id = await stage.service.create(0, retry={"maximum_attempts": 1})
+    await stage.service.wait_for_state(job_id, "failed")
+    while not (await stage.service.api.get(f"/failed/{stage.service.db}")).json()["failed"]:
+        await asyncio.sleep(0.05)
+    answer = await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/redeliver", json={"since": 0})
+    workflow_id = redelivery_workflow_id(stage.service.db, ROUTE, answer.json()["id"])
+    return await closed(stage.client.get_workflow_handle(workflow_id))
+
+
+async def released(stage: Stage) -> Handle:
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
+    await stage.service.create(0)
+    query = f"TimemachineRoute = '{stage.service.db}/{ROUTE}' AND TimemachineHeld = true"
+    while (await stage.client.count_workflows(query)).count == 0:
+        await asyncio.sleep(0.05)
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/resume", json={"spread": 0.5})
+    workflow_id = ReleaseHeld(db=stage.service.db, route_id=ROUTE).workflow_id
+    return await closed(stage.client.get_workflow_handle(workflow_id))
+
+
+async def cleaned(stage: Stage) -> Handle:
+    workflow_id = f"clean-{stage.service.db}"
+    return await closed(await stage.client.start_workflow("CleanAttempts", id=workflow_id, task_queue="tests"))
+
+
+OTHER_STORIES: list[Story] = [redelivered_many, released, cleaned]
+"""Of other workflows than jobs, which run as they did before the ledger."""
+
+LEDGER = "ledger_"
+"""Begins the names of the histories of jobs that go by the ledger. Those of before begin with `at_once_`, and those of
+before that, whose first attempt was made by an activity, with nothing."""
+
+
+def names() -> set[str]:
+    """Return the names of all histories that today's code has to have recorded."""
+    of_jobs = {story.__name__ for story in STORIES + CUT_STORIES} | {task_lost.__name__}
+    return {f"{LEDGER}{name}" for name in of_jobs} | {story.__name__ for story in OTHER_STORIES}
