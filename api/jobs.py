@@ -46,6 +46,8 @@ from workflows.job import JobWorkflow
 log = logging.getLogger(__name__)
 
 
+UNDECIDED = (State.SCHEDULED, State.DELIVERING)
+
 POLL = 0.1
 """Seconds after which a cancel asks again how the attempt that is under way has ended."""
 
@@ -95,13 +97,13 @@ class Jobs:
                 return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
             except WorkflowAlreadyStartedError:
                 existing = await take_snapshot(self._client, self._ledger, job.workflow_id)
-            if _is_same(existing, job):
+            if _is_repeated(existing, job):
                 return None
             if not existing.run.is_open:
                 continue
             if existing.shown.state is State.CANCELLED:
                 await self._close(existing.run)
-            elif existing.shown.state in (State.SCHEDULED, State.DELIVERING) and not _is_being_cancelled(existing):
+            elif existing.shown.state in UNDECIDED:
                 break
             else:
                 raise UnavailableError("the last job with this id is about to end; repeat this request in a moment")
@@ -119,7 +121,7 @@ class Jobs:
     async def _has(self, job: Job) -> bool:
         """Return whether this very job is there, waiting or ended by itself."""
         try:
-            return _is_same(await take_snapshot(self._client, self._ledger, job.workflow_id), job)
+            return _is_repeated(await take_snapshot(self._client, self._ledger, job.workflow_id), job)
         except NoSuchJobError:
             return False
 
@@ -277,8 +279,14 @@ _ENDS = {
 }
 
 
-def _is_same(existing: Snapshot, job: Job) -> bool:
-    """Return whether a create is a repetition. After a cancel it is not: the client wants the job again."""
+def _is_repeated(existing: Snapshot, job: Job) -> bool:
+    """Return whether a create is a repetition. After a cancel it is not: the client wants the job again.
+
+    Raises:
+        UnavailableError: The job is being cancelled, and nobody knows yet whether it will be delivered.
+    """
+    if existing.shown.state in UNDECIDED and _is_being_cancelled(existing):
+        raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
     same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0, ledger=False) == job
     return same and existing.shown.state is not State.CANCELLED
 
