@@ -1,26 +1,54 @@
-"""Changes that race the trigger time: there are two outcomes, and the answer says which."""
+"""Changes that race the trigger time, with two workers: there are two outcomes, and the answer says which."""
 
 import asyncio
 import os
 import random
+import signal
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
+from temporalio.client import Client
 
+from tests.integration.test_outages import stop
 from tests.receiver import Received, Receiver, response
 from tests.service import Service, a_job
+from tests.two_workers import two_workers
+from timemachine.local.postgres import Postgres, embedded_postgres
+from timemachine.local.temporal import Temporal
+from timemachine.postgres import migrate
+from timemachine.settings import Settings
 
 ROUNDS = int(os.environ.get("RACES", "200"))
 AT_A_TIME = 16
+CRASH_JOBS = 40
 
 Outcome = tuple[int, str | None, int]
 
 
-async def answer_soon(_: Received) -> bytes:
-    await asyncio.sleep(random.choice([0, 0, 0.002, 0.02]))
+SLOW = 1.5
+"""Seconds of an attempt that outlasts the workflow task which began it."""
+
+
+async def answer(_: Received) -> bytes:
+    await asyncio.sleep(random.choice([0, 0.002, 0.02, SLOW, SLOW, SLOW]))
     return response(200)
+
+
+@pytest.fixture
+async def service(
+    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    async with two_workers(settings) as pair:
+        service = Service(pair.api, db)
+        await service.add_route(receiver.url)
+        yield service
+        service.verify_all(receiver)
 
 
 class Aim:
@@ -45,7 +73,7 @@ def code(answer: httpx.Response) -> str | None:
 
 @pytest.mark.timeout(ROUNDS)
 async def test_delete_races_the_trigger_time(service: Service, receiver: Receiver) -> None:
-    receiver.answer = answer_soon
+    receiver.answer = answer
     limit, aim = asyncio.Semaphore(AT_A_TIME), Aim()
 
     async def race() -> Outcome:
@@ -53,11 +81,11 @@ async def test_delete_races_the_trigger_time(service: Service, receiver: Receive
             job = a_job(0.6)
             await service.api.post(service.jobs, json=job)
             await aim.wait(job["trigger_time"])
-            answer = await service.cancel(job["id"])
-            aim.note(too_late=code(answer) == "E006")
+            deleted = await service.cancel(job["id"])
+            aim.note(too_late=code(deleted) == "E006")
             # An ended job is delivered no more, so what arrived until now is all.
             await service.wait_for_end(job["id"])
-            return answer.status_code, code(answer), len(receiver.of(job["id"]))
+            return deleted.status_code, code(deleted), len(receiver.of(job["id"]))
 
     outcomes = Counter(await asyncio.gather(*(race() for _ in range(ROUNDS))))
 
@@ -66,7 +94,7 @@ async def test_delete_races_the_trigger_time(service: Service, receiver: Receive
 
 @pytest.mark.timeout(ROUNDS)
 async def test_put_races_the_trigger_time(service: Service, receiver: Receiver) -> None:
-    receiver.answer = answer_soon
+    receiver.answer = answer
     limit, aim = asyncio.Semaphore(AT_A_TIME), Aim()
 
     async def race() -> tuple[str | None, list[bytes]]:
@@ -74,12 +102,66 @@ async def test_put_races_the_trigger_time(service: Service, receiver: Receiver) 
             job = a_job(0.6, meta="old")
             await service.api.post(service.jobs, json=job)
             await aim.wait(job["trigger_time"])
-            answer = await service.change(job["id"], 0.3, meta="new")
-            aim.note(too_late=code(answer) == "E006")
+            changed = await service.change(job["id"], 0.3, meta="new")
+            aim.note(too_late=code(changed) == "E006")
             await service.wait_for_end(job["id"])
-            return code(answer), [received.body for received in receiver.of(job["id"])]
+            return code(changed), [received.body for received in receiver.of(job["id"])]
 
     outcomes = await asyncio.gather(*(race() for _ in range(ROUNDS)))
 
     assert all(outcome in ((None, [b'"new"']), ("E006", [b'"old"'])) for outcome in outcomes), outcomes
     assert len({outcome[0] for outcome in outcomes}) == 2
+
+
+@pytest.fixture
+async def fragile(tmp_path: Path) -> AsyncIterator[Postgres]:
+    """A Postgres of the test's own, to be killed."""
+    async with embedded_postgres(tmp_path) as postgres:
+        yield postgres
+
+
+@pytest.mark.timeout(120)
+async def test_delete_races_the_trigger_time_while_postgres_crashes(
+    fragile: Postgres,
+    settings: Settings,
+    client: Client,
+    temporal: Temporal,
+    receiver: Receiver,
+    db: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is not known yet is said to be so, what is known stays true, and nothing is made twice: no worker died."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    receiver.answer = answer
+    own = replace(settings, postgres_dsn=fragile.dsn)
+    await migrate(own)
+    async with two_workers(own) as pair:
+        service = Service(pair.api, db)
+        await service.add_route(receiver.url)
+        due = time.time() + 2
+        job_ids = await asyncio.gather(*(service.create(due - time.time()) for _ in range(CRASH_JOBS)))
+
+        async def race(job_id: str) -> tuple[str | None, str, int]:
+            await asyncio.sleep(max(0.0, due + random.uniform(-0.2, 2.5) - time.time()))
+            while (deleted := await service.cancel(job_id)).status_code == 503:
+                await asyncio.sleep(0.1)
+            return code(deleted), (await ended(service, job_id))["state"], len(receiver.of(job_id))
+
+        racing = [asyncio.create_task(race(job_id)) for job_id in job_ids]
+        await asyncio.sleep(max(0.0, due + 0.4 - time.time()))
+        stop(fragile.part, signal.SIGKILL)
+        await fragile.part.restart()
+        outcomes = Counter(await asyncio.gather(*racing))
+
+    assert set(outcomes) == {(None, "cancelled", 0), ("E006", "delivered", 1)}, outcomes
+
+
+async def ended(service: Service, job_id: str) -> dict[str, str]:
+    """Return a job that has ended, however often the answer is that nobody knows."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await service.api.get(f"{service.jobs}/{job_id}")
+            if found.status_code == 200 and found.json()["state"] not in ("scheduled", "delivering"):
+                job: dict[str, str] = found.json()
+                return job
+            await asyncio.sleep(0.1)
