@@ -18,14 +18,14 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str
     port: int
-    headers: dict[str, str]
+    headers: tuple[tuple[bytes, bytes], ...]
 
     @classmethod
     def at(cls, url: str) -> "EgressProxy":
         """Read `http://[user:password@]host[:port]`."""
         parts = urlsplit(url)
         known = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-        headers = {"Proxy-Authorization": f"Basic {b64encode(known).decode('ascii')}"} if parts.username else {}
+        headers = ((b"Proxy-Authorization", b"Basic " + b64encode(known)),) if parts.username else ()
         return cls(host=parts.hostname or "", port=parts.port or 80, headers=headers)
 
     async def tunnel(self, stream: Stream, to: str) -> None:
@@ -34,7 +34,7 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             NoAnswerError: The proxy does not.
         """
-        stream.write(Exchange("CONNECT", to, {"Host": to, **self.headers}.items()).request)
+        stream.write(Exchange("CONNECT", to, [(b"Host", to.encode()), *self.headers]).request)
         try:
             status, head, rest = await read_head(stream)
         except NoHttpError as error:

@@ -40,7 +40,7 @@ class NoHttpError(Exception):
 class Exchange:
     """A request, and what has been read of its answer."""
 
-    def __init__(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b"") -> None:
+    def __init__(self, method: str, target: str, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:
         """Put the request into HTTP.
 
         Raises:

@@ -1,4 +1,7 @@
-"""The door to receivers: one POST with one limit on its time, and its answer or the reason why there is none."""
+"""Deliveries over HTTP: one POST with one limit on its time, and its answer or the reason why there is none.
+
+The only file that imports httpx.
+"""
 
 import asyncio
 import ssl
@@ -9,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import certifi
+import httpx
 import msgspec
 
 from timemachine.connections import Connector, Resolve, Stream, SystemResolver
@@ -81,20 +85,10 @@ class WebhookClient:
             ssl_context: Whom to trust, if not the system's and Mozilla's authorities.
         """
         self._timeout = timeout
-        self._places = asyncio.Semaphore(max_connections)
-        self._kept = KeepAlive(max_connections)
         # Depends on nothing else, and many deliveries go to the same URL.
         self._endpoint = lru_cache(URLS_KEPT)(partial(Endpoint.of, targets))
-        self._system = SystemResolver()
-        look_up = resolve or self._system
-        self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
-        self._connector = (
-            Connector(look_up, lambda _: True, peer="the egress proxy")
-            if egress_proxy
-            else Connector(look_up, targets.may_call)
-        )
-        self._tls = ssl_context or _trusting()
-        self._tls.set_alpn_protocols(["http/1.1"])
+        # Used without `httpx.AsyncClient`, which would keep cookies, read where a redirect goes, and log each URL.
+        self._transport = WebhookTransport(max_connections, targets, egress_proxy, resolve, ssl_context)
 
     async def __aenter__(self) -> Self:
         """Open the client."""
@@ -104,8 +98,7 @@ class WebhookClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close every connection."""
-        self._kept.close()
-        await self._system.aclose()
+        await self._transport.aclose()
 
     async def post(
         self,
@@ -134,22 +127,75 @@ class WebhookClient:
             NotSentError: `may_send` returned False, and nothing was written.
             OwnFaultError: This machine lacks what it takes, and nothing was written.
         """
-        limit = timeout or self._timeout
         try:
             endpoint = self._endpoint(url)
-            exchange = self._exchange(endpoint, body, headers)
-        except ValueError as error:  # its message may hold a header's value
+            request = httpx.Request(
+                "POST",
+                f"{endpoint.scheme}://{endpoint.authority}",  # what is called, and how it is spelled, is the endpoint's
+                content=body,
+                headers={**_OURS, "host": endpoint.authority, **headers},
+                extensions={"endpoint": endpoint, "limit": timeout or self._timeout, "may_send": may_send},
+            )
+            response = await self._transport.handle_async_request(request)
+        except (ValueError, httpx.InvalidURL) as error:  # its message may hold a header's value
             raise NoAnswerError("the request cannot be put into HTTP", kind=Kind.PROTOCOL) from error
-        post = _Post(endpoint, exchange, may_send, asyncio.get_running_loop().time() + limit)
+        retry_after = plain_retry_after(response.headers.get("retry-after"))
+        return Answer(status=response.status_code, body=response.content, retry_after=retry_after)
+
+
+class WebhookTransport(httpx.AsyncBaseTransport):
+    """Sends httpx's requests over connections of ours, to addresses that were checked (decision 0018)."""
+
+    def __init__(
+        self,
+        max_connections: int,
+        targets: Targets,
+        egress_proxy: str | None,
+        resolve: Resolve | None,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        """Set the limits; see `WebhookClient`."""
+        self._places = asyncio.Semaphore(max_connections)
+        self._kept = KeepAlive(max_connections)
+        self._system = SystemResolver()
+        look_up = resolve or self._system
+        self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
+        self._connector = (
+            Connector(look_up, lambda _: True, peer="the egress proxy")
+            if egress_proxy
+            else Connector(look_up, targets.may_call)
+        )
+        self._tls = ssl_context or _trusting()
+        self._tls.set_alpn_protocols(["http/1.1"])
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._kept.close()
+        await self._system.aclose()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Make a request, and return its answer with the first bytes of its body.
+
+        Args:
+            request: With the extensions `endpoint`, `limit` (seconds) and `may_send`, as `WebhookClient.post` has them.
+
+        Raises:
+            ValueError: The request cannot be put into HTTP.
+            BlockedTargetError, NoAnswerError, NotSentError, OwnFaultError: As `WebhookClient.post` raises them.
+        """
+        endpoint, limit = request.extensions["endpoint"], request.extensions["limit"]
+        exchange = self._exchange(endpoint, request)
+        post = _Post(endpoint, exchange, request.extensions["may_send"], asyncio.get_running_loop().time() + limit)
         with _told_apart(post, limit):
             async with self._place(post.deadline):
                 return await self._answer(post)
 
-    def _exchange(self, endpoint: Endpoint, body: bytes, headers: Mapping[str, str]) -> Exchange:
-        target, ours = endpoint.target, {**_OURS, "host": endpoint.authority, "content-length": str(len(body))}
+    def _exchange(self, endpoint: Endpoint, request: httpx.Request) -> Exchange:
+        target, headers = endpoint.target, request.headers.raw
         if self._proxy and not endpoint.tls:
-            target, ours = f"http://{endpoint.authority}{target}", ours | self._proxy.headers
-        return Exchange("POST", target, {**ours, **headers}.items(), body)
+            target = f"http://{endpoint.authority}{target}"
+            headers = [*headers, *self._proxy.headers]
+        return Exchange(request.method, target, headers, request.content)
 
     @asynccontextmanager
     async def _place(self, deadline: float) -> AsyncIterator[None]:
@@ -164,7 +210,7 @@ class WebhookClient:
         finally:
             self._places.release()
 
-    async def _answer(self, post: "_Post") -> Answer:
+    async def _answer(self, post: "_Post") -> httpx.Response:
         """Make the request on a kept connection, or on a new one if that was closed meanwhile."""
         if kept := self._kept.take(post.endpoint.receiver):
             with suppress(HungUpError):
@@ -173,7 +219,7 @@ class WebhookClient:
             stream = await self._open(post)
         return await self._answer_over(stream, post)
 
-    async def _answer_over(self, stream: Stream, post: "_Post") -> Answer:
+    async def _answer_over(self, stream: Stream, post: "_Post") -> httpx.Response:
         exchange = post.exchange
         try:
             async with _until(post.deadline):
@@ -187,8 +233,8 @@ class WebhookClient:
                 stream.close()
         if status == _PROXY_AUTHENTICATION and self._proxy and not post.endpoint.tls:
             raise proxy_failed(f"refused: {status}")
-        body = bytes(exchange.body[:MAX_ANSWER_BYTES])
-        return Answer(status=status, body=body, retry_after=plain_retry_after(exchange.retry_after))
+        headers = {"retry-after": exchange.retry_after} if exchange.retry_after else {}
+        return httpx.Response(status, headers=headers, content=bytes(exchange.body[:MAX_ANSWER_BYTES]))
 
     async def _open(self, post: "_Post") -> Stream:
         """Open a connection that leads to the receiver, or to a proxy that forwards to it."""

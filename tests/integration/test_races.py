@@ -20,7 +20,7 @@ from tests.service import Service, a_job
 from tests.two_workers import two_workers
 from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal
-from timemachine.postgres import migrate
+from timemachine.migrate import migrate
 from timemachine.settings import Settings
 
 ROUNDS = int(os.environ.get("RACES", "200"))

@@ -46,6 +46,7 @@ USERS = {
     ],
     "aiodns": ["timemachine.connections"],
     "h11": ["timemachine.exchange", "api.http_protocol"],
+    "httpx": ["timemachine.http"],
     "cryptography": ["timemachine.vault"],
     "litestar": ["api"],
     "uvicorn": ["api.__main__", "api.http_protocol"],
