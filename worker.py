@@ -25,7 +25,7 @@ from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import TimemachineError
 from timemachine.http import WebhookClient
 from timemachine.postgres import Pool, open_pool
-from timemachine.process import leave
+from timemachine.process import leave, raise_file_limit
 from timemachine.process import run as run_program
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
@@ -186,6 +186,7 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
 async def main() -> int:
     """Run until SIGTERM or SIGINT, and return the exit status: 0 only after a stop that was asked for."""
     configure_logging()
+    raise_file_limit()
     on_one_thread(os.environ)
     activity.logger.activity_info_on_message = False  # it is in the line's own field
     stop = asyncio.Event()

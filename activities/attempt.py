@@ -42,7 +42,7 @@ from timemachine.jobs import Job, to_ms
 from timemachine.outcomes import AttemptEnd, Deferred, LedgerRow, Outcome, RowState, outcome_of
 from timemachine.retry import Retry
 from timemachine.route_store import RouteStore, Target
-from timemachine.routes import RouteState, target_url
+from timemachine.routes import RouteState, has_scheme, target_url
 from timemachine.settings import Settings
 from timemachine.signing import signatures
 from timemachine.temporal import LATENESS
@@ -217,7 +217,7 @@ class Attempts:
         except NoAnswerError as error:
             if isinstance(error, BlockedTargetError):
                 log.warning("target blocked", extra={"detail": error.detail, "route": job.route_key})
-            ending, reason, body = Ending(kind=error.kind), str(error), b""
+            ending, reason, body = Ending(kind=error.kind), _explained(error, target.route.webhook_url), b""
         except WebhookUrlError as error:
             ending, reason, body = Ending(kind=Kind.BLOCKED), str(error), b""
         else:
@@ -279,6 +279,16 @@ async def _wait_until_due(job: Job) -> float:
 def _deferred(reason: str, wait: float) -> Deferred:
     """Return that no attempt was made. Those that were put off together do not come back together."""
     return Deferred(reason=reason, next_at=_now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
+
+
+def _explained(error: NoAnswerError, webhook_url: str) -> str:
+    """Return an error's message, with what was assumed where that may be what is wrong."""
+    if error.kind is not Kind.TLS or has_scheme(webhook_url):
+        return str(error)
+    return (
+        f"{error}; https:// was put before the webhook_url, which has no scheme: for a receiver without TLS write "
+        "http:// before it"
+    )
 
 
 def _given_up(reason: str, number: int) -> End:

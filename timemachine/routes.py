@@ -104,12 +104,17 @@ def target_url(webhook_url: str, *, default_scheme: str) -> str:
         raise WebhookUrlError(f"webhook_url: at most {MAX_URL} characters are allowed")
     if not _PRINTABLE.match(webhook_url) or "\\" in webhook_url:
         raise WebhookUrlError("webhook_url: only printable ASCII without spaces and backslashes is allowed")
-    url = webhook_url if _SCHEME.match(webhook_url) else f"{default_scheme}://{webhook_url}"
+    url = webhook_url if has_scheme(webhook_url) else f"{default_scheme}://{webhook_url}"
     try:
         _check_parts(urlsplit(url))
     except ValueError as error:
         raise WebhookUrlError(f"webhook_url: {error}") from error
     return url
+
+
+def has_scheme(webhook_url: str) -> bool:
+    """Return whether a `webhook_url` says itself how it is called."""
+    return _SCHEME.match(webhook_url) is not None
 
 
 def _check_parts(parts: SplitResult) -> None:
