@@ -57,6 +57,19 @@ async def serving(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
+@asynccontextmanager
+async def working(
+    client: Client, routes: RouteStore, attempts: AttemptLog, webhooks: WebhookClient, settings: Settings
+) -> AsyncIterator[None]:
+    """Run both workers of a worker's program, in the tests' own loop."""
+    bulk = bulk_activities(client, routes, attempts, settings)
+    async with (
+        create_worker(client, routes, attempts, webhooks, settings, bulk=bulk),
+        create_bulk_worker(client, bulk, settings),
+    ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
@@ -116,14 +129,9 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     async with (
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        working(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
     ):
-        store, attempts = RouteStore(pool, Vault(settings)), AttemptLog(pool)
-        bulk = bulk_activities(client, store, attempts, settings)
-        async with (
-            create_worker(client, store, attempts, webhooks, settings, bulk=bulk),
-            create_bulk_worker(client, bulk, settings),
-        ):
-            yield
+        yield
 
 
 @pytest.fixture

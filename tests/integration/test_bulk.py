@@ -14,7 +14,7 @@ from temporalio.client import Client
 
 from activities import bulk, redelivery, release
 from api.app import create_app
-from tests.conftest import serving
+from tests.conftest import serving, working
 from tests.integration.test_redelivery import fail, refuse
 from tests.integration.test_release import held_count, hold
 from tests.receiver import Received, Receiver, response, take
@@ -27,7 +27,7 @@ from timemachine.postgres import open_pool
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault
-from worker import BULK_SLOTS, bulk_activities, create_bulk_worker, create_worker
+from worker import BULK_SLOTS
 
 
 @asynccontextmanager
@@ -43,10 +43,8 @@ async def a_service(
             webhooks = await opened.enter_async_context(
                 WebhookClient(timeout=5, max_connections=20, targets=settings.targets)
             )
-            store, attempts = RouteStore(pool, Vault(settings)), AttemptLog(pool)
-            shared = bulk_activities(client, store, attempts, settings)
-            await opened.enter_async_context(create_worker(client, store, attempts, webhooks, settings, bulk=shared))
-            await opened.enter_async_context(create_bulk_worker(client, shared, settings))
+            store = RouteStore(pool, Vault(settings))
+            await opened.enter_async_context(working(client, store, AttemptLog(pool), webhooks, settings))
             service = Service(api, db)
             await service.add_route(receiver.url)
             yield service

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from api.app import create_app
-from tests.conftest import serving
+from tests.conftest import serving, working
 from tests.receiver import Receiver
 from tests.service import ROUTE, Service, refused
 from timemachine.attempt_log import AttemptLog
@@ -23,7 +23,6 @@ from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
 from timemachine.vault import Vault
-from worker import create_worker
 
 JOBS = 40
 EVENTS = 20
@@ -51,7 +50,7 @@ async def cut(
         serving(create_app(settings)) as api,
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
+        working(client, RouteStore(pool, Vault(settings)), AttemptLog(pool), webhooks, settings),
     ):
         service = Service(api, db)
         await service.add_route(receiver.url)
