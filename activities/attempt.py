@@ -226,7 +226,7 @@ class Attempts:
                 kind=Kind.TAKEN if answer.taken else Kind.REFUSED, status=answer.status, retry_after=answer.retry_after
             )
             reason = describe(answer.status, body)
-        if number == 1:
+        if number == 1 and not job.message_id:
             _record_lateness(job, started)
         row = _logged(delivery, number, started, ending, None if ending.kind is Kind.TAKEN else reason, body)
         if ending.kind is Kind.TAKEN:

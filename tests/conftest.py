@@ -23,7 +23,7 @@ from timemachine.local.postgres import Postgres, embedded_postgres
 from timemachine.local.temporal import Temporal, embedded_temporal
 from timemachine.local.temporal_cli import find_temporal_cli
 from timemachine.migrate import migrate
-from timemachine.postgres import open_pool
+from timemachine.postgres import Pool, open_pool
 from timemachine.settings import Settings
 from timemachine.temporal import connect, ensure_search_attributes
 from timemachine.vault import new_key
@@ -56,6 +56,17 @@ async def serving(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=transport, base_url="http://api", timeout=30) as http,
     ):
         yield http
+
+
+@asynccontextmanager
+async def working(client: Client, pool: Pool, webhooks: WebhookClient, settings: Settings) -> AsyncIterator[None]:
+    """Run workers of deliveries and of bulk work, in the tests' own loop."""
+    bulk = bulk_activities(client, pool, settings)
+    async with (
+        create_worker(client, pool, webhooks, settings, bulk=bulk),
+        create_bulk_worker(client, bulk, settings),
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -117,13 +128,9 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     async with (
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        working(client, pool, webhooks, settings),
     ):
-        bulk = bulk_activities(client, pool, settings)
-        async with (
-            create_worker(client, pool, webhooks, settings, bulk=bulk),
-            create_bulk_worker(client, bulk, settings),
-        ):
-            yield
+        yield
 
 
 CUT_AFTER = 20
@@ -155,7 +162,7 @@ async def cut(cutting_client: Client, settings: Settings, db: str, receiver: Rec
         serving(create_app(settings)) as api,
         open_pool(settings) as pool,
         WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
-        create_worker(cutting_client, pool, webhooks, settings),
+        working(cutting_client, pool, webhooks, settings),
     ):
         service = Service(api, db)
         await service.add_route(receiver.url)

@@ -14,7 +14,7 @@ from temporalio.client import Client
 
 from activities import bulk, redelivery, release
 from api.app import create_app
-from tests.conftest import serving
+from tests.conftest import serving, working
 from tests.integration.test_redelivery import fail, refuse
 from tests.integration.test_release import held_count, hold
 from tests.receiver import Received, Receiver, response, take
@@ -24,7 +24,7 @@ from timemachine.http import WebhookClient
 from timemachine.local.temporal import Temporal
 from timemachine.postgres import open_pool
 from timemachine.settings import Settings
-from worker import BULK_SLOTS, bulk_activities, create_bulk_worker, create_worker
+from worker import BULK_SLOTS
 
 
 @asynccontextmanager
@@ -40,9 +40,7 @@ async def a_service(
             webhooks = await opened.enter_async_context(
                 WebhookClient(timeout=5, max_connections=20, targets=settings.targets)
             )
-            shared = bulk_activities(client, pool, settings)
-            await opened.enter_async_context(create_worker(client, pool, webhooks, settings, bulk=shared))
-            await opened.enter_async_context(create_bulk_worker(client, shared, settings))
+            await opened.enter_async_context(working(client, pool, webhooks, settings))
             service = Service(api, db)
             await service.add_route(receiver.url)
             yield service

@@ -21,7 +21,7 @@ from timemachine.outcomes import RowState
 from timemachine.settings import Settings
 
 
-def _too_late(*_: Any) -> None:
+def _too_late(*_: Any, **__: Any) -> None:
     raise TriggerTimeError("it is past")
 
 

@@ -16,7 +16,7 @@ from temporalio.client import Client
 
 from api.app import create_app
 from api.secrets import EXAMPLE, OLDER_EXAMPLE
-from tests.conftest import serving
+from tests.conftest import serving, working
 from tests.receiver import Received, Receiver, response
 from tests.service import Service, a_job, new_id, refused
 from timemachine.http import WebhookClient
@@ -26,7 +26,6 @@ from timemachine.postgres import open_pool
 from timemachine.settings import Settings
 from timemachine.telemetry import JsonFormatter
 from timemachine.vault import new_key
-from worker import create_worker
 
 QUICK = {"waits": [0.1]}
 
@@ -95,7 +94,7 @@ async def with_wrong_key(settings: Settings, temporal: Temporal, client: Client)
             serving(create_app(settings)) as api,
             open_pool(settings) as pool,
             WebhookClient(timeout=5, max_connections=5, targets=settings.targets) as webhooks,
-            create_worker(client, pool, webhooks, settings),
+            working(client, pool, webhooks, settings),
         ):
             yield api
 

@@ -170,7 +170,6 @@ async def test_a_job_that_waits_for_its_moment_can_be_cancelled(
     assert receiver.received == []
 
 
-@pytest.mark.xfail(strict=True, reason="the first look of a release must also signal jobs released before")
 async def test_a_second_resume_moves_jobs_that_wait_for_their_moment(
     service: Service, receiver: Receiver, client: Client
 ) -> None:
