@@ -1,4 +1,8 @@
-"""Changes that race the release of held jobs: there are two outcomes, and the answer says which."""
+"""Changes that race the release of held jobs: there are two outcomes, and the answer says which, or that none is known.
+
+A change needs a worker's answer, which a slow machine may not give in time: that is told, and the job is delivered once
+all the same. A cancel is decided by the ledger.
+"""
 
 import asyncio
 import random
@@ -11,7 +15,7 @@ from tests.integration.test_holds import pause, resume, wait_until_held, wait_un
 from tests.receiver import Receiver
 from tests.service import Service
 
-JOBS = 60
+JOBS = 40
 SPREAD = 1.5
 
 
@@ -57,5 +61,7 @@ async def test_put_races_the_release(service: Service, receiver: Receiver, clien
     await resume(service, SPREAD)
     outcomes = await asyncio.gather(*(race(job_id) for job_id in job_ids))
 
-    assert all(outcome in ((None, [b'"new"']), ("E006", [b'"old"'])) for outcome in outcomes), outcomes
-    assert len({outcome[0] for outcome in outcomes}) == 2
+    old, new = [b'"old"'], [b'"new"']
+    exact = [(None, new), ("E006", old)]
+    assert all(outcome in [*exact, ("E015", old), ("E015", new)] for outcome in outcomes), outcomes
+    assert all(outcome in outcomes for outcome in exact), outcomes
