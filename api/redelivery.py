@@ -1,5 +1,6 @@
 """Redelivery: jobs that have ended, delivered once more under the same `webhook-id`."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -32,11 +33,15 @@ from timemachine.errors import (
 )
 from timemachine.job_runs import JobRun, check_redeliverable, latest_run, redeliver
 from timemachine.jobs import MAX_NAME, check_key, check_name, to_ms
+from timemachine.outcomes import LedgerRow, RowState
 from timemachine.redelivery import FailedJobs, Progress, redelivery_workflow_id
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import answering
 from workflows.redelivery import RedeliveryWorkflow
+
+POLL = 0.1
+"""Seconds between two looks at a run that is about to close."""
 
 RedeliveryId = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
 # Litestar forgets a bound of 0.
@@ -108,10 +113,9 @@ class Redeliveries:
         """
         workflow_id = check_key(db, collection, job_id)
         async with answering(self._limit):
-            run = await latest_run(self._client, workflow_id)
+            run, row = await self._latest(workflow_id)
             if _is_under_way(run):
                 return
-            row = await self._ledger.find(run.first_run_id)
             check_redeliverable(run, row)
             await self._routes.check(db, run.job.route)
             try:
@@ -121,6 +125,18 @@ class Redeliveries:
                 redelivers = await latest.redelivers()
                 if redelivers is None or redelivers.run_id != run.run_id:
                     raise TooLateError("the job was created again in this moment") from error
+
+    async def _latest(self, workflow_id: str) -> tuple[JobRun, LedgerRow | None]:
+        """Return a job's latest run, and its row: of one that the ledger has decided, once Temporal knows it as well.
+
+        A client that was just told that the job has ended is right, though the run is open for a moment still.
+        """
+        while True:
+            run = await latest_run(self._client, workflow_id)
+            row = await self._ledger.find(run.first_run_id)
+            if not run.is_open or row is None or not row.is_decided or row.state is RowState.CANCELLED:
+                return run, row
+            await asyncio.sleep(POLL)
 
     async def many(self, db: str, route_id: str, window: Window) -> str:
         """Start a redelivery of the jobs of a route that failed within a window, and return its id.

@@ -11,7 +11,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from timemachine.delivery import expired
 from timemachine.errors import NoSuchJobError, TooLateError
 from timemachine.jobs import Job, message_id
-from timemachine.outcomes import LedgerRow
+from timemachine.outcomes import LedgerRow, RowState
 from timemachine.temporal import ROUTE, TRIGGER_TIME
 
 CHANGED_JOB = "job"
@@ -146,10 +146,10 @@ def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
     """
     if row and row.is_cancelled_in_doubt:
         raise TooLateError("the job was cancelled, and its receiver may have taken it before; create it again instead")
+    if run.status in CANCELLED or (row and row.state is RowState.CANCELLED):
+        raise TooLateError("the job was cancelled; create it again instead")
     if run.is_open:
         raise TooLateError("too early: the job has not ended yet")
-    if run.status in CANCELLED:
-        raise TooLateError("the job was cancelled; create it again instead")
     if expired(run.job, datetime.now(UTC)):
         raise TooLateError("too late: the job's deadline has passed")
 

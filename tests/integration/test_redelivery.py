@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from tests.ledger import AnotherWorker, first_run, taken
 from tests.receiver import Received, Receiver, response, take
 from tests.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from timemachine import job_runs
@@ -211,6 +214,51 @@ async def test_a_cursor_of_another_list_is_refused(service: Service, out_of_orde
 
 
 # One job
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["for the first time", "once more"])
+async def test_a_job_that_is_said_to_have_ended_is_redelivered(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker, before: bool
+) -> None:
+    """The ledger knows of its end before Temporal does. None may be answered 200 and not be made."""
+    ending = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await ending.wait()
+        return response(200)
+
+    job_id = new_id()
+    if before:
+        await service.create(0, job_id=job_id)
+        await client.get_workflow_handle(f"{service.db}/c/{job_id}").result()
+    receiver.answer = slow
+    if before:
+        assert (await redeliver(service, job_id)).status_code == 200
+    else:
+        await service.create(0, job_id=job_id)
+    sent = len(await receiver.wait_for(job_id, 1 + before))
+    await another.end(await first_run(client, service, job_id), uuid4(), taken())
+    assert (await service.find(job_id))["state"] == "delivered"
+
+    asking = asyncio.create_task(redeliver(service, job_id))
+    await asyncio.sleep(0.5)
+    ending.set()
+
+    assert (await asking).status_code == 200
+    await receiver.wait_for(job_id, sent + 1)
+    await service.wait_for_state(job_id, "delivered")
+
+
+async def test_a_job_that_was_cancelled_is_not_redelivered_though_temporal_does_not_know(
+    service: Service, client: Client, another: AnotherWorker
+) -> None:
+    job_id = await service.create(3600)
+    await another.ledger.cancel(await first_run(client, service, job_id), due=datetime.now(UTC))
+
+    answer = await redeliver(service, job_id)
+
+    assert refused(answer) == (400, "E006")
+    assert "cancelled" in answer.json()["error"]
 
 
 async def test_a_failed_job_is_delivered_once_more_under_the_same_webhook_id(
