@@ -143,9 +143,14 @@ async def test_delete_races_the_trigger_time_while_postgres_crashes(
 
         async def race(job_id: str) -> tuple[str | None, str, int]:
             await asyncio.sleep(max(0.0, due + random.uniform(-0.2, 2.5) - time.time()))
-            while (deleted := await service.cancel(job_id)).status_code == 503:
+            answers = [await service.cancel(job_id)]
+            while answers[-1].status_code == 503:
                 await asyncio.sleep(0.1)
-            return code(deleted), (await ended(service, job_id))["state"], len(receiver.of(job_id))
+                answers.append(await service.cancel(job_id))
+            state = (await ended(service, job_id))["state"]
+            # The first of them may have cancelled the job, and then the next one comes too late.
+            again = len(answers) > 1 and state == "cancelled"
+            return None if again else code(answers[-1]), state, len(receiver.of(job_id))
 
         racing = [asyncio.create_task(race(job_id)) for job_id in job_ids]
         await asyncio.sleep(max(0.0, due + 0.4 - time.time()))
