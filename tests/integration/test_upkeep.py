@@ -20,6 +20,7 @@ from activities.upkeep import BATCH, Upkeep
 from tests.service import new_id
 from timemachine.attempt_log import AttemptLog
 from timemachine.delivery_ledger import DeliveryLedger
+from timemachine.outcomes import RowState
 from timemachine.postgres import connection, open_pool
 from timemachine.route_store import RouteStore
 from timemachine.schedules import ensure_schedules
@@ -153,6 +154,29 @@ async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db
     assert left == 1
     await clean(settings)
     assert await rows(settings, db) == 0
+
+
+LEDGER_ROWS = """
+    INSERT INTO delivery_ledger (run_id, state, claim, at, made, created_at)
+    SELECT $1 || name || state, state, gen_random_uuid(), now() - due, 1, now() - created
+    FROM unnest($2::text[]) AS state, (
+        VALUES ('old ', $3::interval, $3::interval), ('young ', '1 hour', '1 hour'), ('due lately ', '1 hour', $3)
+    ) AS age (name, due, created)
+"""
+
+
+async def test_the_ledger_keeps_what_is_not_decided_and_what_was_due_lately(settings: Settings) -> None:
+    """A row that goes too early lets a worker that wakes begin what was cancelled."""
+    mine, age = new_id(), timedelta(days=settings.attempts_kept_days + 1)
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        await postgres.execute(LEDGER_ROWS, mine, list(RowState), age)
+
+        await clean(settings)
+
+        kept = await postgres.fetch("SELECT run_id FROM delivery_ledger WHERE starts_with(run_id, $1)", mine)
+    removed = {f"old {state}" for state in ("taken", "failed", "cancelled")}
+    everything = {f"{name} {state}" for name in ("old", "young", "due lately") for state in RowState}
+    assert {row["run_id"].removeprefix(mine) for row in kept} == everything - removed
 
 
 def task_queue(schedule: Schedule) -> str:
