@@ -60,8 +60,6 @@ POSTGRES_RETRY = 5.0
 OWN_FAULT_RETRY = 5.0
 """Seconds after which an attempt is asked for again that Postgres, or this machine, stood in the way of."""
 
-NOT_MADE = End(made=False)
-
 
 class Attempts:
     """Makes attempts with what a worker shares among them."""
@@ -157,13 +155,13 @@ class Attempts:
                 if boot_time() > until:
                     break
                 await asyncio.sleep(END_RETRY)
-        await self._end(delivery.run_id, claim, NOT_MADE)
+        await self._end(delivery.run_id, claim, _not_made(reason))
         return _deferred(reason, POSTGRES_RETRY)
 
     async def _make(self, delivery: Delivery, claim: UUID, begun: Begun, asked: float) -> Outcome:
         """Make the attempt that was begun, and tell what the ledger says after its end is written."""
         end = await self._reach_out(delivery, begun, asked)
-        row = await self._end(delivery.run_id, claim, NOT_MADE if isinstance(end, Deferred) else end)
+        row = await self._end(delivery.run_id, claim, _not_made(end.reason) if isinstance(end, Deferred) else end)
         if isinstance(end, Deferred):
             return end if row.state is RowState.WAITING else outcome_of(row, _now_ms())
         if begun.target and end.logged:
@@ -288,6 +286,13 @@ def _explained(error: NoAnswerError, webhook_url: str) -> str:
     return (
         f"{error}; https:// was put before the webhook_url, which has no scheme: for a receiver without TLS write "
         "http:// before it"
+    )
+
+
+def _not_made(reason: str) -> End:
+    """Return the end of an attempt that uses nothing up, with the reason for whoever looks at the job."""
+    return End(
+        made=False, outcome=AttemptEnd(number=0, kind=Kind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC)))
     )
 
 

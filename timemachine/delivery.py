@@ -95,6 +95,8 @@ class Kind(StrEnum):
     """Lost with its worker: nobody knows how it ended. Only in the ledger."""
     EXPIRED = "expired"
     """Not made: the job's deadline had passed. Only in the ledger."""
+    NOT_MADE = "not_made"
+    """Not made, for a reason that passes; to be tried again. Only in the ledger."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

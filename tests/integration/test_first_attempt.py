@@ -179,6 +179,8 @@ async def test_secrets_that_cannot_be_read_use_up_no_attempt(
     assert now_ms(1) < outcome.next_at < now_ms(7)
     row = await another.row(delivery.run_id)
     assert (row.state, row.made, row.doubt) == (RowState.WAITING, 0, False)
+    assert row.end
+    assert row.end.reason == outcome.reason
     assert receiver.received == []
     assert isinstance(await first.make(delivery), Delivered)
 
