@@ -134,6 +134,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         RuntimeError: Temporal does not answer at the start, or refuses the worker for good. Attempts in flight have
             finished then, too.
     """
+    Vault(settings)  # keys that cannot be read are told before anything is connected
     async with (
         open_pool(settings) as pool,
         WebhookClient(

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -56,6 +57,8 @@ STALE_AFTER = 8.0
 """Seconds after which an attempt that was asked for is not begun any more: its worker was stopped meanwhile, and what
 it was asked to deliver may have been changed. Longer than it waits for a slot and for the clock."""
 
+INTERNAL_ERROR = "an internal error; the worker's log has it"
+
 POSTGRES_RETRY = 5.0
 OWN_FAULT_RETRY = 5.0
 """Seconds after which an attempt is asked for again that Postgres, or this machine, stood in the way of."""
@@ -77,15 +80,12 @@ class Attempts:
         self._routes = routes
         self._webhooks = webhooks
         self._slots = RouteSlots(settings.max_in_flight_per_route)
+        # Of routes with a limit of their own: asked once that was read, so that a changed one counts at once.
+        self._limited = RouteSlots(settings.max_deliveries)
         self._in_progress = in_progress or InProgress(settings.max_deliveries)
         self._default_scheme = settings.default_scheme
         self._default_timeout = settings.delivery_timeout
         self._disable_after = timedelta(hours=settings.disable_after_hours)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this worker makes as many attempts as it may."""
-        return self._in_progress.is_full
 
     async def outcome(self, delivery: Delivery, *, patience: float) -> Outcome | None:
         """Make an attempt, or join the one that is under way here, and return what it came to.
@@ -97,6 +97,8 @@ class Attempts:
         """
         attempt = self._in_progress.get(delivery.run_id)
         if attempt is None:
+            if self._in_progress.is_full:
+                return _deferred("this worker makes as many attempts as it can", 1.0)
             attempt = self._in_progress.start(delivery.run_id, self._attempt(delivery))
         ended, _ = await asyncio.wait([attempt], timeout=patience)
         return attempt.result() if ended else None
@@ -107,22 +109,25 @@ class Attempts:
         if early:
             return _deferred(f"this worker's clock is {early:.1f} s behind", early)
         try:
-            async with self._slots.slot(delivery.job.route_key):
-                if boot_time() - asked > STALE_AFTER:
-                    return _deferred("the worker was stopped meanwhile", 1.0)
-                return await self._claim(delivery)
+            async with self._slots.slot(delivery.job.route_key) as note_attempt:
+                return await self._claim(delivery, asked + STALE_AFTER, note_attempt)
         except NotYetError as error:
             return _deferred(str(error), error.after)
 
-    async def _claim(self, delivery: Delivery) -> Outcome:
-        """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over."""
+    async def _claim(self, delivery: Delivery, stale_at: float, note_attempt: Callable[[], None]) -> Outcome:
+        """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over.
+
+        Args:
+            stale_at: Boot time after which it is not made any more.
+            note_attempt: Called when the receiver is about to be called.
+        """
         sighted = None
-        while True:
+        while boot_time() < stale_at:
             claim, asked = uuid4(), boot_time()
             answer = await self._begin(delivery, claim, sighted)
             match answer:
                 case Begun():
-                    return await self._make(delivery, claim, answer, asked)
+                    return await self._make(delivery, claim, answer, min(asked + BEGIN_TIME, stale_at), note_attempt)
                 case LedgerRow() if answer.is_expired and answer.claim != sighted:
                     await asyncio.sleep(GRACE)
                     sighted = answer.claim
@@ -132,6 +137,7 @@ class Attempts:
                     return Held(reason=answer.reason, since=datetime.now(UTC), made=answer.made)
                 case Deferred():
                     return answer
+        return _deferred("the worker was stopped meanwhile", 1.0)
 
     async def _begin(
         self, delivery: Delivery, claim: UUID, sighted: str | None
@@ -155,12 +161,18 @@ class Attempts:
                 if boot_time() > until:
                     break
                 await asyncio.sleep(END_RETRY)
+            except Exception:
+                reason = INTERNAL_ERROR
+                log.exception("attempt not begun", extra={"job_id": job.id, "route": job.route_key})
+                break
         await self._end(delivery.run_id, claim, _not_made(reason))
         return _deferred(reason, POSTGRES_RETRY)
 
-    async def _make(self, delivery: Delivery, claim: UUID, begun: Begun, asked: float) -> Outcome:
+    async def _make(
+        self, delivery: Delivery, claim: UUID, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
+    ) -> Outcome:
         """Make the attempt that was begun, and tell what the ledger says after its end is written."""
-        end = await self._reach_out(delivery, begun, asked)
+        end = await self._reach_out(delivery, begun, begin_by, note_attempt)
         row = await self._end(delivery.run_id, claim, _not_made(end.reason) if isinstance(end, Deferred) else end)
         if isinstance(end, Deferred):
             return end if row.state is RowState.WAITING else outcome_of(row, _now_ms())
@@ -170,16 +182,23 @@ class Attempts:
 
     async def _end(self, run_id: str, claim: UUID, end: End) -> LedgerRow:
         """Write an end until it is there. What is known of an attempt is never given up."""
+        tries = 0
         while True:
             try:
                 if row := await self._ledger.end(run_id, claim, end):
                     return row
+                # It went away with what Postgres lost in a fail-over: as if nobody had begun.
                 return LedgerRow(state=RowState.WAITING, claim=None, seconds_left=0, made=0, doubt=False, end=None)
             except UnavailableError as error:
-                log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
-                await asyncio.sleep(END_RETRY)
+                if tries == 0:
+                    log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
+                tries += 1
+                # One that was not made, and perhaps never begun, is in no hurry.
+                await asyncio.sleep(END_RETRY if end.made else min(END_RETRY * tries, 5.0))
 
-    async def _reach_out(self, delivery: Delivery, begun: Begun, asked: float) -> End | Deferred:
+    async def _reach_out(
+        self, delivery: Delivery, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
+    ) -> End | Deferred:
         """Return how the attempt ended, or why it was not made."""
         job, target = delivery.job, begun.target
         if expired(job, datetime.now(UTC)):
@@ -187,12 +206,12 @@ class Attempts:
         if target is None:
             ending = Ending(kind=Kind.REFUSED)
             return _failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, ending)
-        limit = target.route.max_in_flight
-        self._slots.set_limit(job.route_key, limit)
-        place = self._routes.place(job.db, job.route, delivery.run_id, limit) if limit else nullcontext()
         try:
-            async with place:
-                return await self._post(delivery, target, begun.number, asked)
+            async with self._place(delivery, target.route.max_in_flight):
+                if boot_time() > begin_by:
+                    return _deferred("the worker was stopped meanwhile", 1.0)
+                note_attempt()
+                return await self._post(delivery, target, begun.number, begin_by)
         except NotYetError as error:
             return _deferred(str(error), error.after)
         except UnavailableError as error:
@@ -203,42 +222,72 @@ class Attempts:
             log.error("attempt not made", extra={"reason": str(error), "job_id": job.id, "route": job.route_key})
             return _deferred(str(error), OWN_FAULT_RETRY)
 
-    async def _post(self, delivery: Delivery, target: Target, number: int, asked: float) -> End:
+    @asynccontextmanager
+    async def _place(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
+        """Hold one of the places of a route with a limit of its own: on this worker, and then among all.
+
+        Raises:
+            NotYetError, UnavailableError: There is none now, or nobody can tell.
+        """
+        job = delivery.job
+        if limit is None:
+            yield
+            return
+        self._limited.set_limit(job.route_key, limit)
+        async with (
+            self._limited.slot(job.route_key) as note_attempt,
+            self._routes.place(job.db, job.route, delivery.run_id, limit),
+        ):
+            note_attempt()
+            yield
+
+    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> End:
         """POST once.
 
         Raises:
             NotSentError, OwnFaultError: Nothing was sent.
         """
         job, started = delivery.job, datetime.now(UTC)
-        try:
-            answer = await self._answer(delivery, target, number, asked)
-        except NoAnswerError as error:
-            if isinstance(error, BlockedTargetError):
-                log.warning("target blocked", extra={"detail": error.detail, "route": job.route_key})
-            ending, reason, body = Ending(kind=error.kind), _explained(error, target.route.webhook_url), b""
-        except WebhookUrlError as error:
-            ending, reason, body = Ending(kind=Kind.BLOCKED), str(error), b""
-        else:
-            body = without(answer.body, target.headers.values())
-            ending = Ending(
-                kind=Kind.TAKEN if answer.taken else Kind.REFUSED, status=answer.status, retry_after=answer.retry_after
-            )
-            reason = describe(answer.status, body)
+        ending, reason, body = await self._ending(delivery, target, number, begin_by)
         if number == 1 and not job.message_id:
             _record_lateness(job, started)
-        row = _logged(delivery, number, started, ending, None if ending.kind is Kind.TAKEN else reason, body)
-        if ending.kind is Kind.TAKEN:
+        row = _logged(delivery, number, started, ending, reason, body)
+        if reason is None:
             return _taken(job, row, number)
         return _failed(reason, job, job.retry or target.route.retry, number, ending, row)
 
-    async def _answer(self, delivery: Delivery, target: Target, number: int, asked: float) -> Answer:
+    async def _ending(
+        self, delivery: Delivery, target: Target, number: int, begin_by: float
+    ) -> tuple[Ending, str | None, bytes]:
+        """Return how a request ended, why the receiver did not take the job, and what is kept of its answer."""
+        try:
+            answer = await self._answer(delivery, target, number, begin_by)
+        except NoAnswerError as error:
+            if isinstance(error, BlockedTargetError):
+                log.warning("target blocked", extra={"detail": error.detail, "route": delivery.job.route_key})
+            return Ending(kind=error.kind), _explained(error, target.route.webhook_url), b""
+        except WebhookUrlError as error:
+            return Ending(kind=Kind.BLOCKED), str(error), b""
+        except (NotSentError, OwnFaultError):
+            raise
+        except Exception:
+            # Not known to be taken, as when a connection breaks; and an attempt, or it would be made for ever.
+            log.exception("attempt broke off", extra={"job_id": delivery.job.id, "route": delivery.job.route_key})
+            return Ending(kind=Kind.PROTOCOL), INTERNAL_ERROR, b""
+        body = without(answer.body, target.headers.values())
+        if answer.taken:
+            return Ending(kind=Kind.TAKEN, status=answer.status), None, body
+        refused = Ending(kind=Kind.REFUSED, status=answer.status, retry_after=answer.retry_after)
+        return refused, describe(answer.status, body), body
+
+    async def _answer(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> Answer:
         url = target_url(target.route.webhook_url, default_scheme=self._default_scheme)
         body, timestamp = bytes(delivery.job.meta), int(time.time())
         signed = signatures(target.secrets, delivery.message_id, timestamp, body)
         headers = target.headers | attempt_headers(delivery, number, timestamp) | {"webhook-signature": signed}
         timeout = target.route.timeout or self._default_timeout
-        # By then it is over if this process runs; and if it does not, the claim still holds for a while.
-        until = asked + BEGIN_TIME + timeout
+        # It is over by then if this process runs; and if it does not, the claim holds for some seconds more.
+        until = begin_by + timeout
         return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
 
     async def _note(self, target: Target, attempt: Attempt) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from msgspec.structs import replace
 from temporalio import activity
@@ -12,7 +13,7 @@ from temporalio.service import RPCError
 
 from activities.attempt import Attempts
 from timemachine.attempt_log import Attempt, AttemptLog
-from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, Held
+from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
 from timemachine.delivery_ledger import GRACE, DeliveryLedger
 from timemachine.jobs import Job, from_ms, to_ms
 from timemachine.outcomes import Cancelled, Decision, Deferred, Failed, Outcome, Unknown, decision_of
@@ -27,6 +28,9 @@ HEARTBEAT_EVERY = 3.0
 
 ASK_AGAIN = timedelta(seconds=5)
 """Time after which a run is looked at again that was cancelled, and has been asked to close."""
+
+LONGEST_BEFORE = timedelta(seconds=60)
+"""Time after which a first attempt was taken for lost before there was a ledger."""
 
 HELD = "Held"
 """Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
@@ -50,8 +54,6 @@ class Deliveries:
     @activity.defn(name="first_attempt")
     async def first_attempt(self, delivery: Delivery) -> Outcome:
         """Make the first attempt within the workflow task, as long as that does not hold the task up."""
-        if self._attempts.is_full:
-            return Unknown(reason="this worker makes as many attempts as it can")
         attempt = await self._attempts.outcome(delivery, patience=TASK_PATIENCE)
         return attempt or Unknown(reason="the attempt is under way")
 
@@ -64,8 +66,10 @@ class Deliveries:
                 when there is to be none.
         """
         delivery = _known_to_ledger(delivery)
-        if delivery.first and (early := from_ms(delivery.first.next_at) - datetime.now(UTC)) > timedelta(0):
-            raise _retryable(delivery.first.reason, early, type=delivery.first.type)
+        if delivery.first:
+            if taken := await self._taken_before(delivery):
+                return taken
+            await self._check_time(delivery.run_id, delivery.first)
         while (attempt := await self._attempts.outcome(delivery, patience=HEARTBEAT_EVERY)) is None:
             activity.heartbeat(*activity.info().heartbeat_details)
         if isinstance(attempt, Cancelled):
@@ -107,7 +111,8 @@ class Deliveries:
         Raises:
             ApplicationError: As `deliver` raises it.
         """
-        return _delivered(await self.first_attempt(_known_to_ledger(delivery)))
+        taken = await self._taken_before(delivery)
+        return taken or _delivered(await self.first_attempt(_known_to_ledger(delivery)))
 
     @activity.defn(name="settle")
     async def settle(self, delivery: Delivery) -> Delivered | None:
@@ -116,10 +121,27 @@ class Deliveries:
         Raises:
             ApplicationError, UnavailableError: As `cancel_delivery` raises them.
         """
-        if taken := await self._log.taken(activity.info().workflow_run_id or ""):
-            return _logged_success(delivery.job, taken)
+        if taken := await self._taken_before(delivery):
+            return taken
         decision = await self.cancel_delivery(delivery)
         return decision if isinstance(decision, Delivered) else None
+
+    async def _taken_before(self, delivery: Delivery) -> Delivered | None:
+        """Return the success of an attempt that a worker from before the ledger has logged, if there is one."""
+        taken = await self._log.taken(activity.info().workflow_run_id or "")
+        return _logged_success(delivery.job, taken) if taken else None
+
+    async def _check_time(self, run_id: str, first: FirstAttempt) -> None:
+        """Wait for the time that a first attempt has set, and for the end of one that an old worker may be making.
+
+        Raises:
+            ApplicationError: It is too early.
+        """
+        next_at = from_ms(first.next_at)
+        if first.type == UNSURE and not await self._ledger.find(run_id):
+            next_at += LONGEST_BEFORE
+        if (early := next_at - datetime.now(UTC)) > timedelta(0):
+            raise _retryable(first.reason, early, type=first.type)
 
     @activity.defn(name="find_taken")
     async def find_taken(self, delivery: Delivery) -> Delivered | None:
@@ -132,10 +154,11 @@ def _known_to_ledger(delivery: Delivery) -> Delivery:
     details = activity.info().heartbeat_details
     if delivery.run_id and not details:
         return delivery
+    first_run = "" if delivery.job.message_id else str(UUID(delivery.message_id.removeprefix("msg_")))
     made = AttemptsMade(**details[0]).made if details and isinstance(details[0], dict) else 0
     return replace(
         delivery,
-        run_id=delivery.run_id or activity.info().workflow_run_id or "",
+        run_id=delivery.run_id or first_run or activity.info().workflow_run_id or "",
         made=max(delivery.made, made),
     )
 

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from timemachine.errors import NotYetError, TimemachineError
+from timemachine.errors import NotYetError
 
 PATIENCE = 2.0
 """Seconds that an attempt waits in place for a slot of its route; a longer wait is spent outside the worker."""
@@ -106,24 +106,28 @@ class RouteSlots:
         self._own_limits: dict[str, int] = {}
 
     @asynccontextmanager
-    async def slot(self, route_key: str) -> AsyncIterator[None]:
+    async def slot(self, route_key: str) -> AsyncIterator[Callable[[], None]]:
         """Hold a slot of the route, from before it is read: by the limit that was last set, if one was.
+
+        What it yields is to be called when the receiver is about to be called: only such an attempt tells how long one
+        takes.
 
         Raises:
             NotYetError: All are taken, and waiting for one would hold the worker's own slot for too long.
         """
         route = self._in_use.get(route_key) or self._in_use.setdefault(route_key, _RouteUse(self._limit(route_key)))
         slot = await route.acquire()
-        started, attempted = route.running[slot], True
+        started, attempted = route.running[slot], False
+
+        def note_attempt() -> None:
+            nonlocal attempted
+            attempted = True
+
         try:
-            yield
-        except TimemachineError:
-            attempted = False  # what was not attempted says nothing of how long an attempt takes
-            raise
+            yield note_attempt
         finally:
-            now = time.monotonic()
             if attempted:
-                route.measure(now - started)
+                route.measure(time.monotonic() - started)
             route.release(slot)
             if route.idle(started):
                 self._in_use.pop(route_key, None)

@@ -8,6 +8,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateRPC
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
+from timemachine.job_runs import first_run_id
 from timemachine.wake import ContinuedRun
 
 UPDATE_LIMIT = timedelta(seconds=5)
@@ -44,7 +45,15 @@ class Wakes:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
-            # What has ended and what is being continued in this moment are told apart by a second look.
-            latest = await self._client.get_workflow_handle(continued.workflow_id).describe()
-            return latest.status is WorkflowExecutionStatus.RUNNING
+            return await self._is_being_continued(continued)
         return awake == continued.run_id
+
+    async def _is_being_continued(self, continued: ContinuedRun) -> bool:
+        """Return whether the job, which has no run that takes an update in this moment, has not ended."""
+        try:
+            latest = await self._client.get_workflow_handle(continued.workflow_id).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return latest.status is WorkflowExecutionStatus.RUNNING and first_run_id(latest) == continued.first_run_id

@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.routes = Routes(store, client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
-            app.state.failed = FailedJobs(client, AttemptLog(pool), vault, settings)
+            app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, settings)
             app.state.readiness = Readiness(client, pool, settings)
             yield

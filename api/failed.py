@@ -15,6 +15,7 @@ from api.errors import refusals
 from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next
 from api.wire import Db, TriggerTime, name_schema
 from timemachine.attempt_log import AttemptLog
+from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.errors import ForbiddenNameError, MalformedError, VaultError
 from timemachine.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
 from timemachine.settings import Settings
@@ -62,7 +63,9 @@ class FailedJobs:
     Every method raises UnavailableError when Temporal or Postgres does not answer in time.
     """
 
-    def __init__(self, client: Client, log: AttemptLog, vault: Vault, settings: Settings) -> None:
+    def __init__(
+        self, client: Client, log: AttemptLog, ledger: DeliveryLedger, vault: Vault, settings: Settings
+    ) -> None:
         """Take the open doors to Temporal and Postgres, and the vault that seals cursors.
 
         Temporal gives no reason for refusing a page token that it did not make itself.
@@ -70,6 +73,7 @@ class FailedJobs:
         self._client = client
         self._vault = vault
         self._log = log
+        self._ledger = ledger
         self._limit = settings.request_timeout
 
     async def page(
@@ -86,6 +90,8 @@ class FailedJobs:
             listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
             await listed.fetch_next_page()
             runs = await self._still_failed([run for run in listed.current_page or () if asked.includes(run)])
+        taken = await self._ledger.taken([run.run_id for run in runs])
+        runs = [run for run in runs if run.run_id not in taken]
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],

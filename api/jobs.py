@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -13,10 +14,11 @@ from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
+    WorkflowFailureError,
     WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
@@ -41,12 +43,15 @@ from timemachine.outcomes import LedgerRow, RowState
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal import TRIGGER_TIME, answering
-from workflows.job import JobWorkflow
+from workflows.job import TOO_LATE, JobWorkflow
 
 log = logging.getLogger(__name__)
 
 
 UNDECIDED = (State.SCHEDULED, State.DELIVERING)
+
+CLOSE_TIME = 0.5
+"""Seconds that a cancelled job's workflow gets to close before the cancel is answered."""
 
 POLL = 0.1
 """Seconds after which a cancel asks again how the attempt that is under way has ended."""
@@ -163,13 +168,15 @@ class Jobs:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
         row = await self._ledger.find(first_run)
-        if row or status is not WorkflowExecutionStatus.RUNNING:
+        if (row and not row.is_untouched) or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
         run = self._client.get_workflow_handle(job.workflow_id, first_execution_run_id=first_run)
         try:
             await run.execute_update(JobWorkflow.change, job)
         except WorkflowUpdateFailedError as error:
-            raise _too_late(None, status) from error
+            if isinstance(error.cause, ApplicationError) and error.cause.type == TOO_LATE:
+                raise _too_late(None, status) from error
+            return False
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
@@ -199,28 +206,38 @@ class Jobs:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
         first_run, due = first_run_id(description), description.typed_search_attributes.get(TRIGGER_TIME)
         before = await self._ledger.find(first_run)
-        if before and before.is_decided:
-            raise _too_late(before, description.status)
-        until, sighted, asked = asyncio.get_running_loop().time() + self._limit * 0.9, None, False
+        if before and before.state in (RowState.TAKEN, RowState.FAILED):
+            return before
+        until, sighted, asked = asyncio.get_running_loop().time() + self._limit * 0.9 - CLOSE_TIME, None, False
         while True:
             row = await self._cancelled(first_run, due or datetime.now(UTC), sighted)
             if row and row.is_decided:
-                await self._ask_to_close(description)
+                await self._close_cancelled(description)
                 return row
             if row and not asked:
                 asked = True
                 await self._ask_to_close(description)
-            if asyncio.get_running_loop().time() > until:
+            wait = GRACE if row and row.is_expired and row.claim != sighted else POLL
+            if asyncio.get_running_loop().time() + wait > until:
                 raise UnavailableError(
                     "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
                     if row
                     else "Postgres does not answer"
                 )
-            if row and row.is_expired and row.claim != sighted:
-                await asyncio.sleep(GRACE)
+            await asyncio.sleep(wait)
+            if row and wait == GRACE:
                 sighted = row.claim
-            else:
-                await asyncio.sleep(POLL)
+
+    async def _close_cancelled(self, description: WorkflowExecutionDescription) -> None:
+        """Have the workflow of a decided run close, and give it a moment, so that whoever asks Temporal sees the same.
+
+        What is decided does not depend on it: without a worker the workflow closes later.
+        """
+        run = self._client.get_workflow_handle(description.id, run_id=description.run_id)
+        with suppress(TimeoutError, RPCError, WorkflowFailureError):
+            async with asyncio.timeout(CLOSE_TIME):
+                await self._ask_to_close(description)
+                await run.result(follow_runs=False)
 
     async def _cancelled(self, first_run: str, due: datetime, sighted: str | None) -> LedgerRow | None:
         """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""
@@ -273,8 +290,8 @@ _DECIDED_BY = {
     WorkflowExecutionStatus.TERMINATED: RowState.CANCELLED,
 }
 _ENDS = {
-    RowState.TAKEN: "the job was delivered; create it again to have it delivered another time",
-    RowState.FAILED: "the job has failed; redeliver it, or create it again",
+    RowState.TAKEN: "the job was delivered; create it with another time to have it delivered once more",
+    RowState.FAILED: "the job has failed; redeliver it, or create it with another time",
     RowState.CANCELLED: "the job was cancelled before; create it again",
 }
 
@@ -287,6 +304,8 @@ def _is_repeated(existing: Snapshot, job: Job) -> bool:
     """
     if existing.shown.state in UNDECIDED and _is_being_cancelled(existing):
         raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
+    if existing.row and existing.row.is_cancelled_in_doubt:
+        return False
     same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0, ledger=False) == job
     return same and existing.shown.state is not State.CANCELLED
 

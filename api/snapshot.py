@@ -140,10 +140,12 @@ async def _with_outcome(run: Run, shown: JobOut, status: WorkflowExecutionStatus
 
 def _with_attempts(shown: JobOut, row: LedgerRow) -> JobOut:
     """Add how far the attempts are of a job that is not decided."""
-    next_at = to_ms(datetime.now(UTC)) + int(row.seconds_left * 1000)
+    now = to_ms(datetime.now(UTC))
+    next_at = now + int(row.seconds_left * 1000)
+    waits = row.is_untouched and shown.trigger_time > now
     return replace(
         shown,
-        state=State.DELIVERING,
+        state=State.SCHEDULED if waits else State.DELIVERING,
         attempts=row.made or UNSET,
         next_attempt_time=next_at if row.state is RowState.WAITING and row.made else UNSET,
         last_error=(row.end.reason if row.end else None) or UNSET,

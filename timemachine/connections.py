@@ -74,7 +74,10 @@ class SystemResolver:
             await self._resolver.close()
 
     async def _look_up(self, host: str) -> list[str]:
-        self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers)
+        try:
+            self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers)
+        except Exception as error:  # whatever the library has found lacking here
+            raise OwnFaultError(f"names cannot be looked up here: {error}") from error
         try:
             found = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
         except aiodns.error.DNSError as error:
@@ -154,8 +157,13 @@ class Stream(asyncio.Protocol):
         """
         if self._unread:
             raise ssl.SSLError(0, "it spoke before TLS began")
+        if self._ended or self._transport.is_closing():
+            raise ConnectionResetError("it hung up before TLS began")
         loop = asyncio.get_running_loop()
-        secured = await loop.start_tls(self._transport, self, context, server_hostname=name)
+        try:
+            secured = await loop.start_tls(self._transport, self, context, server_hostname=name)
+        except RuntimeError as error:  # how the loop says that the connection was closed meanwhile
+            raise ConnectionResetError(str(error)) from error
         self._transport = cast("asyncio.Transport", secured)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -5,9 +5,12 @@ every lost answer. Who does not get `Begun` sends nothing. `docs/architecture.md
 does with each answer.
 """
 
+import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
+import asyncpg
 import msgspec
 from asyncpg import Pool, Record
 from msgspec.structs import replace
@@ -19,6 +22,8 @@ from timemachine.outcomes import AttemptEnd, LedgerRow, RowState
 from timemachine.postgres import connection, delete
 from timemachine.route_store import TARGET, RouteStore, Target
 from timemachine.routes import RouteState
+
+log = logging.getLogger(__name__)
 
 BEGIN_TIME = 5.0
 """Seconds after the first call of `begin` within which an attempt has to have begun; it gives up after that."""
@@ -114,7 +119,8 @@ class DeliveryLedger:
         if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             # Begun, without our knowing, before the route was closed.
             row = await self.end(run_id, claim, End(made=False))
-        if row and (row.state is not RowState.WAITING or not _is_closed(answer)):
+        is_lost = row is not None and row.is_expired and row.claim == sighted
+        if row and not is_lost and (row.state is not RowState.WAITING or not _is_closed(answer)):
             return row
         if not _is_closed(answer):
             raise UnavailableError("the ledger's row went away")
@@ -127,8 +133,18 @@ class DeliveryLedger:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
 
         That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
-        All else counts only while the row has this claim.
+        All else counts only while the row has this claim. What Postgres refuses of the receiver's words is left out.
         """
+        try:
+            return await self._write_end(run_id, claim, end)
+        except asyncpg.PostgresError as error:
+            log.error("end of an attempt refused", extra={"reason": str(error), "run_id": run_id})
+        try:
+            return await self._write_end(run_id, claim, _without_words(end))
+        except asyncpg.PostgresError as error:
+            raise UnavailableError("Postgres refuses the end of an attempt") from error
+
+    async def _write_end(self, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
         outcome = _stored(end.outcome) if end.outcome else None
         log = attempt_values(end.logged, claim) if end.logged else []
         async with connection(self._pool) as postgres:
@@ -157,6 +173,12 @@ class DeliveryLedger:
         if found is None:
             raise UnavailableError("the ledger's row went away")
         return found
+
+    async def taken(self, run_ids: Sequence[str]) -> set[str]:
+        """Return those of some runs of which a receiver took the job."""
+        query = "SELECT run_id FROM delivery_ledger WHERE run_id = ANY($1) AND state = 'taken'"
+        async with connection(self._pool) as postgres:
+            return {row["run_id"] for row in await postgres.fetch(query, list(run_ids))}
 
     async def find(self, run_id: str) -> LedgerRow | None:
         """Return the row of a run; None when nobody has begun it, nor cancelled it."""
@@ -189,6 +211,12 @@ def _row(row: Record) -> LedgerRow:
         doubt=row["doubt"],
         end=msgspec.json.decode(row["outcome"], type=AttemptEnd) if row["outcome"] else None,
     )
+
+
+def _without_words(end: End) -> End:
+    """Return an end with what it decides alone."""
+    logged = replace(end.logged, error=end.logged.error and "?", answer=b"") if end.logged else None
+    return replace(end, logged=logged, outcome=replace(end.outcome, reason=None) if end.outcome else None)
 
 
 def _stored(end: AttemptEnd) -> str:

@@ -86,6 +86,16 @@ def shipped_migrations() -> list[Migration]:
     return [Migration(file.name, file.read_text(encoding="utf-8")) for file in files]
 
 
+async def _check_encoding(postgres: asyncpg.Connection) -> None:
+    """Refuse a database that cannot keep every text.
+
+    Raises:
+        MigrationError: Its encoding is not UTF8.
+    """
+    if (encoding := await postgres.fetchval("SHOW server_encoding")) != "UTF8":
+        raise MigrationError(f"the database's encoding is {encoding}; create it with ENCODING 'UTF8'")
+
+
 async def migrate(
     settings: Settings, migrations: Sequence[Migration] | None = None, *, part: Part = Part.BEFORE
 ) -> list[str]:
@@ -106,6 +116,7 @@ async def migrate(
     known = shipped_migrations() if migrations is None else migrations
     try:
         async with session(settings) as guard, _one_at_a_time(guard), session(settings) as postgres:
+            await _check_encoding(postgres)
             applied = await _applied(postgres)
             _check(applied, known)
             parts = {part} if applied else set(Part)

@@ -98,6 +98,11 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in DECIDED
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether no attempt was made, nor is one under way: those that were begun were given back."""
+        return self.state is RowState.WAITING and not self.made and not self.doubt
+
+    @property
     def is_expired(self) -> bool:
         """Whether an attempt is under way whose worker should have written its end by now."""
         return self.state in (RowState.UNDER_WAY, RowState.CANCELLING) and self.seconds_left <= 0

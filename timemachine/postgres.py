@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,23 @@ STATEMENT_TIMEOUT = 3.0
 
 ANSWER_LIMIT = 4.0
 """Seconds that we wait for Postgres in all, for a free connection and the statement on it."""
+
+
+class _Outages:
+    """Logs that Postgres does not answer, and not for each of the thousands that find it out at once."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def note(self, reason: str) -> None:
+        """Log it, unless it was logged within the last second."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + 1.0
+            log.warning("Postgres does not answer", extra={"reason": reason})
+
+
+_OUTAGES = _Outages()
 
 
 @asynccontextmanager
@@ -136,7 +154,7 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConne
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # Another server is the primary now, or will be: what is connected stays connected to this one.
             await pool.expire_connections()
-        log.warning("Postgres does not answer", extra={"reason": f"{type(error).__name__}: {error}"})
+        _OUTAGES.note(f"{type(error).__name__}: {error}")
         raise UnavailableError("Postgres does not answer") from error
 
 

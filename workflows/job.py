@@ -51,6 +51,7 @@ class JobWorkflow(JobBeforeLedger):
         self._at_once = job.at_once
         self._first = None
         self._attempted = job.made > 0
+        self._may_be_under_way = False
         self._made = job.made
         self._hold_checks = 0
         self._release_at = None
@@ -107,7 +108,7 @@ class JobWorkflow(JobBeforeLedger):
 
     @workflow.signal(name="release")
     def release(self, spread: float) -> None:
-        """Let a held job go, at a moment of its own within `spread` seconds; one that is not held is left alone.
+        """Let a held job go, at a moment of its own within `spread` seconds. To one that is not held it means nothing.
 
         One that was released before keeps its moment, unless that lies beyond these seconds.
         """
@@ -167,7 +168,10 @@ class JobWorkflow(JobBeforeLedger):
                     return outcome
                 case Failed(next_at=int(next_at)) | Deferred(next_at=next_at):
                     wait = from_ms(next_at) - workflow.now()
-                    await workflow.sleep(max(wait, timedelta(0)), summary=f"next attempt; {outcome.reason}"[:200])
+                    await workflow.sleep(max(wait, timedelta(0)), summary=_summary(f"next attempt; {outcome.reason}"))
+                case Unknown():
+                    # It may begin yet, with the job as it is now: no later one may be confirmed to a client.
+                    self._may_be_under_way = True
         return await self._later_attempts()
 
     async def _first_attempt(self) -> Outcome:
@@ -204,7 +208,7 @@ class JobWorkflow(JobBeforeLedger):
         except ActivityError as error:
             cause = error.cause
             if not isinstance(cause, ApplicationError):
-                return Failed(reason=str(cause), attempts=self._made)
+                raise  # the activity is tried for ever, so that nothing but an operator can end it otherwise
             made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._made
             if cause.type == HELD:
                 return Held(reason=cause.message, made=made, since=workflow.now())
@@ -218,24 +222,36 @@ class JobWorkflow(JobBeforeLedger):
         deciding = workflow.start_local_activity_method(
             Deliveries.cancel_delivery,
             self._delivery,
-            start_to_close_timeout=CANCEL_LIMIT,
-            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            start_to_close_timeout=TASK_LIMIT,
+            retry_policy=RetryPolicy(maximum_attempts=1),
             summary="cancel, unless a receiver has taken it",
         )
         with suppress(asyncio.CancelledError):
             await workflow.wait([deciding])
-        return await deciding
+        try:
+            return await deciding
+        except FailureError:
+            # To ask again until an attempt has ended would hold the workflow task up.
+            return await workflow.execute_activity_method(
+                Deliveries.cancel_delivery,
+                self._delivery,
+                start_to_close_timeout=CANCEL_LIMIT,
+                retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
+                summary="cancel, once the attempt under way has ended",
+            )
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._made, self._attempted, self._release_at = held.made, held.made > 0, None
+        self._made, self._release_at = held.made, None
+        self._attempted = held.made > 0 or self._may_be_under_way
         workflow.upsert_memo({HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
         while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
             seen = self._release_at
-            await self._wait_for_news(job, seen, wait, "until its moment" if seen else f"held: {held.reason}")
+            summary = "until its moment" if seen else _summary(f"held: {held.reason}")
+            await self._wait_for_news(job, seen, wait, summary)
             if self._release_at and self._release_at != seen:
                 self._hold_checks = 0
                 workflow.upsert_memo({HELD_SINCE: msgspec.structs.replace(held, release_at=to_ms(self._release_at))})
@@ -249,6 +265,11 @@ class JobWorkflow(JobBeforeLedger):
             await workflow.wait_condition(
                 lambda: self._job is not job or self._release_at != release_at, timeout=wait, timeout_summary=summary
             )
+
+
+def _summary(text: str) -> str:
+    """Return a text as Temporal takes it for a summary: at most 200 bytes."""
+    return text.encode()[:200].decode(errors="ignore")
 
 
 async def _uncancelled(activity: "workflow.ActivityHandle[T]") -> T:

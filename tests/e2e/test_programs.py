@@ -46,10 +46,10 @@ async def run(command: list[str], **env: str) -> tuple[int | None, list[dict[str
     ("env", "reason"),
     [
         ({}, "TIMEMACHINE_POSTGRES_DSN is not set"),
-        (NOWHERE | {"TIMEMACHINE_MAX_DELIVERIES": "many"}, "$.max_deliveries"),
-        (NOWHERE | {"TIMEMACHINE_DELIVERY_TIMEOUT": "31"}, "$.delivery_timeout"),
-        (NOWHERE | {"TIMEMACHINE_DEFAULT_SCHEME": "ftp"}, "$.default_scheme"),
-        (NOWHERE | {"TIMEMACHINE_SHUTDOWN_GRACE": "1"}, "shutdown_grace must not be shorter"),
+        (NOWHERE | {"TIMEMACHINE_MAX_DELIVERIES": "many"}, "TIMEMACHINE_MAX_DELIVERIES"),
+        (NOWHERE | {"TIMEMACHINE_DELIVERY_TIMEOUT": "31"}, "TIMEMACHINE_DELIVERY_TIMEOUT"),
+        (NOWHERE | {"TIMEMACHINE_DEFAULT_SCHEME": "ftp"}, "TIMEMACHINE_DEFAULT_SCHEME"),
+        (NOWHERE | {"TIMEMACHINE_SHUTDOWN_GRACE": "1"}, "TIMEMACHINE_SHUTDOWN_GRACE must not be shorter"),
     ],
     ids=["nothing set", "no number", "out of bounds", "no such choice", "does not fit"],
 )

@@ -91,8 +91,8 @@ async def test_as_many_as_there_are_places_wait_and_the_rest_is_refused_at_once(
             waiting = [task for task in asked if not task.done()]
             assert all(is_refused(answer) for answer in answers)
             assert len(waiting) == PLACES
-            for path in ("/healthz", "/readyz"):
-                assert (await service.api.get(path)).status_code == 200
+            assert (await service.api.get("/healthz")).status_code == 200
+            assert refused(await service.api.get("/readyz")) == (503, "E015"), "answered, and by what requests ask for"
 
         assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200] * PLACES
         found = [await service.api.get(f"{service.jobs}/{job['id']}") for job in jobs]

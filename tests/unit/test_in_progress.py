@@ -51,7 +51,6 @@ async def test_who_is_out_of_patience_is_told_nothing() -> None:
     slow = Slow(InProgress(1))
 
     assert await slow.outcome(DELIVERY, patience=0) is None
-    assert slow.is_full
     slow.ending.set()
     assert await slow.outcome(DELIVERY, patience=60) == Cancelled()
 
