@@ -202,7 +202,7 @@ async def test_a_worker_that_makes_as_many_as_it_may_says_so_at_once(
 ) -> None:
     outcome = await FirstAttempts(client, settings, InProgress(0)).make(a_delivery(service.db))
 
-    assert isinstance(outcome, Unknown)
+    assert isinstance(outcome, Deferred)
     assert receiver.received == []
 
 

@@ -11,13 +11,11 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from tests.integration.test_at_once import wait_for_event, workflow_of
-from tests.integration.test_cancel import MAY_BE_TAKEN
-from tests.ledger import AnotherWorker, first_run
 from tests.receiver import Received, Receiver, response
 from tests.service import Service, a_job, refused
 from timemachine.errors import TriggerTimeError
 from timemachine.http import WebhookClient
-from timemachine.outcomes import RowState
+from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 
 
@@ -123,40 +121,35 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-async def until_begun(client: Client, service: Service, another: AnotherWorker, job_id: str) -> str:
-    """Return the run of a job whose attempt has broken off, and is looked at by the activity."""
-    await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
-    run = await first_run(client, service, job_id)
-    assert (await another.row(run)).state is RowState.UNDER_WAY
-    return run
-
-
-async def test_an_attempt_that_broke_off_is_taken_over(
-    service: Service, receiver: Receiver, client: Client, another: AnotherWorker, broken: pytest.MonkeyPatch
+async def test_an_attempt_that_broke_off_is_a_failed_one(
+    service: Service, receiver: Receiver, broken: pytest.MonkeyPatch
 ) -> None:
-    job_id = await service.create(0)
-    run = await until_begun(client, service, another, job_id)
-    assert (await service.find(job_id))["state"] == "delivering"
-    broken.undo()
-    await asyncio.sleep(2.5)  # time for an attempt that must not be made yet
-    assert receiver.received == []
+    """Or it would be made for ever, each time it is taken for lost."""
+    job_id = await service.create(0, retry={"waits": [1, 1]})
+    async with asyncio.timeout(20):
+        while not (job := await service.find(job_id)).get("attempts"):
+            await asyncio.sleep(0.05)
+    assert "internal error" in job["last_error"]
 
-    await another.die(run)
+    broken.undo()
+
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] > 1
+    assert len(receiver.of(job_id)) == 1
+
+
+async def test_an_attempt_that_cannot_begin_uses_none_up(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_target(*_: Any, **__: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(RouteStore, "open_target", open_target)
+    job_id = await service.create(0)
+    async with asyncio.timeout(20):
+        while "internal error" not in (await service.find(job_id)).get("last_error", ""):
+            await asyncio.sleep(0.05)
+
+    monkeypatch.undo()
 
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
-    assert (await another.row(run)).doubt
-
-
-async def test_an_attempt_that_broke_off_is_never_told_to_be_cancelled(
-    service: Service, receiver: Receiver, client: Client, another: AnotherWorker, broken: pytest.MonkeyPatch
-) -> None:
-    job_id = await service.create(0)
-    run = await until_begun(client, service, another, job_id)
-
-    assert refused(await service.cancel(job_id)) == (503, "E015")
-    await another.die(run)
-    answer = await service.cancel(job_id)
-
-    assert refused(answer) == (400, "E006")
-    assert MAY_BE_TAKEN in answer.json()["error"]
-    assert (await service.find(job_id))["state"] == "failed"
+    assert len(receiver.of(job_id)) == 1

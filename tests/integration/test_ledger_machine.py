@@ -68,7 +68,7 @@ class World:
         store = RouteStore(pool, Vault(settings))
         await store.add(DB, RestRoute(id="hook", webhook_url="http://x"), {})
         self._cut_ledger = DeliveryLedger(pool, store, attempt_time=FAR.total_seconds())
-        straight = replace(settings, postgres_dsn=f"{settings.postgres_dsn}?{query}")
+        straight = replace(settings, postgres_dsn=dsn._replace(query=query).geturl())
         pool = await self._stack.enter_async_context(open_pool(straight))
         self._ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=FAR.total_seconds())
         self.direct = await asyncpg.connect(settings.postgres_dsn, server_settings={"synchronous_commit": "off"})
