@@ -134,7 +134,6 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         RuntimeError: Temporal does not answer at the start, or refuses the worker for good. Attempts in flight have
             finished then, too.
     """
-    Vault(settings)  # keys that cannot be read are told before anything is connected
     async with (
         open_pool(settings) as pool,
         WebhookClient(
@@ -144,6 +143,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             egress_proxy=settings.egress_proxy,
         ) as webhooks,
     ):
+        Vault(settings)  # keys that cannot be read are told before Temporal is asked for
         client = await connect(metrics_address=settings.metrics_address)
         in_progress = InProgress(settings.max_deliveries)
         bulk = bulk_activities(client, pool, settings)
