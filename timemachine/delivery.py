@@ -108,15 +108,6 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """The header's value, as the receiver gave it."""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request ended."""
-
-    ending: Ending
-    reason: str | None
-    """Why the receiver did not take the job, for a person to read; None when it did."""
-    body: bytes = b""
-
-
 def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
     """Return how long to wait after a failed attempt, or None when there is to be no other.
 

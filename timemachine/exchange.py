@@ -1,4 +1,4 @@
-"""One request and its answer, as HTTP/1.1 has them. The only file that imports h11."""
+"""One request and its answer, as HTTP/1.1 has them. The only file that imports h11 for deliveries."""
 
 import asyncio
 import re

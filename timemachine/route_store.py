@@ -51,7 +51,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """All that an attempt needs to know of a route. Holds secrets: never to be logged or put into an error."""
 
     route: Route
-    standing: Standing
     headers: Headers
     secrets: tuple[bytes, ...]
     """The valid ones, the newest first. Each signs."""
@@ -109,7 +108,6 @@ class RouteStore:
         """
         return Target(
             route=msgspec.json.decode(row["route"], type=Route),
-            standing=_standing(row),
             headers=self._open_headers(row["sealed_headers"]),
             # A route from before there were secrets is given its first one.
             secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"])
