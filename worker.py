@@ -13,7 +13,8 @@ from temporalio.client import Client
 from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
 from activities.attempt import Attempts
-from activities.deliver import Deliveries, nothing
+from activities.before_ledger import DeliveriesBeforeLedger
+from activities.deliver import nothing
 from activities.in_progress import InProgress
 from activities.rate_limit import RateLimiter
 from activities.redelivery import Redeliveries
@@ -86,7 +87,7 @@ def create_worker(
     routes, attempt_log = RouteStore(pool, Vault(settings)), AttemptLog(pool)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
     attempts = Attempts(ledger, routes, webhooks, settings, in_progress)
-    deliveries = Deliveries(client, attempts, ledger, attempt_log)
+    deliveries = DeliveriesBeforeLedger(client, attempts, ledger, attempt_log)
     return Worker(
         client,
         task_queue=settings.task_queue,

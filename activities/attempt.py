@@ -2,15 +2,23 @@
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from temporalio import activity
-
+from activities.attempt_end import (
+    deferred,
+    explained,
+    failed,
+    given_up,
+    logged,
+    not_made,
+    now_ms,
+    record_lateness,
+    taken,
+)
 from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
 from timemachine.attempt_log import Attempt
@@ -24,7 +32,6 @@ from timemachine.delivery import (
     attempt_headers,
     describe,
     expired,
-    wait_after,
     without,
 )
 from timemachine.delivery_ledger import BEGIN_TIME, END_RETRY, GRACE, Begun, DeliveryLedger, End, RouteClosed
@@ -39,14 +46,13 @@ from timemachine.errors import (
     WebhookUrlError,
 )
 from timemachine.http import Answer, WebhookClient
-from timemachine.jobs import Job, to_ms
-from timemachine.outcomes import AttemptEnd, Deferred, LedgerRow, Outcome, RowState, outcome_of
+from timemachine.jobs import Job
+from timemachine.outcomes import Deferred, LedgerRow, Outcome, RowState, outcome_of
 from timemachine.retry import Retry
 from timemachine.route_store import RouteStore, Target
-from timemachine.routes import RouteState, has_scheme, target_url
+from timemachine.routes import RouteState, target_url
 from timemachine.settings import Settings
 from timemachine.signing import signatures
-from timemachine.temporal import LATENESS
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +104,7 @@ class Attempts:
         attempt = self._in_progress.get(delivery.run_id)
         if attempt is None:
             if self._in_progress.is_full:
-                return _deferred("this worker makes as many attempts as it can", 1.0)
+                return deferred("this worker makes as many attempts as it can", 1.0)
             attempt = self._in_progress.start(delivery.run_id, self._attempt(delivery))
         ended, _ = await asyncio.wait([attempt], timeout=patience)
         return attempt.result() if ended else None
@@ -107,12 +113,12 @@ class Attempts:
         """Wait for the time and for a slot of the route, and attempt."""
         asked, early = boot_time(), await _wait_until_due(delivery.job)
         if early:
-            return _deferred(f"this worker's clock is {early:.1f} s behind", early)
+            return deferred(f"this worker's clock is {early:.1f} s behind", early)
         try:
             async with self._slots.slot(delivery.job.route_key) as note_attempt:
                 return await self._claim(delivery, asked + STALE_AFTER, note_attempt)
         except NotYetError as error:
-            return _deferred(str(error), error.after)
+            return deferred(str(error), error.after)
 
     async def _claim(self, delivery: Delivery, stale_at: float, note_attempt: Callable[[], None]) -> Outcome:
         """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over.
@@ -132,12 +138,12 @@ class Attempts:
                     await asyncio.sleep(GRACE)
                     sighted = answer.claim
                 case LedgerRow():
-                    return outcome_of(answer, _now_ms())
+                    return outcome_of(answer, now_ms())
                 case RouteClosed():
                     return Held(reason=answer.reason, since=datetime.now(UTC), made=answer.made)
                 case Deferred():
                     return answer
-        return _deferred("the worker was stopped meanwhile", 1.0)
+        return deferred("the worker was stopped meanwhile", 1.0)
 
     async def _begin(
         self, delivery: Delivery, claim: UUID, sighted: str | None
@@ -165,20 +171,20 @@ class Attempts:
                 reason = INTERNAL_ERROR
                 log.exception("attempt not begun", extra={"job_id": job.id, "route": job.route_key})
                 break
-        await self._end(delivery.run_id, claim, _not_made(reason))
-        return _deferred(reason, POSTGRES_RETRY)
+        await self._end(delivery.run_id, claim, not_made(reason))
+        return deferred(reason, POSTGRES_RETRY)
 
     async def _make(
         self, delivery: Delivery, claim: UUID, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
     ) -> Outcome:
         """Make the attempt that was begun, and tell what the ledger says after its end is written."""
         end = await self._reach_out(delivery, begun, begin_by, note_attempt)
-        row = await self._end(delivery.run_id, claim, _not_made(end.reason) if isinstance(end, Deferred) else end)
+        row = await self._end(delivery.run_id, claim, not_made(end.reason) if isinstance(end, Deferred) else end)
         if isinstance(end, Deferred):
-            return end if row.state is RowState.WAITING else outcome_of(row, _now_ms())
+            return end if row.state is RowState.WAITING else outcome_of(row, now_ms())
         if begun.target and end.logged:
             await self._note(begun.target, end.logged)
-        return outcome_of(row, _now_ms())
+        return outcome_of(row, now_ms())
 
     async def _end(self, run_id: str, claim: UUID, end: End) -> LedgerRow:
         """Write an end until it is there. What is known of an attempt is never given up."""
@@ -202,25 +208,25 @@ class Attempts:
         """Return how the attempt ended, or why it was not made."""
         job, target = delivery.job, begun.target
         if expired(job, datetime.now(UTC)):
-            return _given_up("the deadline has passed", begun.number)
+            return given_up("the deadline has passed", begun.number)
         if target is None:
             ending = Ending(kind=Kind.REFUSED)
-            return _failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, ending)
+            return failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, ending)
         try:
             async with self._place(delivery, target.route.max_in_flight):
                 if boot_time() > begin_by:
-                    return _deferred("the worker was stopped meanwhile", 1.0)
+                    return deferred("the worker was stopped meanwhile", 1.0)
                 note_attempt()
                 return await self._post(delivery, target, begun.number, begin_by)
         except NotYetError as error:
-            return _deferred(str(error), error.after)
+            return deferred(str(error), error.after)
         except UnavailableError as error:
-            return _deferred(str(error), POSTGRES_RETRY)
+            return deferred(str(error), POSTGRES_RETRY)
         except NotSentError:
-            return _deferred("the worker was stopped meanwhile", 1.0)
+            return deferred("the worker was stopped meanwhile", 1.0)
         except OwnFaultError as error:
             log.error("attempt not made", extra={"reason": str(error), "job_id": job.id, "route": job.route_key})
-            return _deferred(str(error), OWN_FAULT_RETRY)
+            return deferred(str(error), OWN_FAULT_RETRY)
 
     @asynccontextmanager
     async def _place(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
@@ -250,11 +256,11 @@ class Attempts:
         job, started = delivery.job, datetime.now(UTC)
         ending, reason, body = await self._ending(delivery, target, number, begin_by)
         if number == 1 and not job.message_id:
-            _record_lateness(job, started)
-        row = _logged(delivery, number, started, ending, reason, body)
+            record_lateness(job, started)
+        row = logged(delivery, number, started, ending, reason, body)
         if reason is None:
-            return _taken(job, row, number)
-        return _failed(reason, job, job.retry or target.route.retry, number, ending, row)
+            return taken(job, row, number)
+        return failed(reason, job, job.retry or target.route.retry, number, ending, row)
 
     async def _ending(
         self, delivery: Delivery, target: Target, number: int, begin_by: float
@@ -265,7 +271,7 @@ class Attempts:
         except NoAnswerError as error:
             if isinstance(error, BlockedTargetError):
                 log.warning("target blocked", extra={"detail": error.detail, "route": delivery.job.route_key})
-            return Ending(kind=error.kind), _explained(error, target.route.webhook_url), b""
+            return Ending(kind=error.kind), explained(error, target.route.webhook_url), b""
         except WebhookUrlError as error:
             return Ending(kind=Kind.BLOCKED), str(error), b""
         except (NotSentError, OwnFaultError):
@@ -306,10 +312,6 @@ class Attempts:
             log.warning("route's failures not noted", extra={"reason": str(error), "job_id": attempt.job_id})
 
 
-def _now_ms() -> int:
-    return to_ms(datetime.now(UTC))
-
-
 async def _wait_until_due(job: Job) -> float:
     """Wait while this machine's clock says that it is too early: the promise is kept by the sender's own clock.
 
@@ -321,88 +323,3 @@ async def _wait_until_due(job: Job) -> float:
             return early
         await asyncio.sleep(early)
     return 0.0
-
-
-def _deferred(reason: str, wait: float) -> Deferred:
-    """Return that no attempt was made. Those that were put off together do not come back together."""
-    return Deferred(reason=reason, next_at=_now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
-
-
-def _explained(error: NoAnswerError, webhook_url: str) -> str:
-    """Return an error's message, with what was assumed where that may be what is wrong."""
-    if error.kind is not Kind.TLS or has_scheme(webhook_url):
-        return str(error)
-    return (
-        f"{error}; https:// was put before the webhook_url, which has no scheme: for a receiver without TLS write "
-        "http:// before it"
-    )
-
-
-def _not_made(reason: str) -> End:
-    """Return the end of an attempt that uses nothing up, with the reason for whoever looks at the job."""
-    return End(
-        made=False, outcome=AttemptEnd(number=0, kind=Kind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC)))
-    )
-
-
-def _given_up(reason: str, number: int) -> End:
-    outcome = AttemptEnd(number=number - 1, kind=Kind.EXPIRED, reason=reason, ended_at=_now_ms())
-    return End(made=True, attempts=number - 1, outcome=outcome)
-
-
-def _taken(job: Job, row: Attempt, number: int) -> End:
-    late_ms = to_ms(row.started_at) - job.trigger_time
-    outcome = AttemptEnd(number=number, kind=Kind.TAKEN, status=row.status, ended_at=_now_ms(), late_ms=late_ms)
-    log.debug("delivered", extra={"job_id": job.id, "attempt_number": number, "late_ms": late_ms})
-    return End(made=True, attempts=number, outcome=outcome, logged=row)
-
-
-def _failed(reason: str, job: Job, retry: Retry, number: int, ending: Ending, row: Attempt | None = None) -> End:
-    """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
-    now = datetime.now(UTC)
-    wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
-    if wait is not None and expired(job, now + wait):
-        wait, reason = None, f"{reason}; the deadline is before the next attempt"
-    log.warning(
-        "attempt failed" if wait is not None else "job failed",
-        extra={
-            "db": job.db,
-            "collection": job.collection,
-            "job_id": job.id,
-            "route": job.route,
-            "attempt_number": number,
-            "reason": reason,
-            "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
-        },
-    )
-    outcome = AttemptEnd(number=number, kind=ending.kind, status=ending.status, reason=reason, ended_at=_now_ms())
-    return End(made=True, attempts=number, outcome=outcome, wait=wait, logged=row)
-
-
-def _logged(
-    delivery: Delivery, number: int, started: datetime, ending: Ending, reason: str | None, body: bytes
-) -> Attempt:
-    """Return the attempt as the log keeps it."""
-    job = delivery.job
-    return Attempt(
-        db=job.db,
-        collection=job.collection,
-        job_id=job.id,
-        route_id=job.route,
-        run_id=activity.info().workflow_run_id or delivery.run_id,
-        message_id=delivery.message_id,
-        attempt=number,
-        started_at=started,
-        duration_ms=int((datetime.now(UTC) - started) / timedelta(milliseconds=1)),
-        status=ending.status,
-        kind=ending.kind,
-        error=reason,
-        answer=body,
-        worker=activity.client().identity,
-    )
-
-
-def _record_lateness(job: Job, started: datetime) -> None:
-    """Export how late a job's first attempt began, whatever became of it."""
-    lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
-    lateness.record(max(0, to_ms(started) - job.trigger_time))

@@ -13,7 +13,8 @@ from temporalio.workflow import ParentClosePolicy
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
-    from activities.deliver import HELD, Deliveries, nothing
+    from activities.deliver import Deliveries, nothing
+    from activities.failures import HELD
     from timemachine.delivery import AttemptsMade, Delivered, Held
     from timemachine.job_runs import CHANGED_JOB
     from timemachine.jobs import Job, from_ms, to_ms

@@ -16,7 +16,8 @@ from temporalio.exceptions import TimeoutError as ActivityTimeout
 with workflow.unsafe.imports_passed_through():
     import msgspec
 
-    from activities.deliver import HELD, Deliveries
+    from activities.before_ledger import DeliveriesBeforeLedger as Deliveries
+    from activities.failures import HELD
     from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
     from timemachine.jobs import Job, message_id, to_ms
     from timemachine.temporal import IS_HELD

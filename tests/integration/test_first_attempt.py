@@ -18,7 +18,6 @@ from activities.in_progress import InProgress
 from tests.ledger import AnotherWorker, refused_by_receiver, taken
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, now_ms
-from timemachine.attempt_log import AttemptLog
 from timemachine.delivery import Delivered, Delivery, Held
 from timemachine.delivery_ledger import DeliveryLedger
 from timemachine.http import WebhookClient
@@ -48,7 +47,7 @@ class FirstAttempts:
             routes = RouteStore(pool, Vault(settings))
             ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
             attempts = Attempts(ledger, routes, webhooks, settings, self._in_progress)
-            deliveries = Deliveries(self._client, attempts, ledger, AttemptLog(pool))
+            deliveries = Deliveries(self._client, attempts, ledger)
             try:
                 return await ActivityEnvironment(self._client).run(deliveries.first_attempt, delivery)
             finally:

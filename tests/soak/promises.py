@@ -25,11 +25,14 @@ def broken(
 
     Args:
         arrivals: All requests for the job, in the order in which they came.
-        losses: Of workers, which alone excuse a duplicate.
+        losses: Of workers, which alone excuse a duplicate, and that it is not known what the receiver took.
         late_limit: Seconds.
         also: What is promised of this job beyond what is promised of all.
     """
     found = [words for check in (*CHECKS, *also) for words in check(story, arrivals)]
+    if story.state == "failed" and any(arrival.taken and not was_cut(arrival, losses) for arrival in arrivals):
+        # Of one that was lost with its worker nobody can know; a cancel of such a job ends it as failed.
+        found.append("said to have failed, but the receiver took it")
     found += [f"delivered again at {again.arrived_ms}" for again in duplicates(arrivals, losses)[1]]
     if late_limit is not None and (late := late_ms(arrivals)) > late_limit * 1000:
         found.append(f"late by {late / 1000:.1f} s")
@@ -98,8 +101,6 @@ def is_never_lost(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
             yield f"has not ended: {story.state or story.end}"
     elif story.state == "delivered" and not any(arrival.status == 200 for arrival in arrivals):
         yield "said to be delivered, but no receiver took it"
-    elif story.state == "failed" and any(arrival.taken for arrival in arrivals):
-        yield "said to have failed, but the receiver took it"
     elif story.state == "cancelled" and not any(call.took or call.in_doubt for call in story.of("DELETE")):
         yield "cancelled, but nobody was told so"
 

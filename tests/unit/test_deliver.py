@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from temporalio.exceptions import ApplicationErrorCategory
 
-from activities.deliver import _as_error, _delivered
+from activities.failures import error_of, success_of
 from timemachine.delivery import AttemptsMade, Delivered, Held
 from timemachine.outcomes import Cancelled, Deferred, Failed, Outcome, Unknown
 
@@ -42,7 +42,7 @@ def test_it_is_tried_again_when_the_outcome_says(
 ) -> None:
     if isinstance(outcome, Failed | Deferred):
         outcome = replace(outcome, next_at=in_seconds(wait or -60))  # from now, and not from when the tests were found
-    error = _as_error(outcome)
+    error = error_of(outcome)
 
     assert (error.type, error.non_retryable, error.details) == (type_, False, ())
     assert error.message == getattr(outcome, "reason", "the job was cancelled")
@@ -55,7 +55,7 @@ def test_it_is_tried_again_when_the_outcome_says(
 
 @pytest.mark.parametrize(("outcome", "type_", "made"), FINAL, ids=named)
 def test_it_is_not_tried_again_and_says_how_many_were_made(outcome: Failed | Held, type_: str, made: int) -> None:
-    error = _as_error(outcome)
+    error = error_of(outcome)
 
     assert (error.message, error.type, error.non_retryable) == (outcome.reason, type_, True)
     assert error.details == (AttemptsMade(made=made),)
@@ -65,7 +65,7 @@ def test_it_is_not_tried_again_and_says_how_many_were_made(outcome: Failed | Hel
 def test_only_a_success_is_returned() -> None:
     success = Delivered(status=200, attempts=1, delivered_at=0, late_ms=0)
 
-    assert _delivered(success) is success
+    assert success_of(success) is success
 
 
 def test_every_outcome_is_tried() -> None:

@@ -1,0 +1,111 @@
+"""What an attempt comes to, put into what the ledger, the log of attempts and Temporal are told."""
+
+import logging
+import random
+from datetime import UTC, datetime, timedelta
+
+from temporalio import activity
+
+from timemachine.attempt_log import Attempt
+from timemachine.delivery import Delivery, Ending, Kind, expired, wait_after
+from timemachine.delivery_ledger import End
+from timemachine.errors import NoAnswerError
+from timemachine.jobs import Job, to_ms
+from timemachine.outcomes import AttemptEnd, Deferred
+from timemachine.retry import Retry
+from timemachine.routes import has_scheme
+from timemachine.temporal import LATENESS
+
+log = logging.getLogger(__name__)
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since the epoch, by the worker's clock."""
+    return to_ms(datetime.now(UTC))
+
+
+def deferred(reason: str, wait: float) -> Deferred:
+    """Return that no attempt was made. Those that were put off together do not come back together."""
+    return Deferred(reason=reason, next_at=now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
+
+
+def explained(error: NoAnswerError, webhook_url: str) -> str:
+    """Return an error's message, with what was assumed where that may be what is wrong."""
+    if error.kind is not Kind.TLS or has_scheme(webhook_url):
+        return str(error)
+    return (
+        f"{error}; https:// was put before the webhook_url, which has no scheme: for a receiver without TLS write "
+        "http:// before it"
+    )
+
+
+def not_made(reason: str) -> End:
+    """Return the end of an attempt that uses nothing up, with the reason for whoever looks at the job."""
+    return End(
+        made=False, outcome=AttemptEnd(number=0, kind=Kind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC)))
+    )
+
+
+def given_up(reason: str, number: int) -> End:
+    """Return the end of a job whose attempt with this number is not made, and none after it."""
+    outcome = AttemptEnd(number=number - 1, kind=Kind.EXPIRED, reason=reason, ended_at=now_ms())
+    return End(made=True, attempts=number - 1, outcome=outcome)
+
+
+def taken(job: Job, row: Attempt, number: int) -> End:
+    """Return the end of an attempt by which the receiver took the job."""
+    late_ms = to_ms(row.started_at) - job.trigger_time
+    outcome = AttemptEnd(number=number, kind=Kind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms)
+    log.debug("delivered", extra={"job_id": job.id, "attempt_number": number, "late_ms": late_ms})
+    return End(made=True, attempts=number, outcome=outcome, logged=row)
+
+
+def failed(reason: str, job: Job, retry: Retry, number: int, ending: Ending, row: Attempt | None = None) -> End:
+    """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
+    now = datetime.now(UTC)
+    wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
+    if wait is not None and expired(job, now + wait):
+        wait, reason = None, f"{reason}; the deadline is before the next attempt"
+    log.warning(
+        "attempt failed" if wait is not None else "job failed",
+        extra={
+            "db": job.db,
+            "collection": job.collection,
+            "job_id": job.id,
+            "route": job.route,
+            "attempt_number": number,
+            "reason": reason,
+            "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
+        },
+    )
+    outcome = AttemptEnd(number=number, kind=ending.kind, status=ending.status, reason=reason, ended_at=now_ms())
+    return End(made=True, attempts=number, outcome=outcome, wait=wait, logged=row)
+
+
+def logged(
+    delivery: Delivery, number: int, started: datetime, ending: Ending, reason: str | None, body: bytes
+) -> Attempt:
+    """Return the attempt as the log keeps it."""
+    job = delivery.job
+    return Attempt(
+        db=job.db,
+        collection=job.collection,
+        job_id=job.id,
+        route_id=job.route,
+        run_id=activity.info().workflow_run_id or delivery.run_id,
+        message_id=delivery.message_id,
+        attempt=number,
+        started_at=started,
+        duration_ms=int((datetime.now(UTC) - started) / timedelta(milliseconds=1)),
+        status=ending.status,
+        kind=ending.kind,
+        error=reason,
+        answer=body,
+        worker=activity.client().identity,
+    )
+
+
+def record_lateness(job: Job, started: datetime) -> None:
+    """Export how late a job's first attempt began, whatever became of it."""
+    lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
+    lateness.record(max(0, to_ms(started) - job.trigger_time))

@@ -1,0 +1,56 @@
+"""What Temporal is told of an outcome that is no success: when to try again, or that it is over.
+
+A receiver's failure is no fault of the worker's, whose log and error metrics are spared it: benign.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+
+from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Held
+from timemachine.jobs import from_ms
+from timemachine.outcomes import Cancelled, Deferred, Failed, Outcome, Unknown
+
+ASK_AGAIN = timedelta(seconds=5)
+"""Time after which a run is looked at again that was cancelled, and has been asked to close."""
+
+HELD = "Held"
+"""Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
+
+
+def success_of(outcome: Outcome) -> Delivered:
+    """Return the success.
+
+    Raises:
+        ApplicationError: There is none.
+    """
+    if isinstance(outcome, Delivered):
+        return outcome
+    raise error_of(outcome)
+
+
+def error_of(outcome: Failed | Held | Deferred | Unknown | Cancelled) -> ApplicationError:
+    """Return what Temporal has to know of an outcome: when to try again, or that it is over."""
+    match outcome:
+        case Failed(next_at=None):
+            return _final(outcome.reason, outcome.attempts, type="AttemptFailed")
+        case Failed(next_at=int(next_at)):
+            return retryable(outcome.reason, from_ms(next_at) - datetime.now(UTC), type="AttemptFailed")
+        case Deferred():
+            return retryable(outcome.reason, from_ms(outcome.next_at) - datetime.now(UTC), type="NotYet")
+        case Held():
+            return _final(outcome.reason, outcome.made, type=HELD)
+        case Unknown():
+            return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=UNSURE)
+    return retryable("the job was cancelled", ASK_AGAIN, type=UNSURE)
+
+
+def retryable(reason: str, wait: timedelta, *, type: str) -> ApplicationError:  # noqa: A002 - Temporal's word
+    """Return the error of an attempt that is to be made again after a wait."""
+    wait = max(wait, timedelta(milliseconds=1))
+    return ApplicationError(reason, type=type, next_retry_delay=wait, category=ApplicationErrorCategory.BENIGN)
+
+
+def _final(reason: str, attempts: int, *, type: str) -> ApplicationError:  # noqa: A002 - Temporal's word
+    made = AttemptsMade(made=attempts)
+    return ApplicationError(reason, made, type=type, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
