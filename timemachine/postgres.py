@@ -29,13 +29,14 @@ class _Outages:
     """Logs that Postgres does not answer, and not for each of the thousands that find it out at once."""
 
     def __init__(self) -> None:
+        self._reason = ""
         self._quiet_until = 0.0
 
     def note(self, reason: str) -> None:
-        """Log it, unless it was logged within the last second."""
+        """Log it, unless the same was logged within the last second."""
         now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + 1.0
+        if reason != self._reason or now >= self._quiet_until:
+            self._reason, self._quiet_until = reason, now + 1.0
             log.warning("Postgres does not answer", extra={"reason": reason})
 
 
