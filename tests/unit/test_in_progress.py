@@ -91,7 +91,7 @@ async def test_a_worker_that_makes_as_many_as_it_may_takes_no_other_however_pati
     slow = Slow(InProgress(1))
     assert await slow.outcome(DELIVERY, patience=0) is None
 
-    assert isinstance(await slow.outcome(replace(DELIVERY, run_id="another"), patience=60), Deferred)
+    assert isinstance(await slow.outcome(replace(DELIVERY, run_id="another"), patience=1), Deferred)
 
     assert slow.made == 1
     # The one that is under way is joined all the same.
