@@ -282,7 +282,7 @@ async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_job
 
     receiver.answer = slow
     await service.add_route(receiver.url.replace("/hook", "/other"), "other")
-    own = replace(own, max_workflow_tasks=4)
+    own = replace(own, max_workflow_tasks=4, delivery_timeout=60.0)
     async with (
         open_pool(own) as pool,
         WebhookClient(timeout=own.delivery_timeout, max_connections=20, targets=own.targets) as webhooks,
@@ -294,7 +294,7 @@ async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_job
         assert {refused(answer) for answer in answers} == {(503, "E015")}
 
         quick = await service.create(0, route="other", retry={"maximum_attempts": 1})
-        await service.wait_for_state(quick, "failed", limit=8)
+        await service.wait_for_state(quick, "failed")
 
         assert {(await service.find(job_id))["state"] for job_id in job_ids} == {"delivering"}
         ending.set()

@@ -20,6 +20,7 @@ from activities.in_progress import InProgress
 from tests.ledger import AnotherWorker, refused_by_receiver, taken
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, now_ms
+from timemachine.clock import boot_time
 from timemachine.delivery import Delivered, Delivery, Held
 from timemachine.delivery_ledger import DeliveryLedger, End
 from timemachine.http import WebhookClient
@@ -303,11 +304,11 @@ async def test_an_attempt_that_was_asked_for_long_ago_is_not_made_once_it_has_be
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What it was to deliver may have been changed while its worker was stopped."""
-    begin, clock = DeliveryLedger.begin, attempt.boot_time
+    begin = DeliveryLedger.begin
 
     async def begin_slowly(ledger: DeliveryLedger, *args: Any, **fields: Any) -> Any:
         begun = await begin(ledger, *args, **fields)
-        monkeypatch.setattr(attempt, "boot_time", lambda: clock() + attempt.STALE_AFTER + 0.1)
+        monkeypatch.setattr(attempt, "boot_time", lambda: boot_time() + attempt.STALE_AFTER + 0.1)
         return begun
 
     monkeypatch.setattr(DeliveryLedger, "begin", begin_slowly)
