@@ -5,8 +5,10 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from tests.integration.test_at_once import events, wait_for_event, workflow_of
 from tests.ledger import AnotherWorker, first_run, refused_by_receiver, taken
@@ -226,3 +228,75 @@ async def test_an_operators_cancel_of_an_attempt_in_flight_goes_by_its_end(
     await wait_for_status(client, service, job_id, WorkflowExecutionStatus.COMPLETED)
     assert EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED in await events(client, service, job_id)
     assert len(receiver.of(job_id)) == 1
+
+
+async def test_a_job_whose_cancel_ended_in_doubt_is_created_anew(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker
+) -> None:
+    job = a_job(5)
+    await service.api.post(service.jobs, json=job)
+    old = await first_run(client, service, job["id"])
+    await another.begin(service.db, old)
+    await another.die(old)
+    assert refused(await service.cancel(job["id"])) == (400, "E006")
+    await wait_for_status(client, service, job["id"], WorkflowExecutionStatus.FAILED)
+
+    assert (await service.api.post(service.jobs, json=job)).status_code == 200
+
+    assert await first_run(client, service, job["id"]) != old
+    assert (await service.wait_for_state(job["id"], "delivered"))["attempts"] == 1
+    assert len(receiver.of(job["id"])) == 1
+
+
+async def test_a_repeated_delete_closes_the_workflow_that_was_not_told(
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object, **__: object) -> None:
+        raise RPCError("no answer", RPCStatusCode.UNAVAILABLE, b"")
+
+    job_id = await service.create(3600)
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkflowHandle, "cancel", lost)
+        assert (await service.cancel(job_id)).json() == {"status": "ok"}
+    assert (await service.find(job_id))["state"] == "cancelled"
+    description = await workflow_of(client, service, job_id).describe()
+    assert description.status is WorkflowExecutionStatus.RUNNING
+
+    assert (await service.cancel(job_id)).json() == {"status": "ok"}
+
+    await wait_for_status(client, service, job_id, WorkflowExecutionStatus.CANCELED)
+    assert refused(await service.cancel(job_id)) == (400, "E006")
+
+
+async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_jobs(
+    alone: tuple[Service, Settings], client: Client, receiver: Receiver
+) -> None:
+    """More of them than the worker takes workflow tasks at a time, each until its attempt has ended."""
+    service, own = alone
+    ending = asyncio.Event()
+
+    async def slow(received: Received) -> bytes:
+        if received.path == "/hook":
+            await ending.wait()
+        return response(500)
+
+    receiver.answer = slow
+    await service.add_route(receiver.url.replace("/hook", "/other"), "other")
+    own = replace(own, max_workflow_tasks=4, delivery_timeout=60.0)
+    async with (
+        open_pool(own) as pool,
+        WebhookClient(timeout=own.delivery_timeout, max_connections=20, targets=own.targets) as webhooks,
+        create_worker(client, pool, webhooks, own),
+    ):
+        job_ids = [await service.create(0) for _ in range(6)]
+        await receiver.wait_until(lambda: len(receiver.received) == len(job_ids))
+        answers = await asyncio.gather(*(service.cancel(job_id) for job_id in job_ids))
+        assert {refused(answer) for answer in answers} == {(503, "E015")}
+
+        quick = await service.create(0, route="other", retry={"maximum_attempts": 1})
+        await service.wait_for_state(quick, "failed")
+
+        assert {(await service.find(job_id))["state"] for job_id in job_ids} == {"delivering"}
+        ending.set()
+        for job_id in job_ids:
+            await wait_for_status(client, service, job_id, WorkflowExecutionStatus.CANCELED)

@@ -6,12 +6,15 @@ import re
 import resource
 import socket
 import ssl
+import struct
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import pytest
 import trustme
+import uvloop
 
 from tests.scripts import Script, Wire, drip, proxying, scripted, silence
 from timemachine import http
@@ -673,3 +676,37 @@ async def test_a_process_without_a_place_left_makes_no_attempt() -> None:
         with pytest.raises(OwnFaultError):
             await client.post(url, b"", {}, timeout=0.1)
         waiting.cancel()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+async def test_a_receiver_that_resets_before_tls_begins_is_told_and_leaves_no_trace(
+    run: Callable[[Coroutine[None, None, Kind]], Kind],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    start_tls, connected = Stream.start_tls, threading.Event()
+
+    async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not connected.is_set():
+            await asyncio.sleep(0.01)
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    async def once_it_has_hung_up(stream: Stream, context: ssl.SSLContext, name: str) -> None:
+        connected.set()
+        while not stream._ended:
+            await asyncio.sleep(0.01)
+        await start_tls(stream, context, name)
+
+    async def call() -> Kind:
+        async with make_client() as client:
+            return (await failure(client, url.replace("http:", "https:"))).kind
+
+    monkeypatch.setattr(Stream, "start_tls", once_it_has_hung_up)
+    async with scripted(reset) as url:
+        kind = await asyncio.to_thread(lambda: run(call()))
+
+    assert kind is Kind.TLS
+    assert caplog.text == ""
+    assert capfd.readouterr().err == ""

@@ -4,25 +4,28 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import asyncpg
 import msgspec
 import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
+from activities import attempt
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.in_progress import InProgress
 from tests.ledger import AnotherWorker, refused_by_receiver, taken
 from tests.receiver import Received, Receiver, response
 from tests.service import ROUTE, Service, now_ms
+from timemachine.clock import boot_time
 from timemachine.delivery import Delivered, Delivery, Held
-from timemachine.delivery_ledger import DeliveryLedger
+from timemachine.delivery_ledger import DeliveryLedger, End
 from timemachine.http import WebhookClient
 from timemachine.jobs import Job
-from timemachine.outcomes import Cancelled, Deferred, Failed, Outcome, RowState, Unknown
+from timemachine.outcomes import Cancelled, Deferred, Failed, LedgerRow, Outcome, RowState, Unknown
 from timemachine.postgres import open_pool
 from timemachine.retry import Retry
 from timemachine.route_store import RouteStore
@@ -266,3 +269,52 @@ async def test_a_lost_attempt_is_taken_over_after_a_while(
     row = await another.row(delivery.run_id)
     assert (row.state, row.doubt) == (RowState.TAKEN, True)
     assert [received.headers["timemachine-attempt"] for received in receiver.received] == ["1"]
+
+
+async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
+    service: Service,
+    receiver: Receiver,
+    first: FirstAttempts,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write, refusals = DeliveryLedger._write_end, [asyncpg.InternalServerError("refused") for _ in range(4)]
+
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+        if refusals:
+            raise refusals.pop()
+        return await write(ledger, run_id, claim, end)
+
+    monkeypatch.setattr(DeliveryLedger, "_write_end", write_end)
+    delivery = a_delivery(service.db)
+
+    await first.make(delivery)
+
+    assert (await another.row(delivery.run_id)).state is RowState.TAKEN
+    assert len(receiver.received) == 1
+    assert "broke off" not in caplog.text
+
+
+async def test_an_attempt_that_was_asked_for_long_ago_is_not_made_once_it_has_begun(
+    service: Service,
+    receiver: Receiver,
+    first: FirstAttempts,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it was to deliver may have been changed while its worker was stopped."""
+    begin = DeliveryLedger.begin
+
+    async def begin_slowly(ledger: DeliveryLedger, *args: Any, **fields: Any) -> Any:
+        begun = await begin(ledger, *args, **fields)
+        monkeypatch.setattr(attempt, "boot_time", lambda: boot_time() + attempt.STALE_AFTER + 0.1)
+        return begun
+
+    monkeypatch.setattr(DeliveryLedger, "begin", begin_slowly)
+    delivery = a_delivery(service.db)
+
+    assert isinstance(await first.make(delivery), Deferred)
+
+    assert (await another.row(delivery.run_id)).is_untouched
+    assert receiver.received == []

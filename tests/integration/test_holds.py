@@ -8,8 +8,10 @@ import httpx
 import pytest
 from temporalio.client import Client
 
+from tests.ledger import AnotherWorker, first_run
 from tests.receiver import Received, Receiver, response, take
 from tests.service import ROUTE, Service, a_job, refused
+from timemachine.delivery_ledger import End
 
 
 async def pause(service: Service, reason: str = "maintenance") -> None:
@@ -201,3 +203,39 @@ async def test_a_job_that_is_held_for_very_long_keeps_count_of_its_attempts(
 
     assert received.headers["timemachine-attempt"] == "2"
     assert (await service.wait_for_state(job["id"], "delivered"))["attempts"] == 2
+
+
+async def test_a_lost_attempt_is_held_and_made_again_when_the_route_is_resumed(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker
+) -> None:
+    job_id = await service.create(2)
+    run = await first_run(client, service, job_id)
+    await another.begin(service.db, run)
+    await another.die(run)
+    await pause(service)
+
+    assert (await wait_until_held(service, job_id))["held"] == "the route is paused: maintenance"
+    assert receiver.received == []
+    await wait_until_listed(client, service, 1)
+    await resume(service)
+
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert (await another.row(run)).doubt
+    assert len(receiver.of(job_id)) == 1
+
+
+async def test_a_held_job_whose_attempt_was_given_back_can_be_changed(
+    service: Service, receiver: Receiver, client: Client, another: AnotherWorker
+) -> None:
+    await service.add_route(receiver.url, "other")
+    job_id = await service.create(2, meta="old")
+    run = await first_run(client, service, job_id)
+    await another.end(run, await another.begin(service.db, run), End(made=False))
+    await pause(service)
+    assert (await wait_until_held(service, job_id))["state"] == "scheduled"
+
+    assert (await service.change(job_id, 1, route="other", meta="new")).json() == {"status": "ok"}
+    assert (await service.find(job_id))["state"] == "scheduled"
+
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert [received.body for received in receiver.of(job_id)] == [b'"new"']

@@ -10,11 +10,16 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 
+from activities.attempt import Attempts
+from activities.deliver import TASK_PATIENCE
 from tests.integration.test_at_once import wait_for_event, workflow_of
+from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
 from tests.receiver import Received, Receiver, response
 from tests.service import Service, a_job, refused
+from timemachine.delivery import Delivery
 from timemachine.errors import TriggerTimeError
 from timemachine.http import WebhookClient
+from timemachine.outcomes import Outcome
 from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 
@@ -153,3 +158,25 @@ async def test_an_attempt_that_cannot_begin_uses_none_up(
 
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
     assert len(receiver.of(job_id)) == 1
+
+
+async def test_a_held_job_whose_first_attempt_may_begin_yet_cannot_be_changed(
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for its slot on one worker, while another has found the route paused."""
+    outcome = Attempts.outcome
+
+    async def waits_for_its_slot(attempts: Attempts, delivery: Delivery, *, patience: float) -> Outcome | None:
+        return None if patience == TASK_PATIENCE else await outcome(attempts, delivery, patience=patience)
+
+    monkeypatch.setattr(Attempts, "outcome", waits_for_its_slot)
+    await pause(service)
+    job_id = await service.create(0, meta="old")
+    assert (await wait_until_held(service, job_id))["state"] == "scheduled"
+
+    assert refused(await service.change(job_id, 60, meta="new")) == (400, "E006")
+
+    await wait_until_listed(client, service, 1)
+    await resume(service)
+    assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
+    assert [received.body for received in receiver.of(job_id)] == [b'"old"']

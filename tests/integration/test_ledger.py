@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 
+import asyncpg
 import msgspec
 import psutil
 import pytest
@@ -471,3 +472,46 @@ def test_only_a_cancel_of_a_lost_attempt_is_in_doubt() -> None:
     assert a_row(RowState.FAILED, end=ENDS["lost"]).is_cancelled_in_doubt
     assert not a_row(RowState.FAILED, doubt=True).is_cancelled_in_doubt
     assert not a_row(RowState.TAKEN, doubt=True, end=ENDS["taken"]).is_cancelled_in_doubt
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.PostgresError) -> None:
+    """Let Postgres refuse the ends that are written first."""
+    write, left = DeliveryLedger._write_end, list(errors)
+
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: End) -> LedgerRow | None:
+        if left:
+            raise left.pop(0)
+        return await write(ledger, run_id, claim, end)
+
+    monkeypatch.setattr(DeliveryLedger, "_write_end", write_end)
+
+
+@pytest.mark.parametrize(("how", "state"), [("taken", RowState.TAKEN), ("again", RowState.WAITING)])
+async def test_an_end_that_is_refused_for_its_words_is_written_without_them(
+    run: Run, monkeypatch: pytest.MonkeyPatch, how: str, state: RowState
+) -> None:
+    await run.put(None)
+    await run.begin()
+    refusing(monkeypatch, asyncpg.UntranslatableCharacterError("no equivalent in this encoding"))
+
+    row = await run.end(how)
+
+    assert row
+    assert (row.state, row.made, row.end) == (state, NUMBER, replace(ENDS[how], reason=None))
+    assert await run.log() == [(NUMBER, ENDS[how].kind)]
+
+
+@pytest.mark.parametrize("error", [asyncpg.UntranslatableCharacterError, asyncpg.DiskFullError])
+async def test_an_end_that_is_refused_whatever_it_says_is_to_be_repeated(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[asyncpg.PostgresError]
+) -> None:
+    await run.put(None)
+    await run.begin()
+    refusing(monkeypatch, error("refused"), error("refused"))
+
+    with pytest.raises(UnavailableError):
+        await run.end("taken")
+
+    row = await run.end("taken")
+    assert row
+    assert row.state is RowState.TAKEN

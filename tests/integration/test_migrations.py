@@ -214,3 +214,17 @@ async def test_a_dsn_that_is_none_is_told(dsn: str | None) -> None:
     with pytest.raises(SettingsError, match="TIMEMACHINE_POSTGRES_DSN"):
         async with open_pool(Settings(postgres_dsn=dsn)):
             pass
+
+
+async def test_a_database_that_cannot_keep_every_text_is_refused(postgres: Postgres) -> None:
+    name = f"m{uuid.uuid4().hex}"
+    admin = await asyncpg.connect(postgres.dsn)
+    await admin.execute(f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    settings = Settings(postgres_dsn=f"{postgres.dsn.rpartition('/')[0]}/{name}")
+    try:
+        with pytest.raises(MigrationError, match=r"LATIN1.*UTF8"):
+            await migrate(settings)
+        assert await tables(settings) == set()
+    finally:
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()

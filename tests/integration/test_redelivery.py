@@ -152,6 +152,20 @@ async def sorted_ids(service: Service) -> list[str]:
     return sorted(await failed_ids(service))
 
 
+async def test_a_job_that_was_taken_after_it_had_failed_is_not_listed(
+    service: Service, out_of_order: Receiver, client: Client, another: AnotherWorker
+) -> None:
+    """A worker that was taken for lost has told the end of its attempt late."""
+    taken_late, other = await fail(service), await fail(service)
+    await eventually(lambda: failed_ids(service), [other, taken_late])
+    run = await first_run(client, service, taken_late)
+
+    await another.end(run, uuid4(), taken())
+
+    assert await failed_ids(service) == [other]
+    assert (await service.find(taken_late))["state"] == "delivered"
+
+
 async def test_a_page_of_the_failed_list_is_two_questions_to_temporal(
     service: Service, out_of_order: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

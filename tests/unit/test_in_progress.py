@@ -4,12 +4,13 @@ import asyncio
 
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from activities.attempt import Attempts
 from activities.in_progress import InProgress
 from timemachine.delivery import Delivery
 from timemachine.jobs import Job
-from timemachine.outcomes import Cancelled, Outcome
+from timemachine.outcomes import Cancelled, Deferred, Outcome
 
 DELIVERY = Delivery(
     job=Job(db="d", collection="c", id="i", trigger_time=0, route="r", meta=Raw(b"1")), message_id="m", run_id="run"
@@ -83,3 +84,16 @@ async def test_an_attempt_that_breaks_off_is_logged_and_forgotten(caplog: pytest
         attempt.result()
     assert "attempt broke off" in caplog.text
     assert in_progress.get("run") is None
+
+
+async def test_a_worker_that_makes_as_many_as_it_may_takes_no_other_however_patient() -> None:
+    """The activities wait for their attempts with patience; there are more of them than a worker can make."""
+    slow = Slow(InProgress(1))
+    assert await slow.outcome(DELIVERY, patience=0) is None
+
+    assert isinstance(await slow.outcome(replace(DELIVERY, run_id="another"), patience=1), Deferred)
+
+    assert slow.made == 1
+    # The one that is under way is joined all the same.
+    slow.ending.set()
+    assert await slow.outcome(DELIVERY, patience=60) == Cancelled()

@@ -206,3 +206,22 @@ async def test_no_more_limits_are_remembered_than_a_worker_has_room_for(monkeypa
         slots.set_limit(f"route-{n}", 1)
 
     assert list(slots._own_limits) == ["route-3", "route-4"]
+
+
+async def test_only_what_called_the_receiver_tells_how_long_an_attempt_takes() -> None:
+    slots, free = RouteSlots(per_route=1), asyncio.Event()
+    held = asyncio.create_task(hold(slots, "slow", free))
+    await asyncio.sleep(0)
+    use = slots._in_use["slow"]
+    use.typical, use.measured, use.reserved_until = 15.0, True, float("inf")
+    free.set()
+    await held
+    for _ in range(5):
+        async with slots.slot("slow"):
+            pass
+    assert use.typical == 15.0
+
+    async with slots.slot("slow") as note_attempt:
+        note_attempt()
+
+    assert use.typical < 15.0
