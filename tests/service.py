@@ -72,9 +72,16 @@ class Service:
                 assert any(is_signed(received, secret) for secret in self.secrets), received
 
     async def create(self, due_in: float, *, job_id: str | None = None, **fields: Any) -> str:
-        """Create a job due in some seconds and return its id."""
+        """Create a job due in some seconds and return its id.
+
+        A create that is answered 503 is safe to repeat, and on a machine with too much to do has to be.
+        """
         job = a_job(due_in, **fields) | ({"id": job_id} if job_id else {})
         answer = await self.api.post(self.jobs, json=job)
+        for _ in range(5):
+            if answer.status_code != 503:
+                break
+            answer = await self.api.post(self.jobs, json=job)
         assert answer.json() == {"status": "ok"}, answer.text
         return str(job["id"])
 
