@@ -205,9 +205,6 @@ class Jobs:
     async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
         first_run, due = first_run_id(description), description.typed_search_attributes.get(TRIGGER_TIME)
-        before = await self._ledger.find(first_run)
-        if before and before.state in (RowState.TAKEN, RowState.FAILED):
-            return before
         until, sighted, asked = asyncio.get_running_loop().time() + self._limit * 0.9 - CLOSE_TIME, None, False
         while True:
             row = await self._cancelled(first_run, due or datetime.now(UTC), sighted)
