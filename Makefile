@@ -19,13 +19,13 @@ help: ## List these targets
 setup: $(READY) ## Install what is needed into .venv (done by the others too)
 
 run: $(READY) ## Run everything on this machine, until Ctrl-C; data is kept in .timemachine
-	@$(RUN) timemachine.local run
+	@$(RUN) devstack run
 
 demo: $(READY) ## Show one job from its creation to the webhook, on a stack of its own
-	@$(RUN) timemachine.local demo
+	@$(RUN) devstack demo
 
 temporal: $(READY) ## Find the Temporal CLI, or download or build it
-	@$(RUN) timemachine.local temporal
+	@$(RUN) devstack temporal
 
 test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
 	@$(RUN) pytest $(ARGS)

@@ -19,25 +19,25 @@ from activities.in_progress import InProgress
 from activities.rate_limit import RateLimiter
 from activities.redelivery import Redeliveries
 from activities.release import Releases
-from activities.upkeep import Upkeep
+from activities.retention import Upkeep
 from activities.wake import Wakes
-from timemachine.attempt_log import AttemptLog
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.errors import TimemachineError
-from timemachine.http import WebhookClient
-from timemachine.postgres import Pool, open_pool
+from timemachine.domain.errors import TimemachineError
+from timemachine.domain.task_queues import bulk_task_queue
+from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.pool import Pool, open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.process import leave, raise_file_limit
 from timemachine.process import run as run_program
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.task_queues import bulk_task_queue
 from timemachine.telemetry import configure_logging
-from timemachine.temporal import connect, on_one_thread
+from timemachine.temporal.client import connect, on_one_thread
 from timemachine.vault import Vault
+from timemachine.webhooks.client import WebhookClient
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
-from workflows.upkeep import CleanAttemptsWorkflow
+from workflows.retention import CleanAttemptsWorkflow
 from workflows.wake import WakeWorkflow
 
 log = logging.getLogger("worker")

@@ -21,9 +21,8 @@ from activities.attempt_end import (
 )
 from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
-from timemachine.attempt_log import Attempt
 from timemachine.clock import boot_time
-from timemachine.delivery import (
+from timemachine.domain.delivery import (
     GONE,
     Delivery,
     Ending,
@@ -34,8 +33,7 @@ from timemachine.delivery import (
     expired,
     without,
 )
-from timemachine.delivery_ledger import BEGIN_TIME, END_RETRY, GRACE, Begun, DeliveryLedger, End, RouteClosed
-from timemachine.errors import (
+from timemachine.domain.errors import (
     BlockedTargetError,
     NoAnswerError,
     NotSentError,
@@ -45,14 +43,16 @@ from timemachine.errors import (
     VaultError,
     WebhookUrlError,
 )
-from timemachine.http import Answer, WebhookClient
-from timemachine.jobs import Job
-from timemachine.outcomes import Deferred, LedgerRow, Outcome, RowState, outcome_of
-from timemachine.retry import Retry
-from timemachine.route_store import RouteStore, Target
-from timemachine.routes import RouteState, target_url
+from timemachine.domain.jobs import Job
+from timemachine.domain.outcomes import Deferred, LedgerRow, Outcome, RowState, outcome_of
+from timemachine.domain.retry import Retry
+from timemachine.domain.routes import RouteState, target_url
+from timemachine.domain.signing import signatures
+from timemachine.postgres.attempt_log import Attempt
+from timemachine.postgres.delivery_ledger import BEGIN_TIME, END_RETRY, GRACE, Begun, DeliveryLedger, End, RouteClosed
+from timemachine.postgres.route_store import RouteStore, Target
 from timemachine.settings import Settings
-from timemachine.signing import signatures
+from timemachine.webhooks.client import Answer, WebhookClient
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from timemachine.attempt_log import Attempt
-from timemachine.delivery import Delivery, Ending, Kind, expired, wait_after
-from timemachine.delivery_ledger import End
-from timemachine.errors import NoAnswerError
-from timemachine.jobs import Job, to_ms
-from timemachine.outcomes import AttemptEnd, Deferred
-from timemachine.retry import Retry
-from timemachine.routes import has_scheme
-from timemachine.temporal import LATENESS
+from timemachine.domain.delivery import Delivery, Ending, Kind, expired, wait_after
+from timemachine.domain.errors import NoAnswerError
+from timemachine.domain.jobs import Job, to_ms
+from timemachine.domain.outcomes import AttemptEnd, Deferred
+from timemachine.domain.retry import Retry
+from timemachine.domain.routes import has_scheme
+from timemachine.postgres.attempt_log import Attempt
+from timemachine.postgres.delivery_ledger import End
+from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from temporalio.client import Client
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.failures import retryable, success_of
-from timemachine.attempt_log import Attempt, AttemptLog
-from timemachine.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.jobs import Job, from_ms, to_ms
+from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt
+from timemachine.domain.jobs import Job, from_ms, to_ms
+from timemachine.postgres.attempt_log import Attempt, AttemptLog
+from timemachine.postgres.delivery_ledger import DeliveryLedger
 
 LONGEST_BEFORE = timedelta(seconds=60)
 """Time after which a first attempt was taken for lost before there was a ledger."""

@@ -10,9 +10,9 @@ from temporalio.service import RPCError
 
 from activities.attempt import Attempts
 from activities.failures import retryable, success_of
-from timemachine.delivery import UNSURE, Delivered, Delivery
-from timemachine.delivery_ledger import GRACE, DeliveryLedger
-from timemachine.outcomes import Cancelled, Decision, Outcome, Unknown, decision_of
+from timemachine.domain.delivery import UNSURE, Delivered, Delivery
+from timemachine.domain.outcomes import Cancelled, Decision, Outcome, Unknown, decision_of
+from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 
-from timemachine.outcomes import Outcome
+from timemachine.domain.outcomes import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.bulk import Turn
 from activities.rate_limit import RateLimiter
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.errors import NoSuchJobError, TooLateError
-from timemachine.job_runs import Redelivers, latest_run, redeliver
-from timemachine.outcomes import RowState
-from timemachine.redelivery import FailedJobs, PageStart, Progress
+from timemachine.domain.errors import NoSuchJobError, TooLateError
+from timemachine.domain.outcomes import RowState
+from timemachine.domain.redelivery import FailedJobs, PageStart, Progress
+from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal import ROUTE
+from timemachine.temporal.client import ROUTE
+from timemachine.temporal.job_runs import Redelivers, latest_run, redeliver
 
 PAGE = 100
 

@@ -9,11 +9,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bulk import Turn
 from activities.rate_limit import RateLimiter
-from timemachine.errors import NoSuchRouteError
-from timemachine.held import Released, ReleaseHeld
-from timemachine.route_store import RouteStore
-from timemachine.routes import RouteState
-from timemachine.temporal import IS_HELD, ROUTE, TRIGGER_TIME
+from timemachine.domain.errors import NoSuchRouteError
+from timemachine.domain.releases import Released, ReleaseHeld
+from timemachine.domain.routes import RouteState
+from timemachine.postgres.route_store import RouteStore
+from timemachine.temporal.client import IS_HELD, ROUTE, TRIGGER_TIME
 
 PAGE = 100
 

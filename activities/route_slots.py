@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from timemachine.errors import NotYetError
+from timemachine.domain.errors import NotYetError
 
 PATIENCE = 2.0
 """Seconds that an attempt waits in place for a slot of its route; a longer wait is spent outside the worker."""

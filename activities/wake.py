@@ -8,8 +8,8 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateRPC
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from timemachine.job_runs import first_run_id
-from timemachine.wake import ContinuedRun
+from timemachine.domain.wake import ContinuedRun
+from timemachine.temporal.job_runs import first_run_id
 
 UPDATE_LIMIT = timedelta(seconds=5)
 """Longest time that an update is waited for, which may have been lost with the run that ended."""

@@ -8,11 +8,11 @@ import uvicorn
 
 from api.app import create_app
 from api.http_protocol import JsonErrorProtocol
-from timemachine.errors import SettingsError
+from timemachine.domain.errors import SettingsError
 from timemachine.process import leave
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
-from timemachine.temporal import on_one_thread
+from timemachine.temporal.client import on_one_thread
 
 
 def main() -> int:

@@ -13,8 +13,8 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
 from litestar.types import ASGIApp, Receive, Scope, Send
 
-from api.admission import Admission
 from api.attempts import AttemptController, Attempts
+from api.concurrency_limit import Admission
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
@@ -22,16 +22,16 @@ from api.http_protocol import EveryMethod, OneReading
 from api.jobs import JobController, Jobs
 from api.redelivery import Redeliveries, RedeliveryController
 from api.routes import RouteController, Routes
+from api.schemas import RawSchema, StrictSchema, WholeRequest
 from api.secrets import SecretController
-from api.wire import RawSchema, StrictSchema, WholeRequest
-from timemachine.attempt_log import AttemptLog
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.errors import ForbiddenNameError
-from timemachine.jobs import MAX_META_BYTES
-from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
+from timemachine.domain.errors import ForbiddenNameError
+from timemachine.domain.jobs import MAX_META_BYTES
+from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import connect
+from timemachine.temporal.client import connect
 from timemachine.vault import Vault
 
 MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024

@@ -10,18 +10,18 @@ from msgspec import UNSET, UnsetType
 from temporalio.client import Client
 
 from api.errors import refusals
-from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until, check_window
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until, check_window
 from api.routes import check_route_key
-from api.wire import Collection, Db, JobIdInPath, RouteIdInPath
-from timemachine.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
-from timemachine.cursor import decode_cursor, encode_cursor
-from timemachine.delivery import Kind
-from timemachine.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
-from timemachine.job_runs import latest_run
-from timemachine.jobs import check_key, from_ms, to_ms
-from timemachine.route_store import RouteStore
+from api.schemas import Collection, Db, JobIdInPath, RouteIdInPath
+from timemachine.domain.cursor import decode_cursor, encode_cursor
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
+from timemachine.domain.jobs import check_key, from_ms, to_ms
+from timemachine.postgres.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import answering
+from timemachine.temporal.client import answering
+from timemachine.temporal.job_runs import latest_run
 
 Ended = Annotated[Outcome | None, QueryParameter(description="Only those that the receiver took, or only the others.")]
 

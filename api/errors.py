@@ -12,7 +12,7 @@ from litestar.openapi.spec import Example
 from litestar.types import Receive, Scope, Send
 
 from api.explanations import explain_parameter
-from timemachine import errors
+from timemachine.domain import errors
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from timemachine.jobs import to_ms
+from timemachine.domain.jobs import to_ms
 
 MAX_EXPLANATION = 300
 """Characters of an explanation; what a client sent may stand in it, and be long."""

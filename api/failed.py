@@ -12,14 +12,14 @@ from msgspec import UNSET, UnsetType
 from temporalio.client import Client, WorkflowExecution
 
 from api.errors import refusals
-from api.paging import DEFAULT_LIMIT, Cursor, Limit, Next
-from api.wire import Db, TriggerTime, name_schema
-from timemachine.attempt_log import AttemptLog
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.errors import ForbiddenNameError, MalformedError, VaultError
-from timemachine.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Next
+from api.schemas import Db, TriggerTime, name_schema
+from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
+from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
+from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal import ROUTE, TRIGGER_TIME, answering
+from timemachine.temporal.client import ROUTE, TRIGGER_TIME, answering
 from timemachine.vault import Vault
 
 LATER_RUNS_AT_ONCE = 1000

@@ -7,11 +7,11 @@ from litestar.di import NamedDependency
 from temporalio.client import Client
 
 from api.errors import refusals
-from api.wire import Ok
-from timemachine.errors import UnavailableError
-from timemachine.postgres import Pool, ping
+from api.schemas import Ok
+from timemachine.domain.errors import UnavailableError
+from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
-from timemachine.temporal import answering
+from timemachine.temporal.client import answering
 
 
 class Readiness:

@@ -16,7 +16,7 @@ from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope,
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.errors import ErrorBody, refuse
-from timemachine.errors import MalformedError
+from timemachine.domain.errors import MalformedError
 
 Headers = Iterable[tuple[bytes, bytes]]
 

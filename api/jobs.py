@@ -22,10 +22,9 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.snapshot import JobOut, Snapshot, State, take_snapshot
-from api.wire import Collection, Db, ExactJson, JobChange, JobIdInPath, JobIn, Ok
-from timemachine.delivery_ledger import GRACE, LOST, DeliveryLedger
-from timemachine.errors import (
+from api.job_status import JobOut, Snapshot, State, take_snapshot
+from api.schemas import Collection, Db, ExactJson, JobChange, JobIdInPath, JobIn, Ok
+from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
     JobExistsError,
@@ -37,12 +36,13 @@ from timemachine.errors import (
     TriggerTimeError,
     UnavailableError,
 )
-from timemachine.job_runs import JobRun, first_run_id, start_job
-from timemachine.jobs import Job, check_job, check_key, check_not_past
-from timemachine.outcomes import LedgerRow, RowState
-from timemachine.route_store import RouteStore
+from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
+from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.postgres.delivery_ledger import GRACE, LOST, DeliveryLedger
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import TRIGGER_TIME, answering
+from timemachine.temporal.client import TRIGGER_TIME, answering
+from timemachine.temporal.job_runs import JobRun, first_run_id, start_job
 from workflows.job import TOO_LATE, JobWorkflow
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,10 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.paging import MAX_TIME, check_window
+from api.pagination import MAX_TIME, check_window
 from api.routes import check_route_key
-from api.wire import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
-from timemachine.delivery_ledger import DeliveryLedger
-from timemachine.errors import (
+from api.schemas import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
+from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
     MalformedError,
@@ -31,13 +30,14 @@ from timemachine.errors import (
     TooLargeError,
     TooLateError,
 )
-from timemachine.job_runs import JobRun, check_redeliverable, latest_run, redeliver
-from timemachine.jobs import MAX_NAME, check_key, check_name, to_ms
-from timemachine.outcomes import LedgerRow, RowState
-from timemachine.redelivery import FailedJobs, Progress, redelivery_workflow_id
-from timemachine.route_store import RouteStore
+from timemachine.domain.jobs import MAX_NAME, check_key, check_name, to_ms
+from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_workflow_id
+from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import answering
+from timemachine.temporal.client import answering
+from timemachine.temporal.job_runs import JobRun, check_redeliverable, latest_run, redeliver
 from workflows.redelivery import RedeliveryWorkflow
 
 POLL = 0.1

@@ -13,8 +13,8 @@ from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 
 from api.errors import refusals
-from api.wire import Db, ExactJson, Ok, OptionalBody, OptionalJson, RetryIn, RouteId, RouteIdInPath
-from timemachine.errors import (
+from api.schemas import Db, ExactJson, Ok, OptionalBody, OptionalJson, RetryIn, RouteId, RouteIdInPath
+from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
     MalformedError,
@@ -24,11 +24,10 @@ from timemachine.errors import (
     TooLargeError,
     WebhookUrlError,
 )
-from timemachine.held import ReleaseHeld
-from timemachine.jobs import check_name, to_ms
-from timemachine.retry import Retry
-from timemachine.route_store import RouteStore
-from timemachine.routes import (
+from timemachine.domain.jobs import check_name, to_ms
+from timemachine.domain.releases import ReleaseHeld
+from timemachine.domain.retry import Retry
+from timemachine.domain.routes import (
     HEADER_NAME_PATTERN,
     HEADER_VALUE_PATTERN,
     HIDDEN,
@@ -42,8 +41,9 @@ from timemachine.routes import (
     check_headers,
     target_url,
 )
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import LONGEST_TIMEOUT, Settings
-from timemachine.temporal import ROUTE, answering
+from timemachine.temporal.client import ROUTE, answering
 
 WebhookUrl = Annotated[
     str,

@@ -12,11 +12,17 @@ from msgspec import Meta
 
 from api.errors import refusals
 from api.routes import check_route_key
-from api.wire import Db, OptionalBody, OptionalJson, RouteIdInPath
-from timemachine.errors import ContentTypeError, ForbiddenNameError, MalformedError, NoSuchRouteError, TooLargeError
-from timemachine.jobs import to_ms
-from timemachine.route_store import RouteStore, Secret
-from timemachine.signing import encode_secret
+from api.schemas import Db, OptionalBody, OptionalJson, RouteIdInPath
+from timemachine.domain.errors import (
+    ContentTypeError,
+    ForbiddenNameError,
+    MalformedError,
+    NoSuchRouteError,
+    TooLargeError,
+)
+from timemachine.domain.jobs import to_ms
+from timemachine.domain.signing import encode_secret
+from timemachine.postgres.route_store import RouteStore, Secret
 
 MAX_OVERLAP = 7 * 86_400
 

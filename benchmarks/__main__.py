@@ -15,11 +15,11 @@ import msgspec
 import psutil
 import uvloop
 
-from benchmarks.programme import ALONE, CONTESTED, FULL, QUICK, measure
+from benchmarks.plan import ALONE, CONTESTED, FULL, QUICK, measure
 from benchmarks.report import PAGE, summary, with_report
 from benchmarks.results import Measurement, Run, merged, problems
-from timemachine.local.children import ROOT
-from timemachine.local.terminal import say
+from devstack.children import ROOT
+from devstack.terminal import say
 from timemachine.process import leave
 
 RESULTS = ROOT / "build" / "bench"

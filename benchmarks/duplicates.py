@@ -16,10 +16,10 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
 from benchmarks.stack import fresh_stack
-from tests.receiver import Received, Receiver, receiving, response
-from tests.service import Service
-from timemachine.local.stack import Stack
-from timemachine.local.terminal import say
+from devstack.stack import Stack
+from devstack.terminal import say
+from tests.support.receiver import Received, Receiver, receiving, response
+from tests.support.service import Service
 from timemachine.process import leave
 
 KILLS = int(os.environ.get("KILLS", "50"))

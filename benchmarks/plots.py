@@ -24,7 +24,7 @@ from benchmarks.results import (
     Spread,
     shorter,
 )
-from timemachine.local.children import ROOT
+from devstack.children import ROOT
 
 FOLDER = ROOT / "docs" / "performance"
 

@@ -7,7 +7,7 @@ import msgspec
 
 from benchmarks.results import BURST, Measurement, Run, Spread
 from benchmarks.targets import Target, targets
-from timemachine.local.children import ROOT
+from devstack.children import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 

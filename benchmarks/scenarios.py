@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.load import at_rate, due_in, timed_all
 from benchmarks.results import Measurement, spread
-from benchmarks.turn import SETTLE, Turn
+from benchmarks.run import SETTLE, Turn
 
 FAR = 86_400.0
 """Seconds to the trigger time of jobs that are to wait."""

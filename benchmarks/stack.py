@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from timemachine.local.children import Commands
-from timemachine.local.stack import Stack, local_stack
+from devstack.children import Commands
+from devstack.stack import Stack, local_stack
 from timemachine.settings import Settings
 
 _OURS = ("TIMEMACHINE_", "TEMPORAL_")

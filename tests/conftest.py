@@ -14,19 +14,19 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
-from tests.ledger import AnotherWorker
-from tests.receiver import Receiver, receiving
-from tests.service import Service
-from timemachine.http import WebhookClient
-from timemachine.local import temporal as local_temporal
-from timemachine.local.postgres import Postgres, embedded_postgres
-from timemachine.local.temporal import Temporal, embedded_temporal
-from timemachine.local.temporal_cli import find_temporal_cli
-from timemachine.migrate import migrate
-from timemachine.postgres import Pool, open_pool
+from devstack import temporal as local_temporal
+from devstack.postgres import Postgres, embedded_postgres
+from devstack.temporal import Temporal, embedded_temporal
+from devstack.temporal_cli import find_temporal_cli
+from tests.support.ledger import AnotherWorker
+from tests.support.receiver import Receiver, receiving
+from tests.support.service import Service
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import Pool, open_pool
 from timemachine.settings import Settings
-from timemachine.temporal import connect, ensure_search_attributes
+from timemachine.temporal.client import connect, ensure_search_attributes
 from timemachine.vault import new_key
+from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
 

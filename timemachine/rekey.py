@@ -15,10 +15,10 @@ import asyncio
 import logging
 import os
 
-from timemachine.errors import TimemachineError
-from timemachine.postgres import open_pool
+from timemachine.domain.errors import TimemachineError
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.process import leave
-from timemachine.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
 from timemachine.vault import Vault

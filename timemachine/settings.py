@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
-from timemachine.errors import SettingsError
-from timemachine.targets import Network, Targets, networks
+from timemachine.domain.errors import SettingsError
+from timemachine.domain.targets import Network, Targets, networks
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import sys
 
 from temporalio.service import RPCError
 
-from timemachine.errors import TimemachineError
-from timemachine.migrate import Part, migrate
+from timemachine.domain.errors import TimemachineError
+from timemachine.postgres.migrate import Part, migrate
 from timemachine.process import leave
-from timemachine.schedules import ensure_schedules
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
-from timemachine.temporal import check_namespace, connect, ensure_search_attributes
+from timemachine.temporal.client import check_namespace, connect, ensure_search_attributes
+from timemachine.temporal.schedules import ensure_schedules
 
 log = logging.getLogger("setup")
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from timemachine.errors import SettingsError, VaultError
+from timemachine.domain.errors import SettingsError, VaultError
 from timemachine.settings import Settings
 
 OPENED = 1024

@@ -7,8 +7,8 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.redelivery import Redeliveries
-    from timemachine.redelivery import FailedJobs, Progress
-    from timemachine.task_queues import bulk_task_queue
+    from timemachine.domain.redelivery import FailedJobs, Progress
+    from timemachine.domain.task_queues import bulk_task_queue
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)

@@ -9,8 +9,8 @@ with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.release import Releases
-    from timemachine.held import Released, ReleaseHeld
-    from timemachine.task_queues import bulk_task_queue
+    from timemachine.domain.releases import Released, ReleaseHeld
+    from timemachine.domain.task_queues import bulk_task_queue
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)

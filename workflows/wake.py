@@ -7,7 +7,7 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.wake import Wakes
-    from timemachine.wake import ContinuedRun
+    from timemachine.domain.wake import ContinuedRun
 
 ATTEMPT_TIME = timedelta(minutes=1)
 

@@ -7,12 +7,12 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from devstack import children
+from devstack.parts import Part, running
+from devstack.ports import free_port
+from devstack.temporal import Temporal
 from tests.contract.server import Server
-from tests.service import Service
-from timemachine.local import children
-from timemachine.local.parts import Part, running
-from timemachine.local.ports import free_port
-from timemachine.local.temporal import Temporal
+from tests.support.service import Service
 from timemachine.settings import Settings
 
 

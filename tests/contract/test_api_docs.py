@@ -16,8 +16,8 @@ import httpx
 import msgspec
 from temporalio.client import Client
 
-from tests.receiver import Received, Receiver, response, take
-from tests.service import now_ms
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import now_ms
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 RECEIVER = "gameserver-dev-1.myorg.com"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.contract.server import JSON, Server, parse
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, new_id, now_ms, refused
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 
 KIB = 1024
 MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")

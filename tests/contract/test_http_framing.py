@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.server import JSON, Server, parse
 from tests.contract.test_bad_input import chunked, job, route
-from tests.service import ROUTE, Service, refused
+from tests.support.service import ROUTE, Service, refused
 
 MARKED = b"GET /job/d/c/second HTTP/1.1\r\nhost: x\r\n\r\n"
 """A request that no answer may be seen of when it stands in a body: it is answered E004."""

@@ -13,9 +13,9 @@ import schemathesis
 
 from api.errors import ANSWERS
 from tests.contract.server import Server
-from timemachine.errors import MalformedError
-from timemachine.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
-from timemachine.routes import OUR_HEADERS, check_headers
+from timemachine.domain.errors import MalformedError
+from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.routes import OUR_HEADERS, check_headers
 
 DOCUMENT = "/docs/openapi.json"
 JOBS, ROUTES = "/job/{db}/{collection}", "/route/{db}"

@@ -15,9 +15,9 @@ from types import ModuleType
 import httpx
 import pytest
 
-from tests.service import Service
-from timemachine.local.ports import free_port
-from timemachine.signing import encode_secret, signature, signatures
+from devstack.ports import free_port
+from tests.support.service import Service
+from timemachine.domain.signing import encode_secret, signature, signatures
 
 PAGE = (Path(__file__).parents[2] / "docs/receivers.md").read_text()
 BLOCK = re.compile(r"^```(python|js|go)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, new_id, now_ms, refused
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 
 OK = b'{"status":"ok"}'
 GAME_SERVER = {

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.receiver import Receiver
-from tests.service import Service
-from timemachine.local.stack import Stack, local_stack
+from devstack.stack import Stack, local_stack
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 from timemachine.settings import Settings
 
 

@@ -11,10 +11,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, a_job, new_id
-from timemachine.local.parts import Part
-from timemachine.local.stack import Stack
+from devstack.parts import Part
+from devstack.stack import Stack
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, a_job, new_id
 
 
 def kill(*parts: Part) -> None:

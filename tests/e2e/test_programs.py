@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from timemachine.local.children import ROOT
-from timemachine.local.temporal import Temporal
+from devstack.children import ROOT
+from devstack.temporal import Temporal
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 

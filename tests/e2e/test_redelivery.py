@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from temporalio.client import Client
 
+from devstack.stack import Stack
 from tests.e2e.test_kill import create_many, kill
-from tests.receiver import Received, Receiver, response, take
-from tests.service import ROUTE, Service
-from timemachine.local.stack import Stack
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import ROUTE, Service
 
 JOBS = 120
 """More than a page, and enough for some seconds."""

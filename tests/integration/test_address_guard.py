@@ -18,17 +18,17 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
+from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.dns_server import DnsServer, dns_serving
-from tests.service import ROUTE, Service, refused
-from timemachine.connections import Connector, SystemResolver
-from timemachine.delivery import Kind
-from timemachine.errors import BlockedTargetError, NoAnswerError, OwnFaultError
-from timemachine.http import Answer, WebhookClient
-from timemachine.local.temporal import Temporal
-from timemachine.postgres import open_pool
+from tests.support.dns_server import DnsServer, dns_serving
+from tests.support.service import ROUTE, Service, refused
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import BlockedTargetError, NoAnswerError, OwnFaultError
+from timemachine.domain.targets import Targets, networks
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
-from timemachine.targets import Targets, networks
+from timemachine.webhooks.client import Answer, WebhookClient
+from timemachine.webhooks.network import Connector, SystemResolver
 from worker import create_worker
 
 INSIDE, PUBLIC, ALSO_PUBLIC = "127.0.0.1", "127.0.0.2", "127.0.0.3"

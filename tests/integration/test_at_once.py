@@ -6,9 +6,9 @@ from datetime import timedelta
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
-from tests.ledger import AnotherWorker, first_run, refused_by_receiver, taken
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, refused
+from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, refused
 
 Events = list[EventType.ValueType]
 

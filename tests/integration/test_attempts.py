@@ -8,13 +8,13 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from tests.ledger import log_attempt
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service, new_id, now_ms, refused
-from timemachine.attempt_log import Attempt, AttemptLog
-from timemachine.delivery import Kind
-from timemachine.jobs import to_ms
-from timemachine.postgres import open_pool
+from tests.support.ledger import log_attempt
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import ROUTE, Service, new_id, now_ms, refused
+from timemachine.domain.delivery import Kind
+from timemachine.domain.jobs import to_ms
+from timemachine.postgres.attempt_log import Attempt, AttemptLog
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 
 

@@ -14,16 +14,16 @@ from temporalio.client import Client
 
 from activities import bulk, redelivery, release
 from api.app import create_app
+from devstack.temporal import Temporal
 from tests.conftest import serving, working
 from tests.integration.test_redelivery import fail, refuse
 from tests.integration.test_release import held_count, hold
-from tests.receiver import Received, Receiver, response, take
-from tests.service import ROUTE, Service
-from timemachine.held import ReleaseHeld
-from timemachine.http import WebhookClient
-from timemachine.local.temporal import Temporal
-from timemachine.postgres import open_pool
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import ROUTE, Service
+from timemachine.domain.releases import ReleaseHeld
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 from worker import BULK_SLOTS
 
 

@@ -11,13 +11,13 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from tests.integration.test_at_once import events, wait_for_event, workflow_of
-from tests.ledger import AnotherWorker, first_run, refused_by_receiver, taken
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, a_job, refused
-from timemachine.http import WebhookClient
-from timemachine.outcomes import LedgerRow, RowState
-from timemachine.postgres import open_pool
+from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, a_job, refused
+from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 from worker import create_worker
 
 MAY_BE_TAKEN = "the receiver may have taken it"

@@ -16,15 +16,15 @@ import pytest
 import trustme
 import uvloop
 
-from tests.scripts import Script, Wire, drip, proxying, scripted, silence
-from timemachine import http
-from timemachine.connections import Stream
-from timemachine.delivery import Kind
-from timemachine.errors import NoAnswerError, NotSentError, OwnFaultError
-from timemachine.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
-from timemachine.http import Answer, WebhookClient
-from timemachine.keep_alive import IDLE_TIME
-from timemachine.targets import Targets
+from tests.support.scripts import Script, Wire, drip, proxying, scripted, silence
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
+from timemachine.domain.targets import Targets
+from timemachine.webhooks import client as http
+from timemachine.webhooks.client import Answer, WebhookClient
+from timemachine.webhooks.connection_pool import IDLE_TIME
+from timemachine.webhooks.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
+from timemachine.webhooks.network import Stream
 
 TIMEOUT = 2.0
 ANYWHERE = Targets(allow_private=True)

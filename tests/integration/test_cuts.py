@@ -7,8 +7,8 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, refused
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, refused
 
 JOBS = 40
 HELD_JOBS = 12

@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from api.app import create_app
+from devstack.postgres import Postgres
+from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.service import refused
-from timemachine.errors import UnavailableError
-from timemachine.local.postgres import Postgres
-from timemachine.local.temporal import Temporal
-from timemachine.migrate import migrate
-from timemachine.postgres import connection, open_pool
+from tests.support.service import refused
+from timemachine.domain.errors import UnavailableError
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import connection, open_pool
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 
@@ -123,7 +123,9 @@ async def test_none_of_the_words_of_postgres_is_shown(
             answer = await api.get(path)
             assert (answer.status_code, answer.json()) == (503, AWAY)
 
-    reasons = [vars(record).get("reason", "") for record in caplog.records if record.name == "timemachine.postgres"]
+    reasons = [
+        vars(record).get("reason", "") for record in caplog.records if record.name == "timemachine.postgres.pool"
+    ]
     assert any(role in reason or database(own) in reason for reason in reasons)
 
 

@@ -17,20 +17,20 @@ from activities import attempt
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.in_progress import InProgress
-from tests.ledger import AnotherWorker, refused_by_receiver, taken
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service, now_ms
+from tests.support.ledger import AnotherWorker, refused_by_receiver, taken
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import ROUTE, Service, now_ms
 from timemachine.clock import boot_time
-from timemachine.delivery import Delivered, Delivery, Held
-from timemachine.delivery_ledger import DeliveryLedger, End
-from timemachine.http import WebhookClient
-from timemachine.jobs import Job
-from timemachine.outcomes import Cancelled, Deferred, Failed, LedgerRow, Outcome, RowState, Unknown
-from timemachine.postgres import open_pool
-from timemachine.retry import Retry
-from timemachine.route_store import RouteStore
+from timemachine.domain.delivery import Delivered, Delivery, Held
+from timemachine.domain.jobs import Job
+from timemachine.domain.outcomes import Cancelled, Deferred, Failed, LedgerRow, Outcome, RowState, Unknown
+from timemachine.domain.retry import Retry
+from timemachine.postgres.delivery_ledger import DeliveryLedger, End
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
+from timemachine.webhooks.client import WebhookClient
 
 
 class FirstAttempts:

@@ -12,8 +12,8 @@ import pytest
 from temporalio.client import Client
 
 from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
-from tests.receiver import Receiver
-from tests.service import Service
+from tests.support.receiver import Receiver
+from tests.support.service import Service
 
 JOBS = 40
 SPREAD = 1.5

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from tests.ledger import AnotherWorker, first_run
-from tests.receiver import Received, Receiver, response, take
-from tests.service import ROUTE, Service, a_job, refused
-from timemachine.delivery_ledger import End
+from tests.support.ledger import AnotherWorker, first_run
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import ROUTE, Service, a_job, refused
+from timemachine.postgres.delivery_ledger import End
 
 
 async def pause(service: Service, reason: str = "maintenance") -> None:

@@ -14,14 +14,14 @@ from activities.attempt import Attempts
 from activities.deliver import TASK_PATIENCE
 from tests.integration.test_at_once import wait_for_event, workflow_of
 from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, a_job, refused
-from timemachine.delivery import Delivery
-from timemachine.errors import TriggerTimeError
-from timemachine.http import WebhookClient
-from timemachine.outcomes import Outcome
-from timemachine.route_store import RouteStore
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, a_job, refused
+from timemachine.domain.delivery import Delivery
+from timemachine.domain.errors import TriggerTimeError
+from timemachine.domain.outcomes import Outcome
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 
 
 def _too_late(*_: Any, **__: Any) -> None:

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 
 META = b'{"n": 12345678901234567890.10, "b":1,"a":"\\u00e9"}'
 

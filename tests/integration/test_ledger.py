@@ -14,15 +14,12 @@ import pytest
 from asyncpg import Pool
 from msgspec.structs import replace
 
-from tests import ledger_rules as rules
-from tests.ledger_rules import At, Row
-from timemachine.attempt_log import Attempt
-from timemachine.delivery import Delivered, Kind
-from timemachine.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End, RouteClosed
-from timemachine.errors import UnavailableError
-from timemachine.local.postgres import embedded_postgres
-from timemachine.migrate import migrate
-from timemachine.outcomes import (
+from devstack.postgres import embedded_postgres
+from tests.support import ledger_rules as rules
+from tests.support.ledger_rules import At, Row
+from timemachine.domain.delivery import Delivered, Kind
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.outcomes import (
     AttemptEnd,
     Cancelled,
     Deferred,
@@ -33,9 +30,12 @@ from timemachine.outcomes import (
     Unknown,
     outcome_of,
 )
-from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute, RouteState
+from timemachine.domain.routes import RestRoute, RouteState
+from timemachine.postgres.attempt_log import Attempt
+from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End, RouteClosed
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
 

@@ -24,15 +24,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tests.postgres_proxy import Cut, PostgresProxy
-from timemachine.attempt_log import Attempt as Logged
-from timemachine.delivery import Kind
-from timemachine.delivery_ledger import Begun, DeliveryLedger, End
-from timemachine.errors import UnavailableError
-from timemachine.outcomes import AttemptEnd, LedgerRow, RowState
-from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute
+from tests.support.postgres_proxy import Cut, PostgresProxy
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
+from timemachine.domain.routes import RestRoute
+from timemachine.postgres.attempt_log import Attempt as Logged
+from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, End
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault
 

@@ -10,15 +10,15 @@ from msgspec.structs import replace
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from api.app import create_app
+from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.integration.test_cancel import MAY_BE_TAKEN, wait_for_status
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, refused
-from tests.worker_process import worker_process
-from timemachine.http import WebhookClient
-from timemachine.local.temporal import Temporal
-from timemachine.postgres import open_pool
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, refused
+from tests.support.worker_process import worker_process
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 from worker import create_worker
 
 CLAIM_TIME = 10.5

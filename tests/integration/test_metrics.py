@@ -11,14 +11,14 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
+from devstack.ports import LOOPBACK, free_port
+from devstack.temporal import Temporal
 from tests.integration.test_bulk import a_service
-from tests.receiver import Received, Receiver, response, take
-from tests.service import Service
-from timemachine.local.ports import LOOPBACK, free_port
-from timemachine.local.temporal import Temporal
-from timemachine.redelivery import FailedJobs
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import Service
+from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings
-from timemachine.temporal import LATENESS, connect
+from timemachine.temporal.client import LATENESS, connect
 
 ALARMS = (
     (Path(__file__).parents[2] / "docs/operations.md").read_text().partition("\n## Alarms\n")[2].partition("\n## ")[0]

@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from timemachine.errors import MigrationError, SettingsError, UnavailableError
-from timemachine.local.postgres import Postgres
-from timemachine.migrate import Migration, Part, migrate, shipped_migrations
-from timemachine.postgres import open_pool
+from devstack.postgres import Postgres
+from timemachine.domain.errors import MigrationError, SettingsError, UnavailableError
+from timemachine.postgres.migrate import Migration, Part, migrate, shipped_migrations
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 
 FIRST = Migration("0001_first.sql", "CREATE TABLE first (n int);")
@@ -145,8 +145,8 @@ async def test_many_at_once_make_an_index_once(empty: Settings) -> None:
 @pytest.mark.timeout(40)
 async def test_a_migration_that_waits_lets_others_write(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as somebody reads a table, it cannot be changed; that everybody waits behind the change is worse."""
-    monkeypatch.setattr("timemachine.migrate.LOCK_TIMEOUT", 0.2)
-    monkeypatch.setattr("timemachine.migrate.LOCK_PAUSE", 0.2)
+    monkeypatch.setattr("timemachine.postgres.migrate.LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr("timemachine.postgres.migrate.LOCK_PAUSE", 0.2)
     await migrate(empty, [FIRST])
     change = Migration("0002_change.sql", "ALTER TABLE first ADD COLUMN m int")
     async with connected(empty) as reader, connected(empty) as writer:
@@ -162,9 +162,9 @@ async def test_a_migration_that_waits_lets_others_write(empty: Settings, monkeyp
 
 
 async def test_a_table_that_is_held_for_too_long_is_told(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timemachine.migrate.LOCK_TIMEOUT", 0.1)
-    monkeypatch.setattr("timemachine.migrate.LOCK_PAUSE", 0.1)
-    monkeypatch.setattr("timemachine.migrate.LOCK_TRIES", 2)
+    monkeypatch.setattr("timemachine.postgres.migrate.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("timemachine.postgres.migrate.LOCK_PAUSE", 0.1)
+    monkeypatch.setattr("timemachine.postgres.migrate.LOCK_TRIES", 2)
     await migrate(empty, [FIRST])
     change = Migration("0002_change.sql", "ALTER TABLE first ADD COLUMN m int")
     async with connected(empty) as reader, reader.transaction():

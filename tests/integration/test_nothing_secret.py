@@ -16,16 +16,16 @@ from temporalio.client import Client
 
 from api.app import create_app
 from api.secrets import EXAMPLE, OLDER_EXAMPLE
+from devstack.ports import free_port
+from devstack.temporal import Temporal
 from tests.conftest import serving, working
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, a_job, new_id, refused
-from timemachine.http import WebhookClient
-from timemachine.local.ports import free_port
-from timemachine.local.temporal import Temporal
-from timemachine.postgres import open_pool
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, a_job, new_id, refused
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.telemetry import JsonFormatter
 from timemachine.vault import new_key
+from timemachine.webhooks.client import WebhookClient
 
 QUICK = {"waits": [0.1]}
 

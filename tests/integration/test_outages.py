@@ -12,20 +12,20 @@ import psutil
 import pytest
 
 from api.app import create_app
+from devstack.parts import Part
+from devstack.postgres import Postgres, embedded_postgres
+from devstack.temporal import Temporal, embedded_temporal
+from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, a_job, refused
-from timemachine.errors import UnavailableError
-from timemachine.local.parts import Part
-from timemachine.local.postgres import Postgres, embedded_postgres
-from timemachine.local.temporal import Temporal, embedded_temporal
-from timemachine.local.temporal_cli import find_temporal_cli
-from timemachine.migrate import migrate
-from timemachine.postgres import open_pool
-from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, a_job, refused
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.routes import RestRoute
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal import connect, ensure_search_attributes
+from timemachine.temporal.client import connect, ensure_search_attributes
 from timemachine.vault import Vault, new_key
 
 ANSWER_LIMIT = 5.0

@@ -14,14 +14,14 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
+from devstack import temporal as local_temporal
+from devstack.postgres import Postgres
+from devstack.temporal import Temporal, embedded_temporal
+from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
-from tests.service import ROUTE, Service, a_job, refused
-from timemachine.local import temporal as local_temporal
-from timemachine.local.postgres import Postgres
-from timemachine.local.temporal import Temporal, embedded_temporal
-from timemachine.local.temporal_cli import find_temporal_cli
+from tests.support.service import ROUTE, Service, a_job, refused
 from timemachine.settings import Settings
-from timemachine.temporal import connect, ensure_search_attributes
+from timemachine.temporal.client import connect, ensure_search_attributes
 
 PLACES, REQUESTS = 4, 50
 ANSWER_LIMIT = 5.0

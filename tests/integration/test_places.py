@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-from timemachine import route_store
-from timemachine.errors import NotYetError, UnavailableError
-from timemachine.postgres import connection, open_pool
-from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute
+from timemachine.domain.errors import NotYetError, UnavailableError
+from timemachine.domain.routes import RestRoute
+from timemachine.postgres import route_store
+from timemachine.postgres.pool import connection, open_pool
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.receiver import Answer, Received, Receiver, response
-from tests.scripts import Script, drip, flood, says, scripted
-from tests.service import ROUTE, Service, a_job, now_ms, refused
+from tests.support.receiver import Answer, Received, Receiver, response
+from tests.support.scripts import Script, drip, flood, says, scripted
+from tests.support.service import ROUTE, Service, a_job, now_ms, refused
 
 RETRY = {"initial_interval": 0.3, "backoff_coefficient": 2, "maximum_interval": 4, "maximum_attempts": 3}
 TIMEOUT = 0.5

@@ -15,21 +15,21 @@ import pytest
 from msgspec.structs import replace
 
 from api.app import create_app
+from devstack.parts import Part, Program, running
+from devstack.ports import free_port
+from devstack.postgres import Postgres, as_unprivileged
+from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.ledger import log_attempt, read_target, taken
-from timemachine.attempt_log import Attempt, AttemptLog
-from timemachine.delivery import Kind
-from timemachine.delivery_ledger import Begun, DeliveryLedger
-from timemachine.errors import UnavailableError
-from timemachine.local.parts import Part, Program, running
-from timemachine.local.ports import free_port
-from timemachine.local.postgres import Postgres, as_unprivileged
-from timemachine.local.temporal import Temporal
-from timemachine.migrate import migrate, shipped_migrations
-from timemachine.outcomes import LedgerRow, RowState
-from timemachine.postgres import open_pool, ping
-from timemachine.route_store import RouteStore
-from timemachine.routes import RestRoute
+from tests.support.ledger import log_attempt, read_target, taken
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.domain.routes import RestRoute
+from timemachine.postgres.attempt_log import Attempt, AttemptLog
+from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger
+from timemachine.postgres.migrate import migrate, shipped_migrations
+from timemachine.postgres.pool import open_pool, ping
+from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
 

@@ -14,13 +14,13 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
+from devstack.postgres import Postgres, embedded_postgres
+from devstack.temporal import Temporal
 from tests.integration.test_outages import stop
-from tests.receiver import Received, Receiver, response
-from tests.service import Service, a_job
-from tests.two_workers import two_workers
-from timemachine.local.postgres import Postgres, embedded_postgres
-from timemachine.local.temporal import Temporal
-from timemachine.migrate import migrate
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, a_job
+from tests.support.two_workers import two_workers
+from timemachine.postgres.migrate import migrate
 from timemachine.settings import Settings
 
 ROUNDS = int(os.environ.get("RACES", "200"))

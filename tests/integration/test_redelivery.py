@@ -11,13 +11,13 @@ import pytest
 from temporalio.client import Client
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from tests.ledger import AnotherWorker, first_run, taken
-from tests.receiver import Received, Receiver, response, take
-from tests.service import ROUTE, Service, a_job, new_id, now_ms, refused
-from timemachine import job_runs
-from timemachine.hasty import HastyServiceClient
-from timemachine.job_runs import latest_run
+from tests.support.ledger import AnotherWorker, first_run, taken
+from tests.support.receiver import Received, Receiver, response, take
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from timemachine.settings import Settings
+from timemachine.temporal import job_runs
+from timemachine.temporal.fail_fast import HastyServiceClient
+from timemachine.temporal.job_runs import latest_run
 
 ONCE = {"maximum_attempts": 1}
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, a_job, now_ms
-from timemachine.held import ReleaseHeld
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, a_job, now_ms
+from timemachine.domain.releases import ReleaseHeld
 from timemachine.settings import Settings
 
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Receiver
-from tests.service import ROUTE, Service, new_id, refused
+from tests.support.receiver import Receiver
+from tests.support.service import ROUTE, Service, new_id, refused
 
 EXAMPLE = {
     "id": "gameServer",

@@ -9,15 +9,15 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from tests.ledger import read_target
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service, is_signed, new_id, now_ms, refused
-from timemachine.errors import NoSuchRouteError, VaultError
-from timemachine.migrate import migrate
-from timemachine.postgres import open_pool
+from tests.support.ledger import read_target
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import ROUTE, Service, is_signed, new_id, now_ms, refused
+from timemachine.domain.errors import NoSuchRouteError, VaultError
+from timemachine.domain.routes import RestRoute
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import open_pool
+from timemachine.postgres.route_store import MAX_SECRETS, RouteStore
 from timemachine.rekey import rekey
-from timemachine.route_store import MAX_SECRETS, RouteStore
-from timemachine.routes import RestRoute
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
 

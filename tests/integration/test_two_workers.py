@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Received, Receiver, response
-from tests.service import Service
-from tests.two_workers import TwoWorkers, two_workers
-from timemachine.local.temporal import Temporal
+from devstack.temporal import Temporal
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service
+from tests.support.two_workers import TwoWorkers, two_workers
 from timemachine.settings import Settings
 
 

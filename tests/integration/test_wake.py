@@ -7,9 +7,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.wake import Wakes
 from tests.integration.test_at_once import workflow_of
-from tests.ledger import first_run
-from tests.service import Service, new_id
-from timemachine.wake import ContinuedRun
+from tests.support.ledger import first_run
+from tests.support.service import Service, new_id
+from timemachine.domain.wake import ContinuedRun
 
 
 async def wake(client: Client, workflow_id: str, run: str) -> None:

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from tests.scripts import Script, drip, flood, says, scripted, silence
-from timemachine.errors import NoAnswerError, OwnFaultError
-from timemachine.http import MAX_ANSWER_BYTES, Answer, WebhookClient
-from timemachine.targets import Targets
+from tests.support.scripts import Script, drip, flood, says, scripted, silence
+from timemachine.domain.errors import NoAnswerError, OwnFaultError
+from timemachine.domain.targets import Targets
+from timemachine.webhooks.client import MAX_ANSWER_BYTES, Answer, WebhookClient
 
 TIMEOUT = 1.0
 ANYWHERE = Targets(allow_private=True)

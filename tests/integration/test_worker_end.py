@@ -12,13 +12,13 @@ from temporalio.worker import Worker
 
 from activities.in_progress import InProgress
 from api.app import create_app
+from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.receiver import Received, Receiver, response
-from tests.service import Service
-from timemachine.http import WebhookClient
-from timemachine.local.temporal import Temporal
-from timemachine.postgres import open_pool
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker, work
 
 

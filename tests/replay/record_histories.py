@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
-from tests.receiver import Receiver
 from tests.replay.commands import COMMANDS, HISTORIES, all_commands
 from tests.replay.stories import (
     CUT_STORIES,
@@ -22,10 +21,11 @@ from tests.replay.stories import (
     closed,
     task_lost,
 )
-from tests.service import Service
-from timemachine.http import WebhookClient
-from timemachine.postgres import open_pool
+from tests.support.receiver import Receiver
+from tests.support.service import Service
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks.client import WebhookClient
 from worker import create_worker
 
 STACK_TRACE = re.compile(r'"stackTrace": "(?:[^"\\]|\\.)*"')

@@ -11,11 +11,11 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
-from tests.receiver import Received, Receiver, response
-from tests.service import ROUTE, Service
-from timemachine.held import ReleaseHeld
-from timemachine.redelivery import redelivery_workflow_id
-from timemachine.wake import ContinuedRun
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import ROUTE, Service
+from timemachine.domain.redelivery import redelivery_workflow_id
+from timemachine.domain.releases import ReleaseHeld
+from timemachine.domain.wake import ContinuedRun
 
 Handle = WorkflowHandle[Any, Any]
 

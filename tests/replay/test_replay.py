@@ -7,16 +7,16 @@ from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import Replayer
 
-from tests.receiver import Receiver
 from tests.replay.commands import COMMANDS, HISTORIES, all_commands, commands_of, read_history
 from tests.replay.stories import LEDGER, Stage, Story, cancelled_while_waiting, delivered, held_then_changed, names
-from tests.service import Service
-from timemachine.jobs import Job
-from timemachine.temporal import DATA_CONVERTER
+from tests.support.receiver import Receiver
+from tests.support.service import Service
+from timemachine.domain.jobs import Job
+from timemachine.temporal.client import DATA_CONVERTER
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
-from workflows.upkeep import CleanAttemptsWorkflow
+from workflows.retention import CleanAttemptsWorkflow
 from workflows.wake import WakeWorkflow
 
 

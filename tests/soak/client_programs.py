@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.service import now_ms
+from tests.support.service import now_ms
 
 SOURCES = Path(__file__).parent / "clients"
 ROUTE = "hook"

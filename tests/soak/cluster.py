@@ -17,13 +17,13 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from timemachine.local import children
-from timemachine.local.children import Commands
-from timemachine.local.parts import Part, run_to_end, running
-from timemachine.local.ports import free_port
-from timemachine.local.postgres import embedded_postgres
-from timemachine.local.temporal import embedded_temporal
-from timemachine.local.temporal_cli import find_temporal_cli
+from devstack import children
+from devstack.children import Commands
+from devstack.parts import Part, run_to_end, running
+from devstack.ports import free_port
+from devstack.postgres import embedded_postgres
+from devstack.temporal import embedded_temporal
+from devstack.temporal_cli import find_temporal_cli
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
-from tests.receiver import Received, read_request, response
+from tests.support.receiver import Received, read_request, response
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

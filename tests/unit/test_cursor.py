@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.attempt_log import Place
-from timemachine.cursor import decode_cursor, encode_cursor
-from timemachine.errors import MalformedError
+from timemachine.domain.cursor import decode_cursor, encode_cursor
+from timemachine.domain.errors import MalformedError
+from timemachine.postgres.attempt_log import Place
 
 AT = 1_762_000_000_123_456
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.delivery import SLOWDOWN, Ending, Kind, expired, plain_retry_after, wait_after, without
-from timemachine.jobs import Job, to_ms
-from timemachine.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
+from timemachine.domain.delivery import SLOWDOWN, Ending, Kind, expired, plain_retry_after, wait_after, without
+from timemachine.domain.jobs import Job, to_ms
+from timemachine.domain.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DEFAULT = Retry()

@@ -3,8 +3,8 @@ import inspect
 import pytest
 
 from api.errors import ANSWERS
-from timemachine import errors
-from timemachine.errors import RefusedError, TimemachineError
+from timemachine.domain import errors
+from timemachine.domain.errors import RefusedError, TimemachineError
 
 TREE = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 REFUSED = [kind for kind in TREE.values() if issubclass(kind, RefusedError) and kind is not RefusedError]

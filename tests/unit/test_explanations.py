@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.explanations import MAX_EXPLANATION, TIMES, explain, explain_body, explain_parameter
-from timemachine.jobs import from_ms
+from timemachine.domain.jobs import from_ms
 
 EXPECTED = "it must be an integer, in milliseconds since the epoch"
 

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from activities.attempt import Attempts
 from activities.in_progress import InProgress
-from timemachine.delivery import Delivery
-from timemachine.jobs import Job
-from timemachine.outcomes import Cancelled, Deferred, Outcome
+from timemachine.domain.delivery import Delivery
+from timemachine.domain.jobs import Job
+from timemachine.domain.outcomes import Cancelled, Deferred, Outcome
 
 DELIVERY = Delivery(
     job=Job(db="d", collection="c", id="i", trigger_time=0, route="r", meta=Raw(b"1")), message_id="m", run_id="run"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from timemachine.errors import ForbiddenNameError, MalformedError, TooLargeError, TriggerTimeError
-from timemachine.jobs import (
+from timemachine.domain.errors import ForbiddenNameError, MalformedError, TooLargeError, TriggerTimeError
+from timemachine.domain.jobs import (
     FAR_LIMIT,
     MAX_JOB_ID,
     MAX_META_BYTES,

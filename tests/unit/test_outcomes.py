@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from timemachine.delivery import Delivered, Kind
-from timemachine.outcomes import (
+from timemachine.domain.delivery import Delivered, Kind
+from timemachine.domain.outcomes import (
     AttemptEnd,
     Cancelled,
     Decision,

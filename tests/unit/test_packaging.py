@@ -91,4 +91,4 @@ def test_the_wheel_holds_all_of_ours_and_nothing_else(tmp_path: Path, monkeypatc
     packages = [ROOT / name for name in TOP_LEVEL if name != "worker"]
     ours = {path for package in packages for pattern in ("*.py", "*.sql") for path in package.rglob(pattern)}
     assert files == {path.relative_to(ROOT).as_posix() for path in ours} | {"worker.py"}
-    assert any(name.startswith("timemachine/migrations/") and name.endswith(".sql") for name in files)
+    assert any(name.startswith("timemachine/postgres/migrations/") and name.endswith(".sql") for name in files)

@@ -6,7 +6,7 @@ import pytest
 
 from activities import route_slots
 from activities.route_slots import RouteSlots, _RouteUse
-from timemachine.errors import NotYetError, UnavailableError
+from timemachine.domain.errors import NotYetError, UnavailableError
 
 
 async def hold(slots: RouteSlots, route: str, until: asyncio.Event) -> None:

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timemachine.endpoint import Endpoint
-from timemachine.errors import WebhookUrlError
-from timemachine.routes import MAX_URL, RestRoute, target_url
-from timemachine.targets import Targets, literal_address
+from timemachine.domain.errors import WebhookUrlError
+from timemachine.domain.routes import MAX_URL, RestRoute, target_url
+from timemachine.domain.targets import Targets, literal_address
+from timemachine.webhooks.endpoint import Endpoint
 
 HOSTS = ["example.org", "a", "A_b-c.org.", "127.0.0.1", "[::1]", "[2001:db8::ff]", "xn--bcher-kva.example", "1.a"]
 # What URLs are made of, and what makes parsers disagree.

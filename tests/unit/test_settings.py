@@ -3,8 +3,8 @@ import pytest
 from msgspec.structs import asdict, replace
 
 from api.routes import Timeout
-from timemachine.errors import SettingsError
-from timemachine.postgres import open_pool
+from timemachine.domain.errors import SettingsError
+from timemachine.postgres.pool import open_pool
 from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings
 
 PASSWORD = "hunter2"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from timemachine.signing import encode_secret, signature, signatures
+from timemachine.domain.signing import encode_secret, signature, signatures
 
 SECRETS = st.binary(min_size=24, max_size=64)
 IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="."), min_size=1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.errors import SettingsError, VaultError
+from timemachine.domain.errors import SettingsError, VaultError
 from timemachine.settings import Settings
 from timemachine.vault import Vault, new_key
 

@@ -1,0 +1,54 @@
+"""How many requests are in flight at a time: what comes on top is refused at once, so that no queue grows."""
+
+import asyncio
+from typing import cast
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPDisconnectEvent, HTTPReceiveMessage, Receive, Scope, Send
+
+from api.errors import refuse
+from timemachine.domain.errors import BusyError
+
+EXEMPT = frozenset({"/healthz", "/readyz"})
+"""Paths that are always answered: a process that is full is well, and must not be taken for a dead one."""
+
+BODY_LIMIT = 10.0
+"""Seconds within which the body of a request has to be there."""
+
+
+class Admission:
+    """The door of the API, which lets in so many requests at a time."""
+
+    def __init__(self, app: ASGIApp, places: int, *, body_limit: float = BODY_LIMIT) -> None:
+        """Take the application behind the door, and how many requests may be in it at a time."""
+        self._app = app
+        self._free = places
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it with E014 and its body unread."""
+        if scope["type"] != ScopeType.HTTP or scope["path"] in EXEMPT:
+            await self._app(scope, receive, send)
+        elif self._free == 0:
+            error = BusyError("the API has as many requests in flight as it takes; repeat this one in a moment")
+            await refuse(error, scope, receive, send)
+        else:
+            self._free -= 1
+            try:
+                await self._app(scope, _in_time(receive, self._body_limit), send)
+            finally:
+                self._free += 1
+
+
+def _in_time(receive: Receive, limit: float) -> Receive:
+    """Take a client that is slow with its body for one that went away, or a few of them would hold every place."""
+    until = asyncio.get_running_loop().time() + limit
+
+    async def receive_in_time() -> HTTPReceiveMessage:
+        try:
+            async with asyncio.timeout_at(until):
+                return cast("HTTPReceiveMessage", await receive())
+        except TimeoutError:
+            return HTTPDisconnectEvent(type="http.disconnect")
+
+    return receive_in_time

@@ -1,0 +1,163 @@
+"""What is compared: ways of having a job done, each with one method that creates it."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from http import HTTPStatus
+from typing import ClassVar, Protocol
+
+import msgspec
+from temporalio.client import Client
+from temporalio.common import WorkflowIDReusePolicy
+
+from benchmarks import results
+from benchmarks.http_load import HttpLoad
+from benchmarks.straightforward.__main__ import TASK_QUEUE
+from benchmarks.straightforward.activity import Job
+from benchmarks.straightforward.workflow import StraightforwardWorkflow
+from timemachine.domain import jobs
+from timemachine.temporal.job_runs import start_job
+
+DB = "bench"
+META = {"order": "4711", "reason": "payment timed out", "amount": "12.50", "currency": "EUR"}
+
+_NOBODY = "nobody"
+"""Task queue that no worker serves."""
+
+
+class Contestant(Protocol):
+    """A way of having jobs done."""
+
+    name: ClassVar[str]
+    parts: ClassVar[Mapping[str, str]]
+    """The stack's parts that work for it, by what results call them."""
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Create a job due at a time, in milliseconds since the epoch; return HTTP's status."""
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow, which is the longer the longer the job's id is."""
+
+
+def new_id() -> str:
+    """Return an id that no job has."""
+    return uuid.uuid4().hex
+
+
+class Raw:
+    """`start_workflow` and nothing else; nobody runs what is started."""
+
+    name: ClassVar[str] = results.RAW
+    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal"}
+
+    def __init__(self, client: Client) -> None:
+        """Use a client with the SDK's defaults."""
+        self._client = client
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Start a workflow with a delay until the time."""
+        await self._client.start_workflow(
+            "Raw",
+            Job(DB, job_id, trigger_time, "hook", META),
+            id=self.workflow_id(job_id),
+            task_queue=_NOBODY,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            start_delay=timedelta(milliseconds=trigger_time - time.time() * 1000),
+        )
+        return HTTPStatus.OK
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        return f"raw/{job_id}"
+
+
+class SameRaw:
+    """`start_workflow` with all that our API passes to it: what its own part costs is the rest."""
+
+    name: ClassVar[str] = results.SAME_RAW
+    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal"}
+
+    def __init__(self, client: Client) -> None:
+        """Use a client with our data converter."""
+        self._client = client
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Start a workflow as our API does."""
+        meta = msgspec.Raw(msgspec.json.encode(META))
+        job = jobs.Job(db=DB, collection="raw", id=job_id, trigger_time=trigger_time, route="hook", meta=meta)
+        await start_job(self._client, job, task_queue=_NOBODY, reuse=WorkflowIDReusePolicy.REJECT_DUPLICATE)
+        return HTTPStatus.OK
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        return jobs.workflow_id(DB, "raw", job_id)
+
+
+class Straightforward:
+    """The straightforward implementation, started without any API before it."""
+
+    name: ClassVar[str] = results.STRAIGHTFORWARD
+    parts: ClassVar[Mapping[str, str]] = {"worker": "straightforward", "temporal": "temporal", "postgres": "postgres"}
+
+    def __init__(self, client: Client) -> None:
+        """Use a client with the SDK's defaults."""
+        self._client = client
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Start the workflow that sleeps."""
+        await self._client.start_workflow(
+            StraightforwardWorkflow.run,
+            Job(DB, job_id, trigger_time, "hook", META),
+            id=self.workflow_id(job_id),
+            task_queue=TASK_QUEUE,
+        )
+        return HTTPStatus.OK
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        return f"straightforward/{job_id}"
+
+
+class Ours:
+    """This project, through its HTTP API."""
+
+    name: ClassVar[str] = results.OURS
+    parts: ClassVar[Mapping[str, str]] = {
+        "api": "api",
+        "worker": "worker",
+        "temporal": "temporal",
+        "postgres": "postgres",
+    }
+
+    def __init__(self, http: HttpLoad) -> None:
+        """Use kept connections to the API."""
+        self._http = http
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """POST the job."""
+        body = {"id": job_id, "trigger_time": trigger_time, "route": "hook", "meta": META}
+        return await self._send("POST", f"/job/{DB}/c", body)
+
+    async def read(self, job_id: str) -> int:
+        """GET the job."""
+        return await self._send("GET", f"/job/{DB}/c/{job_id}")
+
+    async def change(self, job_id: str, trigger_time: int) -> int:
+        """PUT the job."""
+        body = {"trigger_time": trigger_time, "route": "hook", "meta": META}
+        return await self._send("PUT", f"/job/{DB}/c/{job_id}", body)
+
+    async def add_route(self, webhook_url: str) -> None:
+        """Create the route that all jobs are on, with a retry after a second, as the straightforward one has."""
+        body = {"id": "hook", "type": "REST", "webhook_url": webhook_url, "retry": {"waits": [1.0, 1.0, 1.0]}}
+        status = await self._send("POST", f"/route/{DB}", body)
+        if status != HTTPStatus.OK:
+            raise RuntimeError(f"the route was refused: {status}")
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        return jobs.workflow_id(DB, "c", job_id)
+
+    async def _send(self, method: str, path: str, body: object = None) -> int:
+        return await self._http.send(method, path, msgspec.json.encode(body) if body is not None else b"")

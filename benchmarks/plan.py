@@ -1,0 +1,181 @@
+"""In what order all is measured: in rounds, the contestants in turns, the first in one being the last in the next."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from statistics import median
+
+import msgspec
+
+from benchmarks import capacity, scenarios
+from benchmarks.implementations import Contestant
+from benchmarks.results import BURST, HALF, OURS, Measurement
+from benchmarks.run import begun
+from benchmarks.scenarios import SLOW_RATE
+from benchmarks.testbed import Arena, arena
+from devstack.terminal import say
+
+OVERLOAD = 4.0
+"""How many times as much as we sustain is asked for in the overload."""
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is done in a run. Times are in seconds, rates in jobs a second."""
+
+    creates: int
+    """With one create in flight it is a quarter."""
+    bursts: tuple[int, ...]
+    rates: tuple[float, ...]
+    steady_seconds: float
+    sustained_seconds: float
+    waiting: tuple[int, ...]
+    batch: int
+    overload_seconds: float
+
+
+FULL = Size(
+    creates=1000,
+    bursts=(1_000, 2_000),
+    rates=(5, 15, 30),
+    steady_seconds=8,
+    sustained_seconds=8,
+    waiting=(1_000, 10_000, 50_000),
+    batch=400,
+    overload_seconds=120,
+)
+QUICK = Size(
+    creates=120,
+    bursts=(120,),
+    rates=(15,),
+    steady_seconds=4,
+    sustained_seconds=4,
+    waiting=(300, 1_500),
+    batch=100,
+    overload_seconds=3,
+)
+
+
+class Round:
+    """One round of the scenarios that contestants have in common, in an arena that all share."""
+
+    def __init__(self, place: Arena, n: int, size: Size) -> None:
+        """Take the arena, the number of the round from 0, and how much is done."""
+        self._place, self._n, self._size = place, n, size
+        self._rate: float | None = None
+        order = 1 if n % 2 == 0 else -1
+        self._all: Sequence[Contestant] = (place.raw, place.same_raw, place.straightforward, place.ours)[::order]
+        self._both: Sequence[Contestant] = (place.straightforward, place.ours)[::order]
+
+    async def creates(self) -> AsyncIterator[Measurement]:
+        """Creates alone, with few and many in flight."""
+        for in_flight in (1, 16, 64):
+            count = self._size.creates if in_flight > 1 else self._size.creates // 4
+            for contestant in self._all:
+                turn = await begun(self._place, contestant, f"creates, {in_flight} in flight", self._n)
+                yield await scenarios.creates(turn, in_flight=in_flight, count=count)
+
+    async def burst(self) -> AsyncIterator[Measurement]:
+        """Many jobs due at one instant."""
+        for count in self._size.bursts:
+            for contestant in self._both:
+                turn = await begun(self._place, contestant, f"{BURST} {count:,}", self._n)
+                yield await scenarios.burst(turn, count=count)
+
+    async def sustained(self) -> AsyncIterator[Measurement]:
+        """As many jobs as can be delivered."""
+        for contestant in self._both:
+            turn = await begun(self._place, contestant, "sustained", self._n)
+            measured = await scenarios.sustained(turn, seconds=self._size.sustained_seconds)
+            if contestant is self._place.straightforward:
+                self._rate = measured.per_second
+            yield measured
+
+    async def steady(self) -> AsyncIterator[Measurement]:
+        """Even rates that both can keep up with."""
+        rates = {f"steady, {rate:g} jobs/s": rate for rate in self._size.rates}
+        if self._rate is not None:
+            rates[HALF] = round(self._rate / 2, 1)
+        for scenario, rate in rates.items():
+            for contestant in self._both:
+                turn = await begun(self._place, contestant, scenario, self._n)
+                yield await scenarios.steady(turn, rate=rate, seconds=self._size.steady_seconds)
+
+    async def failing(self) -> AsyncIterator[Measurement]:
+        """A receiver that refuses each job once."""
+        for contestant in self._both:
+            turn = await begun(self._place, contestant, "failing receiver", self._n)
+            yield await scenarios.failing(turn, seconds=self._size.sustained_seconds)
+
+    async def slow(self) -> AsyncIterator[Measurement]:
+        """A receiver that is slow to answer."""
+        for contestant in self._both:
+            turn = await begun(self._place, contestant, f"slow receiver, {SLOW_RATE:g} jobs/s", self._n)
+            yield await scenarios.slow(turn, seconds=self._size.steady_seconds)
+
+
+CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
+    "creates": Round.creates,
+    "burst": Round.burst,
+    "sustained": Round.sustained,
+    "steady": Round.steady,
+    "failing": Round.failing,
+    "slow": Round.slow,
+}
+"""What is measured in each round, in this order."""
+
+ALONE = ("waiting", "overload")
+"""What is measured of ours alone, once."""
+
+NEEDS = {"steady": "sustained", "overload": "sustained"}
+"""Scenarios whose rate is that which was sustained."""
+
+
+async def measure(size: Size, wanted: set[str], rounds: int, found: list[Measurement]) -> dict[str, str]:
+    """Measure what is wanted and return the versions of the servers.
+
+    Args:
+        found: What was measured is added to it at once, so that nothing is lost when something fails later.
+    """
+    wanted = wanted | {NEEDS[name] for name in wanted & NEEDS.keys()}
+    versions: dict[str, str] = {}
+    for n in range(rounds if wanted - set(ALONE) else 0):
+        async with arena() as place:
+            versions, this = await place.versions(), Round(place, n, size)
+            for name in CONTESTED:
+                if name in wanted:
+                    await _collect(CONTESTED[name](this), found)
+    for name in ALONE:
+        if name in wanted:
+            async with arena() as place:
+                versions = await place.versions()
+                await _collect(_alone(name, place, size, found), found)
+    return versions
+
+
+async def _alone(name: str, place: Arena, size: Size, found: list[Measurement]) -> AsyncIterator[Measurement]:
+    if name == "waiting":
+        async for one in capacity.waiting(place, 0, levels=size.waiting, batch=size.batch):
+            yield one
+    else:
+        rate = OVERLOAD * sustained_rate(found, OURS)
+        yield await capacity.overload(place, 0, rate=round(rate), seconds=size.overload_seconds)
+
+
+def sustained_rate(found: Sequence[Measurement], contestant: str) -> float:
+    """Return how many jobs a second a contestant sustained, as the median of its rounds."""
+    return median(one.per_second for one in found if (one.scenario, one.contestant) == ("sustained", contestant))
+
+
+async def _collect(measured: AsyncIterator[Measurement], found: list[Measurement]) -> None:
+    async for one in measured:
+        say(told(one))
+        found.append(one)
+
+
+def told(one: Measurement) -> str:
+    """Return a measurement as a line for the terminal."""
+    parts = [f"{one.round + 1} {one.scenario:26} {one.contestant:20} {one.per_second:7.1f}/s"]
+    if late := one.lateness:
+        parts.append(f"late min {late.min:.0f} p50 {late.p50:.0f} p99 {late.p99:.0f} ms")
+    parts.append("CPU ms/job: " + " ".join(f"{name} {ms:.1f}" for name, ms in one.cpu_ms_per_job.items()))
+    if one.events:
+        parts.append(f"{one.events:.0f} events")
+    return "; ".join(parts)

@@ -1,0 +1,156 @@
+"""A contestant's turn in a scenario: the jobs it creates, how they fare, and what they cost."""
+
+import asyncio
+import time
+from datetime import datetime
+from http import HTTPStatus
+from itertools import islice
+
+import msgspec
+from temporalio.client import WorkflowExecution
+
+from benchmarks.implementations import Contestant, new_id
+from benchmarks.load import due_in
+from benchmarks.meter import Meter, per_job
+from benchmarks.results import Measurement, spread
+from benchmarks.testbed import Arena
+
+SETTLE = 120.0
+"""Seconds that the jobs of a scenario get to be delivered, and then to be closed, after its end."""
+
+SAMPLE = 10
+"""Jobs whose histories are looked at."""
+
+_POLL = 0.2
+
+
+class Turn:
+    """Begins when it is made, with nothing at the receiver; each of its jobs has an id that begins with the turn's."""
+
+    def __init__(self, arena: Arena, contestant: Contestant, scenario: str, round_: int) -> None:
+        """Begin now; `begun` first waits until all is quiet."""
+        self.arena, self.sink, self.contestant = arena, arena.sink, contestant
+        self.sink.clear()
+        self._scenario, self._round = scenario, round_
+        self._id, self._created = new_id()[:12], 0
+        self._meter = Meter({name: arena.stack.parts[part].pid for name, part in contestant.parts.items()})
+        self._cpu = self._meter.cpu_seconds()
+        self._began = time.time()
+
+    def new_id(self) -> str:
+        """Return the id of the turn's next job."""
+        self._created += 1
+        return f"{self._id}-{self._created}"
+
+    async def create(self, trigger_time: int) -> str:
+        """Create a job due at a time, in milliseconds since the epoch, and return its id.
+
+        Raises:
+            RuntimeError: It was refused.
+        """
+        job_id = self.new_id()
+        status = await self.contestant.create(job_id, trigger_time)
+        if status != HTTPStatus.OK:
+            raise RuntimeError(f"{self._scenario}, {self.contestant.name}: a create was answered {status}")
+        return job_id
+
+    async def create_in(self, seconds: float) -> str:
+        """Create a job due so many seconds ahead, and return its id."""
+        return await self.create(due_in(seconds))
+
+    def cpu_per_job(self, jobs: int) -> dict[str, float]:
+        """Return the CPU milliseconds per job of each process since the beginning."""
+        return per_job(self._cpu, self._meter.cpu_seconds(), jobs)
+
+    def resident(self) -> dict[str, int]:
+        """Return the bytes of memory that each process holds now."""
+        return self._meter.resident()
+
+    async def all_taken(self, count: int) -> None:
+        """Wait until the receiver has taken so many jobs.
+
+        Raises:
+            RuntimeError: It has not, in time.
+        """
+        try:
+            async with asyncio.timeout(SETTLE):
+                await self.sink.wait_for_count(count)
+        except TimeoutError as error:
+            raise self._overdue(f"{len(self.sink.taken)} of {count} jobs taken") from error
+
+    async def all_closed(self) -> float:
+        """Wait until all jobs that were taken are closed in Temporal, and return when the last was, in epoch seconds.
+
+        So that a measurement pays for all that its jobs cost.
+
+        Raises:
+            RuntimeError: They are not, in time.
+        """
+        taken, closed = len(self.sink.taken), 0
+        for _ in range(int(SETTLE / _POLL)):
+            closed = (await self.arena.client.count_workflows(self._completed)).count
+            if closed >= taken:
+                return (await self._last_close()).timestamp()
+            await asyncio.sleep(_POLL)
+        raise self._overdue(f"{closed} of {taken} jobs closed")
+
+    def result(self, jobs: int, *, since: float | None = None, until: float) -> Measurement:
+        """Return what was measured; CPU from the beginning to now.
+
+        Args:
+            since: When rates begin to count, in epoch seconds; from the beginning without it.
+            until: When they end.
+        """
+        seconds = until - (since or self._began)
+        return Measurement(
+            scenario=self._scenario,
+            contestant=self.contestant.name,
+            round=self._round,
+            jobs=jobs,
+            seconds=round(seconds, 3),
+            per_second=round(jobs / seconds, 2),
+            cpu_ms_per_job=self.cpu_per_job(jobs),
+            lateness=spread(self.sink.late_ms.values()),
+        )
+
+    async def delivered(self, *, since: float | None = None) -> Measurement:
+        """Wait until what was taken is closed, and return what was measured until the last arrival."""
+        closed = await self.all_closed()
+        arrived = max(self.sink.taken.values())
+        measured = self.result(len(self.sink.taken), since=since, until=arrived)
+        events, size = await self._histories()
+        notes = {
+            "closed_per_second": round(measured.jobs / (closed - (since or self._began)), 2),
+            "requests": float(sum(self.sink.requests.values())),
+        }
+        return msgspec.structs.replace(measured, events=events, history_bytes=size, notes=notes)
+
+    async def _histories(self) -> tuple[float, float]:
+        """Return the mean number of events, and of bytes, of some jobs' histories."""
+        client, contestant = self.arena.client, self.contestant
+        handles = [client.get_workflow_handle(contestant.workflow_id(one)) for one in islice(self.sink.taken, SAMPLE)]
+        infos = [(await handle.describe()).raw_description.workflow_execution_info for handle in handles]
+        return (
+            sum(info.history_length for info in infos) / len(infos),
+            sum(info.history_size_bytes for info in infos) / len(infos),
+        )
+
+    @property
+    def _completed(self) -> str:
+        return f"WorkflowId STARTS_WITH '{self.contestant.workflow_id(self._id)}' AND ExecutionStatus = 'Completed'"
+
+    async def _last_close(self) -> datetime:
+        # Temporal lists what was closed last first.
+        last: WorkflowExecution = await anext(self.arena.client.list_workflows(self._completed, page_size=1))
+        if last.close_time is None:
+            raise RuntimeError(f"{last.id} is completed and has no time of it")
+        return last.close_time
+
+    def _overdue(self, what: str) -> RuntimeError:
+        return RuntimeError(f"{self._scenario}, {self.contestant.name}: {what} within {SETTLE:g} s")
+
+
+async def begun(arena: Arena, contestant: Contestant, scenario: str, round_: int) -> Turn:
+    """Wait until all is quiet, and begin a turn."""
+    await arena.quiet()
+    return Turn(arena, contestant, scenario, round_)

@@ -1,0 +1,93 @@
+"""`make run` and `make demo`: `python -m devstack run` and `python -m devstack demo`."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Mapping
+
+from devstack.demo import demonstrate
+from devstack.stack import Stack, local_stack
+from devstack.temporal_cli import find_temporal_cli
+from devstack.terminal import say
+from timemachine.domain.errors import TimemachineError
+from timemachine.process import leave
+from timemachine.settings import Settings
+
+
+async def run(settings: Settings, env: Mapping[str, str]) -> int:
+    """Run the stack until one of its parts ends, and return the exit status for that: 1."""
+    async with local_stack(settings, env) as stack:
+        _announce(stack)
+        ended = await stack.first_end()
+        _complain(f"{ended}; stopping the others")
+    return 1
+
+
+async def demo(settings: Settings, env: Mapping[str, str]) -> int:
+    """Show one job from creation to delivery."""
+    await demonstrate(settings, env)
+    return 0
+
+
+async def temporal(settings: Settings, env: Mapping[str, str]) -> int:
+    """Find the Temporal CLI, downloading or building it where it is missing, and say where it is."""
+    say(str(await find_temporal_cli(settings.temporal_cli, env)))
+    return 0
+
+
+COMMANDS = {"run": run, "demo": demo, "temporal": temporal}
+
+
+def _announce(stack: Stack) -> None:
+    say("")
+    say(f"  API            {stack.api_url}")
+    say(f"  documentation  {stack.api_url}/docs")
+    if stack.ui_url:
+        say(f"  Temporal UI    {stack.ui_url}")
+    say(f"  data and logs  {stack.folder}")
+    say("")
+    say(f"timemachine ready: {stack.api_url}")
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"timemachine: {text}\n")
+    sys.stderr.flush()
+
+
+async def _until_signalled(work: Coroutine[None, None, int], when_stopped: int) -> int:
+    """Do the work; on Ctrl-C or SIGTERM cancel it, which stops what it started. A second signal does so by force."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        say("stopping")
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Under nohup the end of the terminal is to be ignored.
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            loop.add_signal_handler(signum, stop)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        say("stopped")
+        return when_stopped
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named command and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m devstack", description=__doc__)
+    parser.add_argument("command", choices=COMMANDS)
+    name = parser.parse_args(arguments).command
+    try:
+        work = COMMANDS[name](Settings.from_env(os.environ), os.environ)
+        return asyncio.run(_until_signalled(work, when_stopped=0 if name == "run" else 1))
+    except TimemachineError as error:
+        _complain(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

@@ -1,0 +1,100 @@
+"""Our own programs in the local stack: how each is started and how one sees that it works."""
+
+import asyncio
+import http.client
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
+from temporalio.service import RPCError
+
+from devstack.parts import Program, Ready
+from timemachine.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+"""The repository, which our programs are started in."""
+
+
+class Commands(msgspec.Struct, frozen=True, kw_only=True):
+    """The command of each of our programs. Tests put others in their place."""
+
+    setup: tuple[str, ...] = (sys.executable, "-m", "timemachine.setup")
+    api: tuple[str, ...] = (sys.executable, "-m", "api")
+    worker: tuple[str, ...] = (sys.executable, "worker.py")
+
+    logs: Path | None = None
+    """Folder of the files that they write to; without one they write where we write."""
+
+    def log(self, name: str) -> Path | None:
+        """Return the file that a program writes to."""
+        return self.logs / f"{name}.log" if self.logs else None
+
+
+def setup(commands: Commands, env: dict[str, str]) -> Program:
+    """Return the program that prepares Postgres and Temporal, and ends."""
+    return Program(name="setup", argv=commands.setup, env=env, cwd=ROOT, log=commands.log("setup"))
+
+
+def api(commands: Commands, env: dict[str, str], settings: Settings) -> Program:
+    """Return the API's program."""
+    limit, log = settings.request_timeout + 10, commands.log("api")
+    return Program(name="API", argv=commands.api, env=env, cwd=ROOT, stop_limit=limit, log=log)
+
+
+def worker(commands: Commands, env: dict[str, str], settings: Settings) -> Program:
+    """Return the worker's program, which lets the attempts in flight finish when it is stopped."""
+    limit, log = settings.shutdown_grace + 10, commands.log("worker")
+    return Program(name="worker", argv=commands.worker, env=env, cwd=ROOT, stop_limit=limit, log=log)
+
+
+def answers_ready(url: str) -> Ready:
+    """Return a check that the API at `url` answers that it can work."""
+    return lambda: asyncio.to_thread(_get_ready, url)
+
+
+def serves_queue(env: Mapping[str, str], task_queue: str) -> Ready:
+    """Return a check that a worker which was not there before now asks Temporal for tasks."""
+    since = datetime.now(UTC)
+
+    async def check() -> bool:
+        with suppress(RPCError, RuntimeError):
+            return await _is_polled(env, task_queue, since)
+        return False
+
+    return check
+
+
+def _get_ready(url: str) -> bool:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+async def _is_polled(env: Mapping[str, str], task_queue: str, since: datetime) -> bool:
+    config = ClientConfig.load_client_connect_config(override_env_vars=dict(env))
+    config.setdefault("target_host", "localhost:7233")
+    client = await Client.connect(**config)
+    described = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace,
+            task_queue=TaskQueue(name=task_queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+        ),
+        timeout=timedelta(seconds=5),
+    )
+    # The server remembers for minutes who asked, so that a worker that died would count without the time.
+    return any(poller.last_access_time.ToDatetime(UTC) > since for poller in described.pollers)

@@ -1,0 +1,181 @@
+"""The whole stack: started in order, watched, and stopped in the reverse order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from devstack import children
+from devstack.children import ROOT, Commands
+from devstack.folder import held, kept_secret
+from devstack.ledger import Ledger
+from devstack.parts import Part, run_to_end, running
+from devstack.ports import LOOPBACK, choose_port, url
+from devstack.postgres import embedded_postgres
+from devstack.temporal import NAMESPACE, embedded_temporal
+from devstack.temporal_cli import find_temporal_cli
+from devstack.terminal import say
+from timemachine.domain.errors import LocalStackError
+from timemachine.settings import Settings
+from timemachine.vault import new_key
+
+# Any of these says that there is a Temporal to use, so that none is started.
+_GIVEN_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE")
+
+
+class Stack(msgspec.Struct, kw_only=True):
+    """The running stack."""
+
+    folder: Path
+    """Where its data and logs are."""
+
+    env: dict[str, str]
+    """The environment of its programs; with it others reach the same Postgres and Temporal."""
+
+    api_url: str
+    ui_url: str | None = None
+    """Temporal's Web UI, where the dev server runs."""
+
+    parts: dict[str, Part] = {}
+    """What was started here: `postgres`, `temporal`, `api`, `worker`. Each has its pid and can be restarted."""
+
+    async def first_end(self) -> str:
+        """Wait until one of the parts ends by itself, and return which, and how."""
+        waits = {asyncio.create_task(part.wait()): part for part in self.parts.values()}
+        try:
+            ended, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return "; ".join(f"{waits[wait].name} {_manner(wait.result(), waits[wait])}" for wait in ended)
+
+
+@asynccontextmanager
+async def local_stack(
+    settings: Settings, env: Mapping[str, str], *, commands: Commands | None = None
+) -> AsyncIterator[Stack]:
+    """Run Postgres, Temporal, API and worker, each ready before the next starts; stop them in the reverse order.
+
+    A Postgres or Temporal that the settings or the environment name is used instead of one of our own.
+
+    Args:
+        env: The environment that our programs get, with what they need to find each other put in.
+        commands: Other programs in place of our own.
+
+    Raises:
+        LocalStackError: A part does not start, a port or the data folder is in use, something is missing. What had
+            been started is stopped.
+    """
+    folder = _data_folder(settings)
+    async with AsyncExitStack() as opened:
+        opened.enter_context(held(folder))
+        ledger = Ledger(folder)
+        if leftovers := await ledger.stop_leftovers():
+            say(f"stopped what an earlier run left behind: {', '.join(leftovers)}")
+        settings = _with_ports(settings, env)
+        stack = Stack(
+            folder=folder,
+            env=_environment(settings, env),
+            api_url=url(settings.http_host, settings.http_port),
+        )
+        await _start_postgres(stack, settings, opened, ledger)
+        await _start_temporal(stack, settings, opened, ledger)
+        await _start_ours(stack, settings, opened, ledger, commands or Commands())
+        yield stack
+
+
+def _data_folder(settings: Settings) -> Path:
+    return (ROOT / Path(settings.data_dir).expanduser()).resolve()
+
+
+def _with_ports(settings: Settings, env: Mapping[str, str]) -> Settings:
+    """Check every port before anything is started, and choose those that are 0."""
+    changes = {"http_port": choose_port(settings.http_host, settings.http_port, "TIMEMACHINE_HTTP_PORT")}
+    if not _is_temporal_given(env):
+        for name in ("temporal_port", "temporal_ui_port"):
+            changes[name] = choose_port(LOOPBACK, getattr(settings, name), f"TIMEMACHINE_{name.upper()}")
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
+    changed = {"TIMEMACHINE_HTTP_PORT": str(settings.http_port)}
+    if not settings.postgres_dsn or not _is_temporal_given(env):
+        # A stack of one machine calls receivers on that machine.
+        changed["TIMEMACHINE_ALLOW_PRIVATE_TARGETS"] = env.get("TIMEMACHINE_ALLOW_PRIVATE_TARGETS", "true")
+    return {**env, **changed}
+
+
+def _is_temporal_given(env: Mapping[str, str]) -> bool:
+    return any(env.get(name) for name in _GIVEN_TEMPORAL)
+
+
+async def _start_postgres(stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger) -> None:
+    if settings.postgres_dsn:
+        _check_keys(stack)
+        return
+    say("starting Postgres")
+    postgres = await opened.enter_async_context(embedded_postgres(stack.folder, ledger=ledger))
+    stack.env["TIMEMACHINE_POSTGRES_DSN"] = postgres.dsn
+    if not stack.env.get("TIMEMACHINE_SECRET_KEYS"):
+        # Beside what it encrypts: without the one the other is worth nothing.
+        stack.env["TIMEMACHINE_SECRET_KEYS"] = kept_secret(stack.folder / "secret.keys", new_key)
+    stack.parts["postgres"] = postgres.part
+
+
+def _check_keys(stack: Stack) -> None:
+    """Refuse to make keys for a Postgres that is not ours, where they would be missing from the next folder."""
+    if not stack.env.get("TIMEMACHINE_SECRET_KEYS"):
+        raise LocalStackError(
+            "TIMEMACHINE_SECRET_KEYS must be set where TIMEMACHINE_POSTGRES_DSN is; "
+            "`python -m timemachine.vault` makes a key"
+        )
+
+
+async def _start_temporal(stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger) -> None:
+    if _is_temporal_given(stack.env):
+        return
+    cli = await find_temporal_cli(settings.temporal_cli, stack.env)
+    say("starting Temporal")
+    temporal = await opened.enter_async_context(
+        embedded_temporal(
+            cli,
+            stack.folder,
+            port=settings.temporal_port,
+            ui_port=settings.temporal_ui_port,
+            env=stack.env,
+            ledger=ledger,
+        )
+    )
+    # A key, TLS or a profile that is meant for another server would not fit this one.
+    for name in [name for name in stack.env if name.startswith("TEMPORAL_")]:
+        del stack.env[name]
+    stack.env |= {
+        "TEMPORAL_ADDRESS": temporal.address,
+        "TEMPORAL_NAMESPACE": NAMESPACE,
+        "TEMPORAL_CONFIG_FILE": "/dev/null",
+    }
+    stack.ui_url = temporal.ui_url
+    stack.parts["temporal"] = temporal.part
+
+
+async def _start_ours(
+    stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger, commands: Commands
+) -> None:
+    say("preparing both: migrations and search attributes")
+    await run_to_end(children.setup(commands, stack.env), ledger=ledger)
+    say("starting API and worker")
+    api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), ledger=ledger)
+    stack.parts["api"] = await opened.enter_async_context(running(api))
+    worker = Part(
+        children.worker(commands, stack.env, settings),
+        children.serves_queue(stack.env, settings.task_queue),
+        ledger=ledger,
+    )
+    stack.parts["worker"] = await opened.enter_async_context(running(worker))
+
+
+def _manner(status: int, part: Part) -> str:
+    where = f"; its log: {part.program.log}" if part.program.log else ""
+    return f"was killed by signal {-status}{where}" if status < 0 else f"ended with status {status}{where}"

@@ -1,0 +1,153 @@
+"""`make run`: one command, one run per folder, nothing left behind."""
+
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from devstack.children import Commands
+from devstack.stack import local_stack
+from tests.integration.devstack.runs import FREE_PORTS, a_run, is_gone
+from timemachine.domain.errors import LocalStackError
+from timemachine.settings import Settings
+
+pytestmark = pytest.mark.timeout(180)
+
+READY = "timemachine ready: "
+
+
+async def test_it_says_where_it_is_and_stops_with_status_0(tmp_path: Path) -> None:
+    async with a_run(tmp_path) as run:
+        address = (await run.until(READY)).removeprefix(READY).strip()
+        assert await asyncio.to_thread(_status, address, "/readyz") == 200
+        parts = run.parts()
+        assert set(parts) == {"Postgres", "Temporal", "API", "worker"}
+        assert await run.stop(signal.SIGINT) == 0
+    assert all(is_gone(part) for part in parts.values())
+    assert run.parts() == {}
+
+
+async def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
+    async with a_run(tmp_path) as first:
+        await first.until("starting Postgres")
+        async with a_run(tmp_path) as second:
+            assert await second.end() == 1
+    assert f"in use by another run (process {first.process.pid})" in second.output
+    assert "TIMEMACHINE_DATA_DIR" in second.output
+
+
+@pytest.mark.parametrize("setting", list(FREE_PORTS))
+async def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        async with a_run(tmp_path, **{setting: port}) as run:
+            assert await run.end() == 1
+    assert f"port {port} on 127.0.0.1 is in use" in run.output
+    assert setting in run.output
+    assert "starting" not in run.output
+
+
+@pytest.mark.parametrize("name", ["Postgres", "Temporal", "API", "worker"])
+async def test_a_part_that_dies_stops_the_others(tmp_path: Path, name: str) -> None:
+    async with a_run(tmp_path) as run:
+        await run.until(READY)
+        parts = run.parts()
+        parts[name].kill()
+        assert await run.end() == 1
+    assert f"{name} was killed by signal 9" in run.output
+    assert all(is_gone(part) for part in parts.values())
+
+
+async def test_what_a_killed_run_left_is_stopped_by_the_next(tmp_path: Path) -> None:
+    async with a_run(tmp_path) as killed:
+        await killed.until(READY)
+        left = killed.parts()
+        await killed.kill()
+        assert not any(is_gone(part) for part in left.values())
+        async with a_run(tmp_path) as run:
+            assert "worker, API, Temporal, Postgres" in await run.until("left behind")
+            assert all(is_gone(part) for part in left.values())
+            await run.until(READY)
+
+
+async def test_it_starts_again_after_everything_was_killed(tmp_path: Path) -> None:
+    async with a_run(tmp_path) as killed:
+        await killed.until(READY)
+        await killed.kill()
+        for part in killed.parts().values():
+            part.kill()
+        async with a_run(tmp_path) as run:
+            await run.until(READY)
+
+
+async def test_stopping_it_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    async with a_run(tmp_path) as run:
+        await run.until("starting Temporal")
+        assert await run.stop() == 0
+    assert run.parts() == {}
+
+
+async def test_any_part_can_be_killed_and_started_again(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    async with local_stack(settings, os.environ) as stack:
+        for part in stack.parts.values():
+            old = part.pid
+            os.kill(old, signal.SIGKILL)
+            await part.restart()
+            assert part.pid != old
+        # The API finds its way back to the Postgres and the Temporal that were started again.
+        assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
+
+
+async def test_given_servers_are_used_and_not_stopped(tmp_path: Path) -> None:
+    async with AsyncExitStack() as opened:
+        given = await opened.enter_async_context(local_stack(_settings(tmp_path / "given"), os.environ))
+        dsn = given.env["TIMEMACHINE_POSTGRES_DSN"]
+        key = given.folder / "secret.keys"
+        assert key.read_text() == given.env["TIMEMACHINE_SECRET_KEYS"]
+        settings = Settings(data_dir=str(tmp_path / "own"), http_port=0, postgres_dsn=dsn, task_queue="other")
+        async with local_stack(settings, {**given.env, "TIMEMACHINE_TASK_QUEUE": "other"}) as stack:
+            assert set(stack.parts) == {"api", "worker"}
+            assert not (stack.folder / "secret.keys").exists()
+            assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
+        assert await asyncio.to_thread(_status, given.api_url, "/readyz") == 200
+
+
+async def test_a_given_postgres_wants_the_keys_that_go_with_it(tmp_path: Path) -> None:
+    settings = Settings(data_dir=str(tmp_path), http_port=0, temporal_port=0, temporal_ui_port=0, postgres_dsn="any")
+    env = {name: value for name, value in os.environ.items() if name != "TIMEMACHINE_SECRET_KEYS"}
+    with pytest.raises(LocalStackError, match="TIMEMACHINE_SECRET_KEYS must be set"):
+        async with local_stack(settings, env):
+            pass
+
+
+async def test_a_program_that_fails_to_start_is_named(tmp_path: Path) -> None:
+    fails = (sys.executable, "-c", "raise SystemExit(3)")
+    with pytest.raises(LocalStackError, match="API ended with status 3 before it was ready"):
+        async with local_stack(_settings(tmp_path), os.environ, commands=Commands(api=fails)):
+            pass
+
+
+def _settings(folder: Path) -> Settings:
+    return Settings(
+        data_dir=str(folder),
+        http_port=0,
+        temporal_port=0,
+        temporal_ui_port=0,
+        temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
+    )
+
+
+def _status(address: str, path: str) -> int:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()

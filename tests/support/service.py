@@ -1,0 +1,120 @@
+"""The service as a client of its API sees it, with the words that tests need."""
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+import httpx
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from tests.support.receiver import Received, Receiver
+
+ROUTE = "hook"
+
+
+def now_ms(plus: float = 0) -> int:
+    """Return the time in milliseconds since the epoch, `plus` seconds from now."""
+    return int((time.time() + plus) * 1000)
+
+
+def new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def a_job(due_in: float, **fields: Any) -> dict[str, Any]:
+    """Return the body of a create for a job due in some seconds."""
+    return {"id": new_id(), "trigger_time": now_ms(due_in), "route": ROUTE} | fields
+
+
+def is_signed(received: Received, secret: str) -> bool:
+    """Return whether a receiver that knows this secret takes the request for ours."""
+    try:
+        Webhook(secret).verify(received.body, received.headers, json_parse=False)
+    except WebhookVerificationError:
+        return False
+    return True
+
+
+class Service:
+    """One db of a running service."""
+
+    def __init__(self, api: httpx.AsyncClient, db: str) -> None:
+        self.api = api
+        self.db = db
+        self.jobs = f"/job/{db}/c"
+        self.secrets: set[str] = set()
+        """All that its routes were ever given, as far as it was this object that had them made."""
+
+    async def add_route(self, url: str, route: str = ROUTE, **fields: Any) -> None:
+        body = {"id": route, "type": "REST", "webhook_url": url} | fields
+        answer = await self.api.post(f"/route/{self.db}", json=body)
+        assert answer.json() == {"status": "ok"}, answer.text
+        await self.secret(route)
+
+    async def secret(self, route: str = ROUTE) -> Any:
+        """Return the secret of a route, and those of before."""
+        return self._noted(await self.api.get(f"/route/{self.db}/{route}/secret"))
+
+    async def rotate(self, route: str = ROUTE, **body: Any) -> Any:
+        """Give a route a new secret, and return what signs now."""
+        return self._noted(await self.api.post(f"/route/{self.db}/{route}/secret/rotate", json=body))
+
+    def _noted(self, answer: httpx.Response) -> Any:
+        assert answer.status_code == 200, answer.text
+        self.secrets.add(answer.json()["secret"])
+        return answer.json()
+
+    def verify_all(self, receiver: Receiver) -> None:
+        """Demand that everything that came from this db is signed."""
+        for received in receiver.received:
+            if received.headers["timemachine-db"] == self.db:
+                assert any(is_signed(received, secret) for secret in self.secrets), received
+
+    async def create(self, due_in: float, *, job_id: str | None = None, **fields: Any) -> str:
+        """Create a job due in some seconds and return its id.
+
+        A create that is answered 503 is safe to repeat, and on a machine with too much to do has to be.
+        """
+        job = a_job(due_in, **fields) | ({"id": job_id} if job_id else {})
+        answer = await self.api.post(self.jobs, json=job)
+        for _ in range(5):
+            if answer.status_code != 503:
+                break
+            answer = await self.api.post(self.jobs, json=job)
+        assert answer.json() == {"status": "ok"}, answer.text
+        return str(job["id"])
+
+    async def find(self, job_id: str) -> Any:
+        answer = await self.api.get(f"{self.jobs}/{job_id}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def change(self, job_id: str, due_in: float, **fields: Any) -> httpx.Response:
+        job = {"trigger_time": now_ms(due_in), "route": ROUTE} | fields
+        return await self.api.put(f"{self.jobs}/{job_id}", json=job)
+
+    async def cancel(self, job_id: str) -> httpx.Response:
+        return await self.api.delete(f"{self.jobs}/{job_id}")
+
+    async def wait_for_state(self, job_id: str, state: str, *, limit: float = 20) -> Any:
+        """Return the job once it is in a state."""
+        async with asyncio.timeout(limit):
+            while (job := await self.find(job_id))["state"] != state:
+                await asyncio.sleep(0.05)
+        return job
+
+    async def wait_for_end(self, job_id: str, *, limit: float = 20) -> Any:
+        """Return the job once it has ended, in whatever way."""
+        async with asyncio.timeout(limit):
+            while (job := await self.find(job_id))["state"] in ("scheduled", "delivering"):
+                await asyncio.sleep(0.05)
+        return job
+
+
+def refused(answer: httpx.Response) -> tuple[int, str]:
+    """Return status and code of a refusal, whose body must be exactly `{error, code}`."""
+    body = answer.json()
+    assert set(body) == {"error", "code"}
+    assert body["error"]
+    return answer.status_code, body["code"]

@@ -1,0 +1,122 @@
+"""The door of the API, before an application that the tests hold up."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from api.concurrency_limit import EXEMPT, Admission
+
+
+class App:
+    """An application that is in a request for as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.entered = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.fails = False
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.inside += 1
+        self.entered.set()
+        await self.go_on.wait()
+        self.inside -= 1
+        if self.fails:
+            raise ZeroDivisionError
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def unread() -> Any:
+    pytest.fail("the body of a request that is refused is read")
+
+
+async def ask(door: Admission, path: str = "/job/a/b", kind: str = "http", receive: Any = unread) -> list[Any]:
+    """Return what is sent for a request."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {"type": kind, "method": "POST", "path": path, "headers": [], "query_string": b""}
+    await door(scope, receive, send)
+    return sent
+
+
+async def fill(door: Admission, app: App, places: int) -> list[asyncio.Task[list[Any]]]:
+    tasks = [asyncio.create_task(ask(door)) for _ in range(places)]
+    while app.inside < places:
+        await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize("places", [1, 3])
+async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_refusals(places: int) -> None:
+    door = Admission(app := App(), places)
+    inside = await fill(door, app, places)
+
+    start, body = await ask(door)
+
+    assert start["status"] == 429
+    assert dict(start["headers"])[b"retry-after"] == b"1"
+    assert dict(start["headers"])[b"content-type"] == b"application/json"
+    assert set(answer := json.loads(body["body"])) == {"error", "code"}
+    assert answer["code"] == "E014"
+    assert app.inside == places
+    app.go_on.set()
+    assert [sent[0]["status"] for sent in await asyncio.gather(*inside)] == [200] * places
+
+
+@pytest.mark.parametrize("how", ["answered", "failed", "given up"])
+async def test_a_place_is_free_again_however_its_request_ends(how: str) -> None:
+    door = Admission(app := App(), 1)
+    (inside,) = await fill(door, app, 1)
+
+    app.fails = how == "failed"
+    if how == "given up":
+        inside.cancel()
+    else:
+        app.go_on.set()
+    await asyncio.gather(inside, return_exceptions=True)
+    app.go_on.set()
+    app.fails = False
+
+    assert (await ask(door))[0]["status"] == 200
+
+
+async def test_health_is_answered_when_all_places_are_taken() -> None:
+    door = Admission(app := App(), 1)
+    inside = await fill(door, app, 1)
+    exempt = [asyncio.create_task(ask(door, path)) for path in sorted(EXEMPT)]
+    app.go_on.set()
+
+    assert [sent[0]["status"] for sent in await asyncio.gather(*inside, *exempt)] == [200] * 3
+
+
+async def test_what_is_no_request_is_let_through() -> None:
+    door = Admission(app := App(), 1)
+    inside = await fill(door, app, 1)
+    other = asyncio.create_task(ask(door, kind="websocket"))
+    app.go_on.set()
+
+    assert [sent[0]["status"] for sent in await asyncio.gather(*inside, other)] == [200] * 2
+
+
+async def test_a_client_that_does_not_send_its_body_loses_its_place() -> None:
+    read: list[Any] = []
+    pieces = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def stalled() -> Any:
+        for piece in pieces:
+            return piece
+        return await asyncio.Event().wait()
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        while not read or read[-1]["type"] == "http.request":
+            read.append(await receive())
+
+    async with asyncio.timeout(20):
+        await ask(Admission(reading, 1, body_limit=0.01), receive=stalled)
+
+    assert [message["type"] for message in read][-1] == "http.disconnect"

@@ -1,0 +1,152 @@
+"""Calls to Temporal that are not patient with a server that is too busy."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from temporalio.api.common.v1 import GrpcStatus
+from temporalio.api.enums.v1 import ResourceExhaustedCause
+from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    GetWorkflowExecutionHistoryRequest,
+    PollWorkflowExecutionUpdateRequest,
+    StartWorkflowExecutionRequest,
+)
+from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
+
+from timemachine.temporal import fail_fast
+from timemachine.temporal.fail_fast import HastyServiceClient
+
+BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
+
+
+def exhausted(cause: ResourceExhaustedCause.ValueType) -> RPCError:
+    """Return the refusal that names what there is too much of."""
+    status = GrpcStatus(code=BUSY.value)
+    status.details.add().Pack(ResourceExhaustedFailure(cause=cause))
+    return RPCError("busy", BUSY, status.SerializeToString())
+
+
+BUSY_WORKFLOW = exhausted(ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW)
+OTHER_CAUSES = [
+    cause
+    for cause in ResourceExhaustedCause.values()
+    if cause != ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW
+]
+
+
+class Server(ServiceClient):
+    """A service client whose calls end as a test says: by an error, a status, or None, an answer; the last for ever."""
+
+    def __init__(self, *outcomes: RPCStatusCode | RPCError | None) -> None:
+        super().__init__(ConnectConfig(target_host="nowhere:1"))
+        self.outcomes = list(outcomes)
+        self.asked: list[tuple[Message, bool]] = []
+
+    async def _rpc_call(self, rpc: str, req: Any, resp_type: Any, *, retry: bool, **how: Any) -> Any:
+        assert set(how) == {"service", "metadata", "timeout"}
+        self.asked.append((req, retry))
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
+        if isinstance(outcome, RPCError):
+            raise outcome
+        if outcome:
+            raise RPCError(outcome.name, outcome, b"")
+        return resp_type()
+
+    worker_service_client = update_rpc_metadata = update_api_key = property()
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fail_fast, "_WAITS", (0.0,) * 3)
+
+
+async def start(server: Server) -> None:
+    await HastyServiceClient(server).workflow_service.start_workflow_execution(
+        StartWorkflowExecutionRequest(request_id="one"), retry=True
+    )
+
+
+async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(BUSY))
+
+    assert refusal.value.status is BUSY
+    assert [retry for _, retry in server.asked] == [False]
+
+
+@pytest.mark.parametrize("cause", OTHER_CAUSES, ids=ResourceExhaustedCause.Name)
+async def test_whatever_the_server_has_too_much_of_is_told_at_once(cause: ResourceExhaustedCause.ValueType) -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(exhausted(cause)))
+
+    assert refusal.value.status is BUSY
+    assert len(server.asked) == 1
+
+
+async def test_a_workflow_that_takes_no_more_for_a_moment_is_asked_again() -> None:
+    """As one that ends just now: a change that races a cancel is told which of the two was first."""
+    await start(server := Server(BUSY_WORKFLOW, AWAY, BUSY_WORKFLOW, None))
+
+    assert len(server.asked) == 4
+
+
+async def test_a_workflow_that_never_takes_more_is_given_up() -> None:
+    with pytest.raises(RPCError) as refusal:
+        await start(server := Server(BUSY_WORKFLOW))
+
+    assert refusal.value.status is BUSY
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("status", fail_fast._PASSING, ids=lambda status: status.name)
+async def test_a_server_that_is_away_for_a_moment_is_asked_again_for_the_same(status: RPCStatusCode) -> None:
+    await start(server := Server(status, status, None))
+
+    assert [request for request, _ in server.asked] == [StartWorkflowExecutionRequest(request_id="one")] * 3
+
+
+async def test_a_server_that_stays_away_is_given_up() -> None:
+    with pytest.raises(RPCError) as failure:
+        await start(server := Server(AWAY))
+
+    assert failure.value.status is AWAY
+    assert len(server.asked) == 4
+
+
+async def test_any_other_answer_is_one() -> None:
+    with pytest.raises(RPCError) as answer:
+        await start(server := Server(ABSENT))
+
+    assert answer.value.status is ABSENT
+    assert len(server.asked) == 1
+
+
+async def test_what_may_have_taken_effect_is_not_called_refused() -> None:
+    with pytest.raises(RPCError) as failure:
+        await start(Server(AWAY, BUSY))
+
+    assert failure.value.status is AWAY
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("poll_workflow_execution_update", PollWorkflowExecutionUpdateRequest()),
+        ("get_workflow_execution_history", GetWorkflowExecutionHistoryRequest(wait_new_event=True)),
+    ],
+)
+async def test_what_has_become_of_an_accepted_request_is_asked_with_patience(method: str, request_: Message) -> None:
+    await getattr(HastyServiceClient(server := Server(None)).workflow_service, method)(request_, retry=True)
+
+    assert [retry for _, retry in server.asked] == [True]
+
+
+async def test_a_call_that_is_not_to_be_made_again_is_made_once() -> None:
+    with pytest.raises(RPCError):
+        await HastyServiceClient(server := Server(AWAY)).workflow_service.describe_workflow_execution(
+            DescribeWorkflowExecutionRequest(), retry=False
+        )
+
+    assert len(server.asked) == 1

@@ -1,0 +1,1 @@
+"""Rules and structs: no I/O."""

@@ -1,0 +1,197 @@
+"""Delivery: what an attempt is given and leaves behind, and how long to wait for the next one. Pure."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from enum import StrEnum
+
+import msgspec
+
+from timemachine.domain.jobs import Job, to_ms
+from timemachine.domain.retry import MAX_WAIT, Retry
+
+UNSURE = "Unsure"
+"""Error type of an attempt whose end was not waited for, or not known. Stored: do not rename."""
+
+GONE = 410
+THROTTLING = frozenset({429, 502, 504})
+EXCERPT = 200
+"""Characters of an answer's body that are put into an error."""
+
+SLOWDOWN = 4
+"""By how much the wait is longer after an answer, or a silence, that says that the receiver is overloaded."""
+
+
+class FirstAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """How the attempt within the workflow task ended. Stored in histories: fields may only be added, with defaults."""
+
+    reason: str
+    type: str
+    """The error's type: `UNSURE` when its end was not known yet."""
+    next_at: int
+    """When the next attempt may be made, in milliseconds since the epoch."""
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """What the `deliver` activity is asked to do. Stored in histories: fields may only be added, with defaults."""
+
+    job: Job
+    message_id: str
+    """The `webhook-id`: the same for all attempts, so that the receiver can drop a duplicate."""
+    made: int = 0
+    """Attempts made before this activity was started: the first one, or those before the job was held."""
+    first: FirstAttempt | None = None
+    """How the first attempt ended, where it did not deliver the job; in runs from before the ledger."""
+    run_id: str = ""
+    """The first run id of the workflow, by which the ledger knows it."""
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
+    """How a job was delivered. Stored in histories: fields may only be added, with defaults."""
+
+    status: int
+    """HTTP status that the receiver answered with, 2xx."""
+    attempts: int
+    """Attempts made in all, this one included."""
+    delivered_at: int
+    """When the receiver's answer came, in milliseconds since the epoch, by the worker's clock."""
+    late_ms: int
+    """Milliseconds between the trigger time and the start of the request that the receiver took."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="held"):
+    """Why a job is held back. Stored in memos: fields may only be added, with defaults."""
+
+    reason: str
+    since: datetime
+    made: int
+    """Attempts made before."""
+    release_at: int | None = None
+    """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
+
+
+class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
+    """How many attempts have reached out to the receiver so far: the activity's heartbeat detail.
+
+    Temporal's own count also holds the runs that never got that far, because Postgres did not answer or the worker
+    was killed; they must not use up the receiver's attempts.
+    """
+
+    made: int = 0
+
+
+class Kind(StrEnum):
+    """How an attempt ended. Stored in the log: names are not to be changed."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+    BLOCKED = "blocked"
+    LOST = "lost"
+    """Lost with its worker: nobody knows how it ended. Only in the ledger."""
+    EXPIRED = "expired"
+    """Not made: the job's deadline had passed. Only in the ledger."""
+    NOT_MADE = "not_made"
+    """Not made, for a reason that passes; to be tried again. Only in the ledger."""
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended, as far as it decides what comes next."""
+
+    kind: Kind
+    status: int | None = None
+    retry_after: str | None = None
+    """The header's value, as the receiver gave it."""
+
+
+def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
+    """Return how long to wait after a failed attempt, or None when there is to be no other.
+
+    A receiver may ask for a longer wait by `Retry-After`, up to the longest of the schedule, but not for a shorter one:
+    proxies send it by themselves, and know nothing of our schedule. One that is overloaded without saying for how long
+    is given four times the wait.
+
+    Args:
+        attempt: Number of the failed attempt, from 1.
+        jitter: Between 0 and 1; adds up to a fifth, so that jobs that failed together do not come back together.
+    """
+    planned = retry.wait_after(attempt)
+    if planned is None or ending.status == GONE or ending.kind is Kind.BLOCKED:
+        return None
+    asked = _asked(ending.retry_after, now)
+    if asked is not None:
+        planned = max(planned, asked)
+    elif ending.status in THROTTLING or ending.kind is Kind.TIMEOUT:
+        planned *= SLOWDOWN
+    return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
+
+
+def plain_retry_after(header: str | None) -> str | None:
+    """Return a `Retry-After` in a form of our own: it is kept, and must hold no other text of the receiver's."""
+    wish = _read(header or "")
+    if isinstance(wish, datetime):
+        return format_datetime(wish)
+    return None if wish is None else f"{wish:.0f}"
+
+
+def _asked(retry_after: str | None, now: datetime) -> float | None:
+    """Return the seconds that a `Retry-After` asks for, or None where it asks for none: it is no wish, or over."""
+    wish = _read(retry_after or "")
+    seconds = (wish - now).total_seconds() if isinstance(wish, datetime) else wish
+    return seconds if seconds and seconds > 0 else None
+
+
+def _read(retry_after: str) -> float | datetime | None:
+    """Return a number of seconds, no longer than any wait may be, or a date (RFC 9110, 10.2.3), or None for neither."""
+    number = retry_after.strip()
+    if number.isascii() and number.isdigit():
+        return min(float(number[:12]), MAX_WAIT)
+    try:
+        at = parsedate_to_datetime(retry_after)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def expired(job: Job, at: datetime) -> bool:
+    """Return whether a job is no longer worth delivering at a time."""
+    return job.deadline is not None and to_ms(at) > job.deadline
+
+
+def attempt_headers(delivery: Delivery, number: int, timestamp: int) -> dict[str, str]:
+    """Return the headers of an attempt but for its signature; the `webhook-*` ones as Standard Webhooks 1.0.0 says.
+
+    Args:
+        number: Of the attempt, from 1.
+        timestamp: Of the attempt, in seconds since the epoch.
+    """
+    job = delivery.job
+    return {
+        "content-type": "application/json",
+        "webhook-id": delivery.message_id,
+        "webhook-timestamp": str(timestamp),
+        "timemachine-db": job.db,
+        "timemachine-collection": job.collection,
+        "timemachine-job-id": job.id,
+        "timemachine-trigger-time": str(job.trigger_time),
+        "timemachine-attempt": str(number),
+    }
+
+
+def describe(status: int, body: bytes) -> str:
+    """Return a refusal as one readable line: the status, then the first characters of the body."""
+    excerpt = body.decode("utf-8", "replace")[:EXCERPT].strip()
+    return f"{status} from the receiver: {excerpt}" if excerpt else f"{status} from the receiver"
+
+
+def without(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Return what is kept of an answer's body: nothing, where the request had values of extra headers.
+
+    A receiver may echo them to whoever reads the log: whole or in part, in other case, escaped for JSON, HTML or a URL,
+    decoded from base64. To find every form is not possible; to keep nothing is.
+    """
+    return b"" if any(secrets) else body

@@ -1,0 +1,239 @@
+"""Jobs: what a client asks for, its identity in Temporal, and the rules it must keep. Pure."""
+
+import hashlib
+import operator
+import re
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+
+import msgspec
+
+from timemachine.domain.errors import ForbiddenNameError, MalformedError, TooLargeError, TriggerTimeError
+from timemachine.domain.retry import Retry
+
+MAX_NAME = 64
+MAX_JOB_ID = 120
+MAX_META_BYTES = 256 * 1024
+MAX_META_DEPTH = 128
+MAX_FAIRNESS_KEY = 64
+PAST_GRACE = timedelta(seconds=60)
+FAR_LIMIT = timedelta(days=36_500)
+
+NAME_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9_.:~@+-]+$"
+
+_NAME = re.compile(NAME_PATTERN.removesuffix("$") + r"\Z")
+
+# A bit for each bracket, 1 where one opens. Of a byte, which is eight of them, the tables say by how much the nesting
+# is deeper after it (in two's complement), and by how much at its deepest.
+_AS_BITS = bytes.maketrans(b"[{]}", b"1100")
+_NO_BRACKET = bytes(set(range(256)) - set(b'[]{}"'))
+_DEEPER = bytes((2 * eight.bit_count() - 8) & 0xFF for eight in range(256))
+_DEEPEST = bytes(
+    max(accumulate((1 if bit == "1" else -1 for bit in f"{eight:08b}"), initial=0)) for eight in range(256)
+)
+
+# Values between these are times from 2001 to 2286 in seconds; in milliseconds they would lie in early 1970.
+_SECONDS_FROM, _SECONDS_TO = 1_000_000_000, 10_000_000_000
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One call to be made once, at a time.
+
+    Stored in Temporal's histories, which outlive this code: fields may only be added, with defaults.
+    """
+
+    db: str
+    collection: str
+    id: str
+    trigger_time: int
+    """Milliseconds since the epoch."""
+    route: str
+    meta: msgspec.Raw
+    """Any JSON value, byte for byte as the client wrote it."""
+    retry: Retry | None = None
+    """The job's own retry, in place of its route's."""
+    deadline: int | None = None
+    """Milliseconds since the epoch after which the job is no longer worth delivering."""
+    message_id: str | None = None
+    """The `webhook-id` of an earlier run that this one delivers once more; a new one without it."""
+    at_once: bool = False
+    """Whether the first attempt is made within the workflow task. Set at the start of a run, for all that it does; runs
+    from before there was such an attempt are without it."""
+    made: int = 0
+    """Attempts made in the runs that this one continues with a short history."""
+    ledger: bool = False
+    """Whether the ledger decides what becomes of the run. Set at its start; runs from before the ledger are without."""
+
+    @property
+    def workflow_id(self) -> str:
+        """The id of the workflow that is this job."""
+        return workflow_id(self.db, self.collection, self.id)
+
+    @property
+    def trigger_at(self) -> datetime:
+        """The trigger time as an aware datetime."""
+        return from_ms(self.trigger_time)
+
+    @property
+    def route_key(self) -> str:
+        """The route's name across databases, as the search attribute holds it."""
+        return f"{self.db}/{self.route}"
+
+    @property
+    def fairness_key(self) -> str:
+        """What Temporal shares its turns by: one key per route, of at most 64 bytes."""
+        key = self.route_key
+        return key if len(key) <= MAX_FAIRNESS_KEY else hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
+
+
+def workflow_id(db: str, collection: str, job_id: str) -> str:
+    """Return the Temporal workflow id of a job: at most 250 characters, below the 255 that visibility stores take."""
+    return f"{db}/{collection}/{job_id}"
+
+
+def split_workflow_id(workflow_id: str) -> tuple[str, str, str]:
+    """Return the db, collection and id of a job's workflow id; none of them holds a slash."""
+    db, collection, job_id = workflow_id.split("/")
+    return db, collection, job_id
+
+
+def message_id(first_run_id: str) -> str:
+    """Return the `webhook-id` of a job's deliveries: that of the run that it was created as, without a dot in it."""
+    return f"msg_{first_run_id.replace('-', '')}"
+
+
+def from_ms(ms: int) -> datetime:
+    """Return the aware UTC datetime of a number of milliseconds since the epoch, exactly."""
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+
+
+def to_ms(at: datetime) -> int:
+    """Return an aware datetime as whole milliseconds since the epoch, rounded down."""
+    return (at - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def check_name(kind: str, name: str, *, limit: int = MAX_NAME) -> None:
+    """Refuse a db, collection, route or job name that could not stand in a path or a workflow id.
+
+    Raises:
+        ForbiddenNameError: Empty, longer than `limit`, `.` or `..`, or with other characters than `A-Za-z0-9_-.:~@+`.
+    """
+    if len(name) > limit:
+        raise ForbiddenNameError(f"{kind}: at most {limit} characters are allowed, this has {len(name)}")
+    if not _NAME.match(name):
+        raise ForbiddenNameError(
+            f"{kind}: a name needs 1 to {limit} characters of A-Z a-z 0-9 _ - . : ~ @ + and must not be . or .."
+        )
+
+
+def check_not_too_far(time: int, now: datetime, *, field: str = "trigger_time") -> None:
+    """Refuse a time beyond the far limit.
+
+    Raises:
+        TriggerTimeError: More than 100 years (36,500 days) ahead.
+    """
+    if time > to_ms(now + FAR_LIMIT):
+        raise TriggerTimeError(f"{field}: more than 100 years in the future; it is in milliseconds since the epoch")
+
+
+def check_not_past(trigger_time: int, now: datetime, *, deadline: int | None = None) -> None:
+    """Refuse a job whose time is past. Up to a minute is let through, because clocks differ; of the deadline nothing.
+
+    Raises:
+        TriggerTimeError: More than 60 s in the past, or after the deadline; the message says so when the value looks
+            like seconds.
+    """
+    if trigger_time < to_ms(now - PAST_GRACE):
+        _check_not_seconds("trigger_time", trigger_time)
+        raise TriggerTimeError("trigger_time: more than 60 seconds in the past")
+    if deadline is not None and deadline <= to_ms(now):
+        raise TriggerTimeError("deadline: it is past already")
+
+
+def check_deadline(deadline: int, trigger_time: int, now: datetime) -> None:
+    """Refuse a deadline that would let no attempt be made, whenever the job is due.
+
+    Raises:
+        TriggerTimeError: Not after the trigger time, or beyond the far limit; the message says so when the value looks
+            like seconds.
+    """
+    check_not_too_far(deadline, now, field="deadline")
+    if deadline <= trigger_time:
+        _check_not_seconds("deadline", deadline)
+        raise TriggerTimeError("deadline: it must be after trigger_time")
+
+
+def looks_like_seconds(time: int) -> bool:
+    """Return whether a time in milliseconds since the epoch was rather meant in seconds."""
+    return _SECONDS_FROM <= time <= _SECONDS_TO
+
+
+def seconds_given(field: str) -> str:
+    """Return the sentence for a time that looks like seconds."""
+    return f"{field}: this looks like seconds; it must be in milliseconds since the epoch"
+
+
+def _check_not_seconds(field: str, time: int) -> None:
+    if looks_like_seconds(time):
+        raise TriggerTimeError(seconds_given(field))
+
+
+def check_job(job: Job, now: datetime) -> None:
+    """Refuse what no job may be, whenever it is due.
+
+    Raises:
+        ForbiddenNameError, TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
+    """
+    check_name("route", job.route)
+    check_key(job.db, job.collection, job.id)
+    check_not_too_far(job.trigger_time, now)
+    check_meta(bytes(job.meta))
+    if job.deadline is not None:
+        check_deadline(job.deadline, job.trigger_time, now)
+
+
+def check_key(db: str, collection: str, job_id: str) -> str:
+    """Return the workflow id of a job whose names are allowed.
+
+    Raises:
+        ForbiddenNameError: One of them is not.
+    """
+    check_name("db", db)
+    check_name("collection", collection)
+    check_name("id", job_id, limit=MAX_JOB_ID)
+    return workflow_id(db, collection, job_id)
+
+
+def check_meta(meta: bytes) -> None:
+    """Refuse a meta that is too large, or nested so deeply that a JSON parser down the line could give up on it.
+
+    Raises:
+        TooLargeError: More than 256 KiB.
+        MalformedError: Nested more than 128 levels deep.
+    """
+    if len(meta) > MAX_META_BYTES:
+        raise TooLargeError(f"meta: at most {MAX_META_BYTES} bytes are allowed, this has {len(meta)}")
+    if _depth(meta) > MAX_META_DEPTH:
+        raise MalformedError(f"meta: nested more than {MAX_META_DEPTH} levels deep")
+
+
+def _depth(document: bytes) -> int:
+    """Return how deeply a well-formed JSON document is nested.
+
+    Any document of the allowed size takes a few milliseconds: everything but the last step over a byte for eight
+    brackets is done by a handful of passes that Python makes in C.
+    """
+    brackets = _brackets(document)
+    brackets += b"0" * (-len(brackets) % 8)
+    eights = int(brackets or b"0", 2).to_bytes(len(brackets) // 8)
+    depth_before = accumulate(memoryview(eights.translate(_DEEPER)).cast("b"), initial=0)
+    return max(map(operator.add, depth_before, eights.translate(_DEEPEST)), default=0)
+
+
+def _brackets(document: bytes) -> bytes:
+    """Return the brackets of a well-formed JSON document without those in its strings: 1 where one opens, else 0."""
+    if b"\\" in document:
+        document = document.replace(b"\\\\", b"").replace(b'\\"', b"")
+    kept = document.translate(_AS_BITS, _NO_BRACKET)
+    # Where a string ends and the next begins with no bracket between, the two are as good as one.
+    return b"".join(kept.replace(b'""', b"").split(b'"')[::2])

@@ -1,0 +1,142 @@
+"""Outcomes: what an attempt, or a cancel, came to. Values, which activities return and the workflow matches. Pure."""
+
+from enum import StrEnum
+
+import msgspec
+
+from timemachine.domain.delivery import Delivered, Held, Kind
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="failed"):
+    """The receiver did not take the job. Stored in histories: fields may only be added, with defaults."""
+
+    reason: str
+    attempts: int
+    """Attempts made in all."""
+    next_at: int | None = None
+    """When the next attempt may be made, in milliseconds since the epoch; None when there is to be no other."""
+
+
+class Deferred(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="deferred"):
+    """No attempt was made, and none used up. Stored in histories: fields may only be added, with defaults."""
+
+    reason: str
+    next_at: int
+    """When to try again, in milliseconds since the epoch."""
+
+
+class Unknown(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="unknown"):
+    """An attempt is under way, or the run is decided otherwise. Stored in histories: fields may only be added."""
+
+    reason: str
+    ask_after: float = 0.0
+    """Seconds after which to ask again."""
+
+
+class Cancelled(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="cancelled"):
+    """The run was cancelled, and no receiver has taken the job. Stored in histories: fields may only be added."""
+
+
+Outcome = Delivered | Failed | Held | Deferred | Unknown | Cancelled
+"""What one attempt came to."""
+
+Decision = Delivered | Failed | Cancelled
+"""How a run ends."""
+
+
+class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How an attempt ended. Stored in the ledger: fields may only be added, with defaults."""
+
+    number: int
+    """From 1, within the run; 0 where it is no attempt's end."""
+    kind: Kind
+    status: int | None = None
+    """HTTP status of the answer; None without an answer."""
+    reason: str | None = None
+    """Why the receiver did not take the job; None when it did."""
+    ended_at: int
+    """Milliseconds since the epoch, by the worker's clock."""
+    late_ms: int = 0
+    """Milliseconds between the trigger time and the start of the request."""
+
+
+class RowState(StrEnum):
+    """What has been decided about a run. Stored: names are not to be changed."""
+
+    WAITING = "waiting"
+    """Between two attempts."""
+    UNDER_WAY = "under_way"
+    """An attempt is under way."""
+    CANCELLING = "cancelling"
+    """An attempt is under way, and a cancel was asked for meanwhile."""
+    TAKEN = "taken"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+DECIDED = frozenset({RowState.TAKEN, RowState.FAILED, RowState.CANCELLED})
+
+
+class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A run's row in the ledger."""
+
+    state: RowState
+    claim: str | None
+    """Who makes the attempt that is under way, or made the last one."""
+    seconds_left: float
+    """Seconds until the claim expires, or until the next attempt may begin; negative when that is past."""
+    made: int
+    """Attempts whose end is known."""
+    doubt: bool
+    """Whether an attempt was lost with its worker, so that nobody knows its end."""
+    end: AttemptEnd | None
+    """How the last attempt ended."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether no attempt will be made any more."""
+        return self.state in DECIDED
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no attempt was made, nor is one under way: those that were begun were given back."""
+        return self.state is RowState.WAITING and not self.made and not self.doubt
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether an attempt is under way whose worker should have written its end by now."""
+        return self.state in (RowState.UNDER_WAY, RowState.CANCELLING) and self.seconds_left <= 0
+
+    @property
+    def is_cancelled_in_doubt(self) -> bool:
+        """Whether the run was cancelled after an attempt had been lost, which a receiver may have taken."""
+        return self.state is RowState.FAILED and self.end is not None and self.end.kind is Kind.LOST
+
+
+def outcome_of(row: LedgerRow, now: int) -> Outcome:
+    """Return what a row says of a run.
+
+    Args:
+        now: Milliseconds since the epoch.
+    """
+    reason = (row.end.reason if row.end else None) or "no attempt was made yet"
+    next_at = now + max(0, int(row.seconds_left * 1000))
+    match row.state:
+        case RowState.TAKEN | RowState.FAILED | RowState.CANCELLED:
+            return decision_of(row)
+        case RowState.WAITING if row.made:
+            return Failed(reason=reason, attempts=row.made, next_at=next_at)
+        case RowState.WAITING:
+            return Deferred(reason=reason, next_at=next_at)
+        case _:
+            return Unknown(reason="an attempt is under way", ask_after=min(2.0, max(0.1, row.seconds_left)))
+
+
+def decision_of(row: LedgerRow) -> Decision:
+    """Return how a run ends whose row is decided."""
+    end = row.end
+    if row.state is RowState.CANCELLED:
+        return Cancelled()
+    if row.state is RowState.FAILED or end is None:
+        return Failed(reason=(end.reason if end else None) or "not delivered", attempts=row.made)
+    return Delivered(status=end.status or 0, attempts=end.number, delivered_at=end.ended_at, late_ms=end.late_ms)

@@ -1,0 +1,65 @@
+"""Redelivery of many: which failed jobs of a route are delivered once more, and how far that is. Pure."""
+
+import msgspec
+
+from timemachine.domain.jobs import from_ms
+
+
+class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs of a route that failed within a window of time. Stored in histories: fields may only be added."""
+
+    db: str
+    route_id: str
+    since: int
+    """Milliseconds since the epoch."""
+    until: int
+    """Milliseconds since the epoch; it is not part of the window."""
+
+    @property
+    def id(self) -> str:
+        """The name of this redelivery among those of the route: asking for the same one twice gives it once."""
+        return f"{self.since}-{self.until}"
+
+    @property
+    def route_key(self) -> str:
+        """The route's name across databases, as the search attribute holds it."""
+        return f"{self.db}/{self.route_id}"
+
+    @property
+    def query(self) -> str:
+        """What to ask Temporal's visibility for. The names hold no quotes."""
+        return (
+            f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND TimemachineRoute = '{self.route_key}' "
+            f"AND CloseTime >= '{_rfc3339(self.since)}' AND CloseTime < '{_rfc3339(self.until)}'"
+        )
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a redelivery is. Stored in histories: fields may only be added, with defaults."""
+
+    found: int = 0
+    """Failures within the window, as they were counted at the start."""
+    started: int = 0
+    """Jobs that are delivered once more."""
+    skipped: int = 0
+    """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
+
+
+class PageStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a redelivery goes on after its worker's death: at the beginning of the page that it worked on.
+
+    Stored as a heartbeat's second detail, after the progress: fields may only be added, with defaults.
+    """
+
+    token: bytes
+    """Temporal's token of the page; empty for the first one."""
+    progress: Progress
+
+
+def redelivery_workflow_id(db: str, route_id: str, redelivery_id: str) -> str:
+    """Return the id of the workflow that is a redelivery. Its five parts are no job's id, which has three."""
+    return f"timemachine/redelivery/{db}/{route_id}/{redelivery_id}"
+
+
+def _rfc3339(ms: int) -> str:
+    return from_ms(ms).isoformat(timespec="milliseconds")

@@ -1,0 +1,340 @@
+"""The ledger in Postgres: for each run of a job one row, which decides what becomes of it.
+
+Every attempt and every cancel is one of three conditional writes. Each may be repeated freely, which is the answer to
+every lost answer. Who does not get `Begun` sends nothing. `docs/architecture.md` has the states and what each caller
+does with each answer.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from asyncpg import Pool, Record
+from msgspec.structs import replace
+
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
+from timemachine.domain.routes import RouteState
+from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
+from timemachine.postgres.pool import connection, delete
+from timemachine.postgres.route_store import TARGET, RouteStore, Target
+
+log = logging.getLogger(__name__)
+
+BEGIN_TIME = 5.0
+"""Seconds after the first call of `begin` within which an attempt has to have begun; it gives up after that."""
+
+CLAIM_MARGIN = 10.0
+"""Seconds for which a claim holds beyond the longest that its attempt can take: the time to begin it and as much again
+to write its end."""
+
+GRACE = 2.0
+"""Seconds after which one who has seen an expired claim may take it over. A worker that lives, and could not reach
+Postgres before, has written its end by then."""
+
+END_RETRY = 0.5
+"""Seconds after which an end that could not be written is written again. Well below `GRACE`."""
+
+LOST = "an attempt was lost with its worker, and the receiver may have taken it; no other will be made"
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt may be made, by who holds the claim and by nobody else."""
+
+    number: int
+    """Of the attempt, from 1."""
+    target: Target | None
+    """Where it goes; None when there is no such route."""
+
+
+class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
+    """No attempt may be made, because the route is paused or disabled."""
+
+    reason: str
+    """For a person to read."""
+    made: int
+    """Attempts made before."""
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt has come to, as `DeliveryLedger.end` writes it."""
+
+    made: bool
+    """Whether it reached out to the receiver, or failed for good without that; else nothing is used up."""
+    attempts: int = 0
+    """Attempts made in all, this one included."""
+    outcome: AttemptEnd | None = None
+    """How it ended; None for one that was not made."""
+    wait: timedelta | None = None
+    """Time until the next attempt; None when there is to be no other."""
+    logged: Attempt | None = None
+    """What the log of attempts keeps of it."""
+
+
+class DeliveryLedger:
+    """The rows of every run. Each method raises UnavailableError when Postgres does not answer, and may be repeated."""
+
+    def __init__(self, pool: Pool, routes: RouteStore, *, attempt_time: float) -> None:
+        """Use the given pool, which the caller opens and closes.
+
+        Args:
+            attempt_time: Seconds that an attempt may take whose route does not say.
+        """
+        self._pool = pool
+        self._routes = routes
+        self._attempt_time = attempt_time
+
+    async def begin(
+        self, run_id: str, db: str, route_id: str, claim: UUID, *, sighted: str | None = None, made: int = 0
+    ) -> Begun | LedgerRow | RouteClosed:
+        """Claim the next attempt of a run, and read where it goes, in one look.
+
+        Args:
+            claim: Of this attempt alone. The same one may begin again, when its answer was lost.
+            sighted: An expired claim that the caller itself saw at least `GRACE` ago, to be taken over.
+            made: Attempts made before there was a row.
+
+        Returns:
+            Begun: The attempt may be made.
+            LedgerRow: It may not, because of what the row says.
+            RouteClosed: It may not, because the route is paused or disabled.
+
+        Raises:
+            VaultError: The route's secrets cannot be read with the keys that are set. The attempt has been begun.
+        """
+        async with connection(self._pool) as postgres:
+            answer = await postgres.fetchrow(
+                _BEGIN, db, route_id, run_id, claim, sighted and UUID(sighted), self._attempt_time, made
+            )
+        if answer is None:
+            raise UnavailableError("Postgres returned no row")
+        if answer["run_state"] == RowState.UNDER_WAY:
+            target = await self._routes.open_target(db, route_id, answer) if answer["state"] else None
+            return Begun(number=answer["made"] + 1, target=target)
+        row = await self.find(run_id)
+        if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
+            # Begun, without our knowing, before the route was closed.
+            row = await self.end(run_id, claim, End(made=False))
+        is_lost = row is not None and row.is_expired and row.claim == sighted
+        if row and not is_lost and (row.state is not RowState.WAITING or not _is_closed(answer)):
+            return row
+        if not _is_closed(answer):
+            raise UnavailableError("the ledger's row went away")
+        reason = answer["state_reason"]
+        return RouteClosed(
+            reason=f"the route is {answer['state']}" + (f": {reason}" if reason else ""), made=row.made if row else 0
+        )
+
+    async def end(self, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+        """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
+
+        That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
+        All else counts only while the row has this claim. What Postgres refuses of the receiver's words is left out.
+        """
+        try:
+            return await self._write_end(run_id, claim, end)
+        except asyncpg.PostgresError as error:
+            log.error("end of an attempt refused", extra={"reason": str(error), "run_id": run_id})
+        try:
+            return await self._write_end(run_id, claim, _without_words(end))
+        except asyncpg.PostgresError as error:
+            raise UnavailableError("Postgres refuses the end of an attempt") from error
+
+    async def _write_end(self, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+        outcome = _stored(end.outcome) if end.outcome else None
+        log = attempt_values(end.logged, claim) if end.logged else []
+        async with connection(self._pool) as postgres:
+            if end.outcome and end.outcome.kind is Kind.TAKEN:
+                query = _END_TAKEN_LOGGED if log else _END_TAKEN
+                row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log)
+            else:
+                made = end.attempts if end.made else None
+                wait = end.wait if end.made else timedelta(0)
+                row = await postgres.fetchrow(_END_LOGGED if log else _END, run_id, claim, made, outcome, wait, *log)
+        return _row(row) if row else await self.find(run_id)
+
+    async def cancel(self, run_id: str, *, due: datetime, sighted: str | None = None) -> LedgerRow:
+        """Cancel a run, and return its row.
+
+        While an attempt is under way the row says so; the wish is noted, no attempt begins any more, and to ask again
+        tells how it ended. After an attempt was lost with its worker a run ends as failed, never as cancelled.
+
+        Args:
+            due: When the job is due: so long the row is kept at least.
+            sighted: As for `begin`.
+        """
+        async with connection(self._pool) as postgres:
+            row = await postgres.fetchrow(_CANCEL, run_id, due, sighted and UUID(sighted))
+        found = _row(row) if row else await self.find(run_id)
+        if found is None:
+            raise UnavailableError("the ledger's row went away")
+        return found
+
+    async def taken(self, run_ids: Sequence[str]) -> set[str]:
+        """Return those of some runs of which a receiver took the job."""
+        query = "SELECT run_id FROM delivery_ledger WHERE run_id = ANY($1) AND state = 'taken'"
+        async with connection(self._pool) as postgres:
+            return {row["run_id"] for row in await postgres.fetch(query, list(run_ids))}
+
+    async def find(self, run_id: str) -> LedgerRow | None:
+        """Return the row of a run; None when nobody has begun it, nor cancelled it."""
+        async with connection(self._pool) as postgres:
+            row = await postgres.fetchrow(f"SELECT {_ROW} FROM delivery_ledger AS run WHERE run_id = $1", run_id)  # noqa: S608
+        return _row(row) if row else None
+
+    async def remove_before(self, at: datetime, limit: int) -> int:
+        """Remove rows of runs that were decided and due before a time, the oldest first, and return how many.
+
+        Args:
+            limit: The most that are removed.
+
+        Raises:
+            SlowStatementError: There was no time for so many.
+        """
+        return await delete(self._pool, _REMOVE_BEFORE, at, limit)
+
+
+def _is_closed(answer: Record) -> bool:
+    return answer["state"] not in (None, RouteState.ACTIVE)
+
+
+def _row(row: Record) -> LedgerRow:
+    return LedgerRow(
+        state=RowState(row["run_state"]),
+        claim=str(row["claim"]) if row["claim"] else None,
+        seconds_left=row["left"].total_seconds(),
+        made=row["made"],
+        doubt=row["doubt"],
+        end=msgspec.json.decode(row["outcome"], type=AttemptEnd) if row["outcome"] else None,
+    )
+
+
+def _without_words(end: End) -> End:
+    """Return an end with what it decides alone."""
+    logged = replace(end.logged, error=end.logged.error and "?", answer=b"") if end.logged else None
+    return replace(end, logged=logged, outcome=replace(end.outcome, reason=None) if end.outcome else None)
+
+
+def _stored(end: AttemptEnd) -> str:
+    """Return an end as Postgres takes it, whatever the receiver said: one that it refuses would be tried for ever."""
+    reason = storable(end.reason) if end.reason is not None else None
+    return msgspec.json.encode(replace(end, reason=reason)).decode()
+
+
+_LOST = _stored(AttemptEnd(number=0, kind=Kind.LOST, reason=LOST, ended_at=0))
+
+_ROW = "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.outcome"
+
+
+def _cancelled(doubt: str) -> str:
+    """Return what a cancel makes of a run: nobody may be told "cancelled" of one that a receiver may have taken."""
+    return f"CASE WHEN {doubt} THEN 'failed' ELSE 'cancelled' END"
+
+
+def _lost(doubt: str) -> str:
+    """Return the outcome of a run that a cancel ends."""
+    return f"CASE WHEN {doubt} THEN '{_LOST}'::jsonb ELSE run.outcome END"
+
+
+def _taken_over(claim: str) -> str:
+    """Return whether the claim is one that the caller has seen expired before, and still is."""
+    # Without a claim that was seen the comparison is null, and so would be what is computed with it.
+    return f"(run.state <> 'waiting' AND coalesce(run.claim = {claim}, false) AND run.at <= clock_timestamp())"
+
+
+_BY_BEGIN, _BY_CANCEL = _taken_over("$5::uuid"), _taken_over("$3::uuid")
+
+# A row is only there to be updated when the route is open, as is one to be inserted; both are decided by the same look.
+_BEGIN = f"""
+    WITH target AS ({TARGET}),
+    begun AS (
+        INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made)
+        SELECT $3, 'under_way', $4::uuid, clock_timestamp() + make_interval(
+            secs => {CLAIM_MARGIN} + coalesce((target.route ->> 'timeout')::float8, $6::float8)
+        ), $7::int
+        FROM (SELECT) AS one LEFT JOIN target ON true
+        WHERE target.state IS NULL OR target.state = 'active'
+        ON CONFLICT (run_id) DO UPDATE SET
+            state = CASE
+                WHEN run.state = 'cancelling' THEN {_cancelled(f"run.doubt OR {_BY_BEGIN}")}
+                ELSE 'under_way'
+            END,
+            outcome = CASE
+                WHEN run.state = 'cancelling' THEN {_lost(f"run.doubt OR {_BY_BEGIN}")}
+                ELSE run.outcome
+            END,
+            doubt = run.doubt OR {_BY_BEGIN},
+            claim = CASE WHEN run.state = 'cancelling' THEN run.claim ELSE excluded.claim END,
+            at = CASE WHEN run.state = 'under_way' AND run.claim = excluded.claim THEN run.at ELSE excluded.at END
+        WHERE (run.state = 'waiting' AND run.at <= clock_timestamp())
+            OR (run.state IN ('under_way', 'cancelling') AND (run.claim = excluded.claim OR {_BY_BEGIN}))
+        RETURNING run.state AS run_state, run.made
+    )
+    SELECT begun.*, target.* FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
+"""  # noqa: S608 - constants
+
+_END = f"""
+    UPDATE delivery_ledger AS run SET
+        state = CASE
+            WHEN run.state = 'cancelling' THEN {_cancelled("run.doubt")}
+            WHEN $5::interval IS NULL THEN 'failed'
+            ELSE 'waiting'
+        END,
+        at = clock_timestamp() + coalesce($5::interval, '0'),
+        made = coalesce($3::int, run.made),
+        outcome = CASE
+            WHEN run.state = 'cancelling' AND run.doubt THEN '{_LOST}'::jsonb
+            ELSE coalesce($4::jsonb, run.outcome)
+        END
+    WHERE run.run_id = $1 AND run.claim = $2::uuid AND run.state IN ('under_way', 'cancelling')
+    RETURNING {_ROW}
+"""  # noqa: S608 - constants
+
+
+def _logged(first: int) -> str:
+    values = ", ".join(f"${first + at}" for at in range(len(ATTEMPT_COLUMNS.split(", "))))
+    return f"""
+        logged AS (
+            INSERT INTO attempts ({ATTEMPT_COLUMNS}) VALUES ({values}) ON CONFLICT (claim) DO NOTHING
+        )
+    """  # noqa: S608 - constants
+
+
+_END_LOGGED = f"WITH {_logged(6)}, ended AS ({_END}) SELECT * FROM ended"  # noqa: S608 - constants
+
+_END_TAKEN = f"""
+    INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made, outcome)
+    VALUES ($1, 'taken', $2::uuid, clock_timestamp(), $3::int, $4::jsonb)
+    ON CONFLICT (run_id) DO UPDATE SET
+        state = 'taken', at = excluded.at, made = greatest(run.made, excluded.made), outcome = excluded.outcome
+    WHERE run.state NOT IN ('taken', 'cancelled')
+    RETURNING {_ROW}
+"""  # noqa: S608 - constants
+
+_END_TAKEN_LOGGED = f"WITH {_logged(5)}, ended AS ({_END_TAKEN}) SELECT * FROM ended"  # noqa: S608 - constants
+
+_CANCEL = f"""
+    INSERT INTO delivery_ledger AS run (run_id, state, at, made) VALUES ($1, 'cancelled', $2, 0)
+    ON CONFLICT (run_id) DO UPDATE SET
+        state = CASE
+            WHEN run.state = 'waiting' THEN {_cancelled("run.doubt")}
+            WHEN {_BY_CANCEL} THEN 'failed'
+            ELSE 'cancelling'
+        END,
+        outcome = {_lost(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
+        doubt = run.doubt OR {_BY_CANCEL}
+    WHERE run.state IN ('waiting', 'under_way') OR (run.state = 'cancelling' AND {_BY_CANCEL})
+    RETURNING {_ROW}
+"""  # noqa: S608 - constants
+
+_REMOVE_BEFORE = """
+    DELETE FROM delivery_ledger WHERE run_id IN (
+        SELECT run_id FROM delivery_ledger
+        WHERE created_at < $1 AND at < $1 AND state IN ('taken', 'failed', 'cancelled')
+        ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+    )
+"""

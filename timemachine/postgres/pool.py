@@ -1,0 +1,209 @@
+"""The door to Postgres: pool and connections."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+
+from timemachine.clean_up import clean_up
+from timemachine.domain.errors import SettingsError, SlowStatementError, UnavailableError
+from timemachine.settings import Settings
+
+log = logging.getLogger(__name__)
+
+Pool = asyncpg.Pool
+
+STATEMENT_TIMEOUT = 3.0
+"""Seconds that Postgres may take for one statement, and for a connect."""
+
+ANSWER_LIMIT = 4.0
+"""Seconds that we wait for Postgres in all, for a free connection and the statement on it."""
+
+
+class _Outages:
+    """Logs that Postgres does not answer, and not for each of the thousands that find it out at once."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+        self._quiet_until = 0.0
+
+    def note(self, reason: str) -> None:
+        """Log it, unless the same was logged within the last second."""
+        now = time.monotonic()
+        if reason != self._reason or now >= self._quiet_until:
+            self._reason, self._quiet_until = reason, now + 1.0
+            log.warning("Postgres does not answer", extra={"reason": reason})
+
+
+_OUTAGES = _Outages()
+
+
+@asynccontextmanager
+async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
+    """Open a pool that connects when it is first used, and again by itself after the database was away.
+
+    Raises:
+        SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
+    """
+    try:
+        pool = await asyncpg.create_pool(
+            _dsn(settings),
+            min_size=0,
+            max_size=settings.postgres_pool_size,
+            # Nothing of ours changes what a connection is set to, so that there is nothing to undo at its return.
+            reset=_leave_as_it_is,
+            timeout=STATEMENT_TIMEOUT,
+            command_timeout=STATEMENT_TIMEOUT,
+            **_of_sessions(settings),
+        )
+    except ValueError:
+        raise _unreadable() from None
+    try:
+        yield pool
+    finally:
+        await clean_up(asyncio.wait_for(pool.close(), STATEMENT_TIMEOUT), "close the pool of Postgres")
+
+
+def _of_sessions(settings: Settings) -> dict[str, Any]:
+    """Return how sessions are opened. In transaction mode each transaction may have another one, which others had."""
+    own = {"application_name": "timemachine"}
+    if settings.postgres_transaction_pooling:
+        return {"server_settings": own, "statement_cache_size": 0}
+    limits = {
+        "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+        "idle_in_transaction_session_timeout": "10000",
+        # What the ledger says is committed must be on the disk, whatever the server's default.
+        "synchronous_commit": "on",
+    }
+    return {"server_settings": own | limits}
+
+
+async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+    """Do nothing, in place of the query that asyncpg sends whenever a connection is given back."""
+
+
+def _dsn(settings: Settings) -> str:
+    if not settings.postgres_dsn:
+        raise SettingsError("TIMEMACHINE_POSTGRES_DSN is not set")
+    if not settings.postgres_dsn.startswith(("postgresql://", "postgres://")):
+        raise SettingsError("TIMEMACHINE_POSTGRES_DSN must begin with postgresql://")
+    try:
+        _check_dsn(settings.postgres_dsn)
+    except ValueError:
+        raise _unreadable() from None
+    return settings.postgres_dsn
+
+
+def _check_dsn(dsn: str) -> None:
+    """Raise ValueError for what asyncpg would find out when it first connects only."""
+    parts = urlsplit(dsn)
+    _, has_user, hosts = parts.netloc.rpartition("@")
+    if not has_user and "@" in dsn:
+        raise ValueError("what should be the user and the password ends too early")
+    for host in hosts.split(","):
+        _ = urlsplit(f"//{host}").port
+    if parts.query:
+        parse_qs(parts.query, strict_parsing=True)
+
+
+def _unreadable() -> SettingsError:
+    """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
+    return SettingsError(
+        "TIMEMACHINE_POSTGRES_DSN is malformed; the characters / ? # @ : % [ ] of a password must be percent-encoded"
+    )
+
+
+# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
+# replica, or lets us not in; a lost race for a lock; and, of a pooler in transaction mode that the settings do not
+# know of, a statement prepared in another session.
+_PASSING = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InvalidTransactionStateError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+)
+
+# What asyncpg itself raises: of the network; and of sessions that end, which its own state may not be ready for.
+_AWAY = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+@asynccontextmanager
+async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+    """Acquire a connection, with every way in which Postgres can be away made one error, and its reason logged.
+
+    Raises:
+        UnavailableError: Postgres is away. The message is the same whatever the reason, which may name machines and
+            users.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_LIMIT), pool.acquire() as acquired:
+            yield acquired
+    except (*_AWAY, *_PASSING) as error:
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            # Another server is the primary now, or will be: what is connected stays connected to this one.
+            await pool.expire_connections()
+        _OUTAGES.note(f"{type(error).__name__}: {error}")
+        raise UnavailableError("Postgres does not answer") from error
+
+
+async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
+    """Run a DELETE, and return how many rows it removed.
+
+    Raises:
+        SlowStatementError: It took too long; nothing was removed.
+        UnavailableError: Postgres does not answer.
+    """
+    async with connection(pool) as postgres:
+        try:
+            done: str = await postgres.execute(statement, *arguments)
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            raise SlowStatementError from error
+    return int(done.rpartition(" ")[2])
+
+
+async def ping(pool: asyncpg.Pool) -> None:
+    """Find out whether Postgres answers what requests ask of it.
+
+    Raises:
+        UnavailableError: It does not, or has not the tables that they need.
+    """
+    try:
+        async with connection(pool) as postgres:
+            await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
+    except asyncpg.PostgresError as error:
+        log.warning("Postgres is not ready", extra={"reason": f"{type(error).__name__}: {error}"})
+        raise UnavailableError("Postgres is not ready") from error
+
+
+@asynccontextmanager
+async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """Connect for what needs its own session, outside of the pool and without its limits on time.
+
+    Raises:
+        UnavailableError: Postgres does not answer.
+        SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
+    """
+    try:
+        # Nothing is kept prepared, for a pooler in transaction mode.
+        own = await asyncpg.connect(_dsn(settings), timeout=10, statement_cache_size=0)
+    except OSError as error:
+        raise UnavailableError(f"Postgres does not answer: {error}") from error
+    except ValueError:
+        raise _unreadable() from None
+    try:
+        yield own
+    finally:
+        await clean_up(own.close(timeout=STATEMENT_TIMEOUT), "close a session of Postgres")

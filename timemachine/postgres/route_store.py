@@ -1,0 +1,435 @@
+"""The routes in Postgres: what they are, what they are signed with, and whether deliveries may go there."""
+
+import asyncio
+import math
+import random
+import secrets as randomness
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from weakref import WeakValueDictionary
+
+import msgspec
+from asyncpg import Pool, Record
+from asyncpg.pool import PoolConnectionProxy
+
+from timemachine.clean_up import clean_up
+from timemachine.domain.errors import (
+    NoSuchRouteError,
+    NotYetError,
+    RouteExistsError,
+    TooManySecretsError,
+    UnavailableError,
+)
+from timemachine.domain.routes import Route, RouteState, Standing
+from timemachine.domain.signing import SECRET_BYTES
+from timemachine.postgres.pool import connection
+from timemachine.vault import Vault
+
+Headers = dict[str, str]
+
+MAX_SECRETS = 5
+"""Secrets of one route that may sign at a time: each adds 48 bytes to a header of every request."""
+
+PLACE_TIME = timedelta(seconds=75)
+"""Time after which a place is free again whose worker died. Longer than an attempt can take."""
+
+PLACE_WAIT = 1.0
+"""Seconds that an attempt waits in place for others that ask for a place of the same route."""
+
+_PLACE_PAUSE = 0.02
+
+
+class StoredRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """A route with its standing."""
+
+    route: Route
+    standing: Standing
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """All that an attempt needs to know of a route. Holds secrets: never to be logged or put into an error."""
+
+    route: Route
+    headers: Headers
+    secrets: tuple[bytes, ...]
+    """The valid ones, the newest first. Each signs."""
+    failing: bool
+    """Whether attempts have failed since the last success."""
+
+
+class Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """One secret of a route. Never to be logged."""
+
+    value: bytes
+    expires_at: datetime | None
+    """None for the newest."""
+
+
+class RouteStore:
+    """The routes of every db. Each method raises UnavailableError when Postgres does not answer."""
+
+    def __init__(self, pool: Pool, vault: Vault) -> None:
+        """Use the given pool, which the caller opens and closes, and the vault for what is secret."""
+        self._pool = pool
+        self._vault = vault
+        self._place_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """One for each route that places are being asked for, so that no more than one connection asks."""
+
+    async def find(self, db: str, route_id: str) -> StoredRoute:
+        """Return a route.
+
+        Raises:
+            NoSuchRouteError: There is none.
+        """
+        query = "SELECT route, state, state_since, state_reason FROM routes WHERE db = $1 AND id = $2"
+        async with connection(self._pool) as postgres:
+            row = await postgres.fetchrow(query, db, route_id)
+        if row is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
+        return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), standing=_standing(row))
+
+    async def check(self, db: str, route_id: str) -> None:
+        """Refuse a route that does not exist.
+
+        Raises:
+            NoSuchRouteError: There is none.
+        """
+        async with connection(self._pool) as postgres:
+            found = await postgres.fetchval("SELECT 1 FROM routes WHERE db = $1 AND id = $2", db, route_id)
+        if found is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
+
+    async def open_target(self, db: str, route_id: str, row: Record) -> Target:
+        """Return what an attempt needs, from a row that the `TARGET` query gave.
+
+        Raises:
+            VaultError: Its secrets cannot be read with the keys that are set.
+        """
+        return Target(
+            route=msgspec.json.decode(row["route"], type=Route),
+            headers=self._open_headers(row["sealed_headers"]),
+            # A route from before there were secrets is given its first one.
+            secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"])
+            or tuple(secret.value for secret in await self.secrets(db, route_id)),
+            failing=row["failing"],
+        )
+
+    async def add(self, db: str, route: Route, headers: Headers) -> None:
+        """Add a route with a new secret; adding the same one again changes nothing.
+
+        Raises:
+            RouteExistsError: A route with this id and other content exists.
+        """
+        async with connection(self._pool) as postgres, postgres.transaction():
+            # What is there already is returned by the same statement, lest it be removed before a second one.
+            row = await postgres.fetchrow(
+                _ADD, db, route.id, msgspec.json.encode(route).decode(), self._seal_headers(headers)
+            )
+            if row is None:
+                raise UnavailableError("Postgres returned no row")
+            if row["added"]:
+                await postgres.execute(_ADD_SECRET, db, route.id, self._vault.seal(_new_secret()))
+                return
+        existing = msgspec.json.decode(row["route"], type=Route), self._open_headers(row["sealed_headers"])
+        if existing != (route, headers):
+            raise RouteExistsError(f"another route {route.id} exists in {db}")
+
+    async def replace(self, db: str, route: Route, headers: Headers) -> None:
+        """Replace a route; its secrets and standing stay. The next attempt of every job on it uses the new one.
+
+        Raises:
+            NoSuchRouteError: There is none to replace.
+        """
+        async with connection(self._pool) as postgres:
+            replaced = await postgres.fetchval(
+                "UPDATE routes SET route = $3, sealed_headers = $4, updated_at = now() "
+                "WHERE db = $1 AND id = $2 RETURNING id",
+                db,
+                route.id,
+                msgspec.json.encode(route).decode(),
+                self._seal_headers(headers),
+            )
+        if replaced is None:
+            raise NoSuchRouteError(f"no route {route.id} in {db}")
+
+    async def remove(self, db: str, route_id: str) -> None:
+        """Remove a route with its secrets.
+
+        Raises:
+            NoSuchRouteError: There is none.
+        """
+        async with connection(self._pool) as postgres:
+            removed = await postgres.fetchval("DELETE FROM routes WHERE db = $1 AND id = $2 RETURNING id", db, route_id)
+        if removed is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
+
+    async def secrets(self, db: str, route_id: str) -> list[Secret]:
+        """Return the secrets that sign now, the newest first.
+
+        Raises:
+            NoSuchRouteError: There is no such route.
+            VaultError: They cannot be read with the keys that are set.
+        """
+        async with connection(self._pool) as postgres:
+            rows = await postgres.fetch(_SECRETS, db, route_id)
+        if not rows:
+            # From before there were any, or no route.
+            await self._first_secret(db, route_id)
+            return await self.secrets(db, route_id)
+        return [self._open_secret(row) for row in rows]
+
+    async def rotate(self, db: str, route_id: str, overlap: timedelta) -> list[Secret]:
+        """Add a new secret, let the present ones sign for the overlap at most, and return those that sign now.
+
+        Raises:
+            NoSuchRouteError: There is no such route.
+            TooManySecretsError: As many sign already as may at a time. Without an overlap this cannot be.
+            VaultError: The present ones cannot be read with the keys that are set.
+        """
+        async with connection(self._pool) as postgres, postgres.transaction():
+            await _lock_route(postgres, db, route_id)
+            await postgres.execute(_EXPIRE_SECRETS, db, route_id, overlap)
+            # Not kept longer than they are good for.
+            await postgres.execute(_DROP_EXPIRED_SECRETS, db, route_id)
+            present = [self._open_secret(row) for row in await postgres.fetch(_SECRETS, db, route_id)]
+            if len(present) >= MAX_SECRETS:
+                raise _too_many(present)
+            new = _new_secret()
+            await postgres.execute(_ADD_SECRET, db, route_id, self._vault.seal(new))
+        return [Secret(value=new, expires_at=None), *present]
+
+    async def reseal(self) -> int:
+        """Encrypt everything anew with the first key, and return how much it was. Safe beside all that goes on.
+
+        Raises:
+            VaultError: Something cannot be read with the keys that are set. What came before it stays done.
+        """
+        count = 0
+        for read, write in _RESEAL:
+            async with connection(self._pool) as postgres:
+                rows = await postgres.fetch(read)
+            for *key, sealed in rows:
+                async with connection(self._pool) as postgres:
+                    await postgres.execute(write, *key, sealed, self._vault.reseal(sealed))
+            count += len(rows)
+        return count
+
+    async def set_state(self, db: str, route_id: str, state: RouteState, reason: str | None = None) -> None:
+        """Pause, disable or resume a route. Nothing changes where it is in that state already.
+
+        Raises:
+            NoSuchRouteError: There is none.
+        """
+        async with connection(self._pool) as postgres:
+            found = await postgres.fetchval(_SET_STATE, db, route_id, state, reason)
+        if found is None:
+            raise NoSuchRouteError(f"no route {route_id} in {db}")
+
+    async def note_success(self, db: str, route_id: str) -> None:
+        """Note that the receiver took something, so that its failures are counted anew."""
+        async with connection(self._pool) as postgres:
+            await postgres.execute(
+                "UPDATE routes SET failing_since = NULL WHERE db = $1 AND id = $2 AND failing_since IS NOT NULL",
+                db,
+                route_id,
+            )
+
+    async def note_failure(self, db: str, route_id: str, *, disable_after: timedelta) -> None:
+        """Note that an attempt failed, and disable a route that has failed everything for so long."""
+        async with connection(self._pool) as postgres:
+            await postgres.execute(_NOTE_FAILURE, db, route_id)
+            await postgres.execute(
+                _DISABLE,
+                db,
+                route_id,
+                disable_after,
+                f"everything failed for {disable_after / timedelta(hours=1):g} hours",
+            )
+
+    @asynccontextmanager
+    async def place(self, db: str, route_id: str, run_id: str, limit: int) -> AsyncIterator[None]:
+        """Hold one of a route's places for requests in flight, which all workers share.
+
+        Raises:
+            NotYetError: All are taken, or others have been asking for one for a while.
+            UnavailableError: Postgres does not answer. What is raised, or returned, inside is never replaced by it.
+        """
+        if not await self._take_place(db, route_id, run_id, limit):
+            raise NotYetError(1.0)
+        try:
+            yield
+        finally:
+            await clean_up(self._give_place_back(db, route_id, run_id), "give a route's place back")
+
+    async def _take_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool:
+        """Return whether there was a place. Whoever waits for others that ask holds no connection meanwhile.
+
+        Raises:
+            NotYetError: The wait is over.
+        """
+        until = asyncio.get_running_loop().time() + PLACE_WAIT
+        lock = self._place_locks.setdefault((db, route_id), asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(until):
+                await lock.acquire()
+        except TimeoutError:
+            raise NotYetError(_soon()) from None
+        try:
+            while asyncio.get_running_loop().time() < until:
+                taken = await self._try_place(db, route_id, run_id, limit)
+                if taken is not None:
+                    return taken
+                await asyncio.sleep(_PLACE_PAUSE * _soon())
+            raise NotYetError(_soon())
+        finally:
+            lock.release()
+
+    async def _try_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool | None:
+        """Return whether there was a place; None while another transaction holds the route, or when it is gone."""
+        async with connection(self._pool) as postgres, postgres.transaction():
+            # Locks the route, so that two who ask at once are counted one after the other.
+            if not await postgres.fetchval(_LOCK_FOR_PLACE, db, route_id):
+                return None
+            return await postgres.fetchval(_TAKE_PLACE, db, route_id, run_id, PLACE_TIME, limit) is not None
+
+    async def _give_place_back(self, db: str, route_id: str, run_id: str) -> None:
+        async with connection(self._pool) as postgres:
+            await postgres.execute(_GIVE_PLACE_BACK, db, route_id, run_id)
+
+    async def _first_secret(self, db: str, route_id: str) -> None:
+        """Give a route its first secret, unless it has been given one meanwhile."""
+        async with connection(self._pool) as postgres, postgres.transaction():
+            await _lock_route(postgres, db, route_id)
+            if not await postgres.fetch(_SECRETS, db, route_id):
+                await postgres.execute(_ADD_SECRET, db, route_id, self._vault.seal(_new_secret()))
+
+    def _open_secret(self, row: Record) -> Secret:
+        return Secret(value=self._vault.open(row["sealed"]), expires_at=row["expires_at"])
+
+    def _seal_headers(self, headers: Headers) -> bytes | None:
+        return self._vault.seal(msgspec.json.encode(headers)) if headers else None
+
+    def _open_headers(self, sealed: bytes | None) -> Headers:
+        return msgspec.json.decode(self._vault.open(sealed), type=Headers) if sealed else {}
+
+
+# xmax is 0 in a row that this statement inserted.
+_ADD = """
+    INSERT INTO routes (db, id, route, sealed_headers) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (db, id) DO UPDATE SET route = routes.route
+    RETURNING route, sealed_headers, xmax = 0 AS added
+"""
+
+_TARGET_COLUMNS = """
+    route, state, state_since, state_reason, sealed_headers, failing_since IS NOT NULL AS failing, ARRAY(
+        SELECT sealed FROM route_secrets AS secret
+        WHERE secret.db = routes.db AND secret.route_id = routes.id
+            AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        ORDER BY secret.id DESC
+    ) AS secrets
+"""
+
+TARGET = f"SELECT {_TARGET_COLUMNS} FROM routes WHERE db = $1 AND id = $2"  # noqa: S608
+"""Asks for all that an attempt needs to know of a route; for `RouteStore.open_target`."""
+
+_SECRETS = """
+    SELECT sealed, expires_at FROM route_secrets
+    WHERE db = $1 AND route_id = $2 AND (expires_at IS NULL OR expires_at > clock_timestamp()) ORDER BY id DESC
+"""
+
+_ADD_SECRET = "INSERT INTO route_secrets (db, route_id, sealed) VALUES ($1, $2, $3)"  # noqa: S105 - no password
+
+# By the clock, not by `now()`, which is the start of the transaction, from before it waited for its turn.
+_EXPIRE_SECRETS = """
+    UPDATE route_secrets
+    SET expires_at = least(coalesce(expires_at, 'infinity'), clock_timestamp() + $3::interval)
+    WHERE db = $1 AND route_id = $2
+"""
+
+_DROP_EXPIRED_SECRETS = """
+    DELETE FROM route_secrets WHERE db = $1 AND route_id = $2 AND expires_at <= clock_timestamp()
+"""
+
+# Pairs of statements: what there is, by its key, and what it becomes where it is still that.
+_RESEAL = (
+    (
+        "SELECT id, sealed FROM route_secrets",
+        "UPDATE route_secrets SET sealed = $3 WHERE id = $1 AND sealed = $2",
+    ),
+    (
+        "SELECT db, id, sealed_headers FROM routes WHERE sealed_headers IS NOT NULL",
+        "UPDATE routes SET sealed_headers = $4 WHERE db = $1 AND id = $2 AND sealed_headers = $3",
+    ),
+)
+
+_SET_STATE = """
+    UPDATE routes SET
+        state = $3,
+        state_since = CASE WHEN state = $3 THEN state_since ELSE now() END,
+        state_reason = CASE WHEN state = $3 THEN state_reason ELSE $4 END,
+        failing_since = CASE WHEN $3 = 'active' THEN NULL ELSE failing_since END
+    WHERE db = $1 AND id = $2 RETURNING id
+"""
+
+# Written once when the failures begin, and once when they have lasted.
+_NOTE_FAILURE = """
+    UPDATE routes SET failing_since = now()
+    WHERE db = $1 AND id = $2 AND failing_since IS NULL
+"""
+
+_DISABLE = """
+    UPDATE routes SET state = 'disabled', state_since = now(), state_reason = $4
+    WHERE db = $1 AND id = $2 AND state = 'active' AND failing_since < now() - $3::interval
+"""
+
+# Held by another transaction, it is not waited for: that would take a connection from everybody else.
+_LOCK_FOR_PLACE = "SELECT true FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE SKIP LOCKED"
+
+_GIVE_PLACE_BACK = "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3"
+
+_TAKE_PLACE = """
+    WITH expired AS (DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND expires_at <= now())
+    INSERT INTO in_flight (db, route_id, run_id, expires_at)
+    SELECT $1, $2, $3, now() + $4::interval
+    WHERE $5 > (
+        SELECT count(*) FROM in_flight
+        WHERE db = $1 AND route_id = $2 AND expires_at > now() AND run_id <> $3
+    )
+    ON CONFLICT (db, route_id, run_id) DO UPDATE SET expires_at = excluded.expires_at
+    RETURNING run_id
+"""
+
+
+def _standing(row: Record) -> Standing:
+    return Standing(state=RouteState(row["state"]), since=row["state_since"], reason=row["state_reason"])
+
+
+def _soon() -> float:
+    """Return about a second, another one each time, so that those who wait together do not come back together."""
+    return random.uniform(0.5, 1.5)  # noqa: S311 - guards nothing
+
+
+def _new_secret() -> bytes:
+    return randomness.token_bytes(SECRET_BYTES)
+
+
+async def _lock_route(postgres: PoolConnectionProxy, db: str, route_id: str) -> None:
+    """Let other changes to a route's secrets wait until this transaction ends. Deliveries do not wait.
+
+    Raises:
+        NoSuchRouteError: There is no such route.
+    """
+    query = "SELECT 1 FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE"
+    if not await postgres.fetchval(query, db, route_id):
+        raise NoSuchRouteError(f"no route {route_id} in {db}")
+
+
+def _too_many(present: list[Secret]) -> TooManySecretsError:
+    """Return the error that says when the next place is free."""
+    first = min(secret.expires_at for secret in present if secret.expires_at)
+    return TooManySecretsError(
+        f"{len(present)} secrets sign already, the first of them until {first.isoformat(timespec='seconds')}; "
+        "with an overlap of 0 none of them would",
+        retry_after=max(1, math.ceil((first - datetime.now(UTC)).total_seconds())),
+    )

@@ -1,0 +1,1 @@
+"""The only user of Temporal's client outside of activities and the API."""

@@ -1,0 +1,201 @@
+"""The door to Temporal: connection, payloads, search attributes."""
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.common import SearchAttributeKey
+from temporalio.converter import (
+    CompositePayloadConverter,
+    DataConverter,
+    DefaultPayloadConverter,
+    EncodingPayloadConverter,
+    JSONPlainPayloadConverter,
+)
+from temporalio.envconfig import ClientConfig
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
+
+from timemachine.domain.errors import BusyError, SetupError, UnavailableError
+from timemachine.temporal.fail_fast import HastyServiceClient
+
+# Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
+ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
+TRIGGER_TIME = SearchAttributeKey.for_datetime("TimemachineTriggerTime")
+IS_HELD = SearchAttributeKey.for_bool("TimemachineHeld")
+
+LATENESS = "timemachine_lateness"
+"""Metric: milliseconds between a job's trigger time and the start of its first attempt."""
+
+_LATENESS_BUCKETS = [10.0, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000]
+
+
+class MsgspecJsonConverter(EncodingPayloadConverter):
+    """JSON payloads by msgspec, readable in Temporal's Web UI and CLI, with `msgspec.Raw` kept byte for byte."""
+
+    @property
+    def encoding(self) -> str:
+        """The encoding's name: plain JSON, as Temporal's own converter calls it."""
+        return "json/plain"
+
+    def to_payload(self, value: Any) -> Payload:
+        """Encode a value."""
+        return Payload(metadata={"encoding": b"json/plain"}, data=msgspec.json.encode(value))
+
+    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
+        """Decode a payload to the type that the workflow, activity or caller declares."""
+        return msgspec.json.decode(payload.data, type=type_hint or Any)
+
+
+class MsgspecPayloadConverter(CompositePayloadConverter):
+    """Temporal's default payload converter with its JSON step replaced."""
+
+    def __init__(self) -> None:
+        """Keep every other encoding: null, binary and protobuf."""
+        super().__init__(
+            *(
+                MsgspecJsonConverter() if isinstance(converter, JSONPlainPayloadConverter) else converter
+                for converter in DefaultPayloadConverter().converters.values()
+            )
+        )
+
+
+# What the client reports when the server is away, restarting, or does not answer in time.
+_AWAY = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.ABORTED,
+        RPCStatusCode.FAILED_PRECONDITION,  # an update whose workflow task failed, and is run again without it
+        RPCStatusCode.INTERNAL,
+        RPCStatusCode.UNKNOWN,
+    }
+)
+
+DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
+
+_ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
+"""How the addresses of servers begin that what is sent to need not be compressed."""
+
+
+def on_one_thread(environment: MutableMapping[str, str]) -> None:
+    """Let the SDK work on one thread, where the process's environment does not say on how many.
+
+    All that its threads bring has to take its turn with Python: to hand over among several of them costs more than it
+    gains, 6 % of a worker's CPU. To be called before the first connect.
+    """
+    environment.setdefault("TOKIO_WORKER_THREADS", "1")
+
+
+async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: str | None = None) -> Client:
+    """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
+
+    Args:
+        lazy: Connect at the first call, so that a program can start while Temporal is away.
+        hasty: That Temporal takes no more is reported at once. Else the call is made again for seconds.
+        metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
+
+    Raises:
+        RuntimeError: Not lazy, and Temporal does not answer.
+    """
+    runtime = None
+    if metrics_address:
+        prometheus = PrometheusConfig(
+            bind_address=metrics_address, histogram_bucket_overrides={LATENESS: _LATENESS_BUCKETS}
+        )
+        runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
+    config = ClientConfig.load_client_connect_config()
+    config.setdefault("target_host", "localhost:7233")
+    client = await Client.connect(
+        **config,
+        data_converter=DATA_CONVERTER,
+        lazy=lazy,
+        runtime=runtime,
+        grpc_compression=GrpcCompression.NONE
+        if config["target_host"].startswith(_ON_THIS_MACHINE)
+        else GrpcCompression.GZIP,
+    )
+    return _made_hasty(client) if hasty else client
+
+
+def _made_hasty(client: Client) -> Client:
+    config = client.config()
+    config["service_client"] = HastyServiceClient(client.service_client)
+    return Client(**config)
+
+
+async def check_namespace(client: Client) -> None:
+    """Find out whether the client's namespace is there, which is for an operator to make.
+
+    Raises:
+        SetupError: It is not.
+        temporalio.service.RPCError: Temporal does not answer.
+    """
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise SetupError(
+                f"Temporal has no namespace {client.namespace}: have TEMPORAL_NAMESPACE name another one, or make it "
+                f"with `temporal operator namespace create --namespace {client.namespace} --retention 720h`; "
+                "a new one takes some seconds to be known"
+            ) from error
+        if error.status is not RPCStatusCode.PERMISSION_DENIED:  # who may not ask may yet use it
+            raise
+
+
+async def ensure_search_attributes(client: Client) -> None:
+    """Register our search attributes where they are missing; jobs cannot be started without them.
+
+    Raises:
+        temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
+    """
+    wanted = {
+        ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+        TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
+        IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
+    }
+    present = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    if missing := {name: kind for name, kind in wanted.items() if name not in present.custom_attributes}:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+        )
+
+
+@asynccontextmanager
+async def answering(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
+    """Give Temporal `limit` seconds for what is done inside, with every way in which it can be away made one error.
+
+    Args:
+        begun: A part of what was asked for has been done before, so that it would be wrong to say that nothing was.
+
+    Raises:
+        UnavailableError: No answer in time, or none at all; or, where a part is done, what else is a BusyError.
+        BusyError: One of the server's own limits was reached, and nothing was done.
+        RPCError: Any other answer; `NOT_FOUND` among them.
+    """
+    try:
+        async with asyncio.timeout(limit):
+            yield
+    except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+        raise UnavailableError("Temporal, or a worker that it needs, does not answer in time") from error
+    except RPCError as error:
+        if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
+            busy = "Temporal takes no more requests right now; repeat this one in a moment"
+            raise UnavailableError(busy) if begun else BusyError(busy) from error
+        if error.status in _AWAY:
+            raise UnavailableError("Temporal does not answer") from error
+        raise
+    except RuntimeError as error:
+        # How a lazy client reports that its first connect failed.
+        raise UnavailableError("Temporal does not answer") from error

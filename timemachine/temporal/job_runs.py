@@ -1,0 +1,181 @@
+"""The door to jobs as Temporal runs them: what a job's latest run is, and how one is started."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import Priority, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from timemachine.domain.delivery import expired
+from timemachine.domain.errors import NoSuchJobError, TooLateError
+from timemachine.domain.jobs import Job, message_id
+from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.temporal.client import ROUTE, TRIGGER_TIME
+
+CHANGED_JOB = "job"
+"""Memo key of a job that was changed after its start. Stored: do not rename."""
+
+REDELIVERS = "redelivers"
+"""Memo key of what a run delivers once more. Stored: do not rename."""
+
+_ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
+CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
+
+
+class Redelivers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run delivers once more. Stored in memos: fields may only be added, with defaults."""
+
+    run_id: str
+    """The run that had ended."""
+    by: str | None = None
+    """The run of the redelivery of many that did it; None when one job was asked for."""
+
+
+class JobRun(msgspec.Struct, frozen=True):
+    """A job's latest run, and the job as it last was."""
+
+    job: Job
+    description: WorkflowExecutionDescription
+
+    @property
+    def run_id(self) -> str:
+        """The id of this run."""
+        return self.description.run_id
+
+    @property
+    def first_run_id(self) -> str:
+        """The id of the first of the runs that continue each other, by which the ledger knows them."""
+        return first_run_id(self.description)
+
+    @property
+    def status(self) -> WorkflowExecutionStatus:
+        """Whether it runs, or how it ended."""
+        return self.description.status or WorkflowExecutionStatus.RUNNING
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job still waits or is being delivered."""
+        return self.status not in _ENDED + CANCELLED
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Whether a cancel was asked for, which an attempt in flight may still forestall."""
+        return self.description.raw_description.workflow_extended_info.cancel_requested
+
+    @property
+    def message_id(self) -> str:
+        """The `webhook-id` of its deliveries."""
+        return self.job.message_id or message_id(self.first_run_id)
+
+    async def redelivers(self) -> Redelivers | None:
+        """Return what this run delivers once more, or None for a job's first delivery."""
+        redelivers: Redelivers | None = await self.description.memo_value(REDELIVERS, None, type_hint=Redelivers)
+        return redelivers
+
+
+def first_run_id(description: WorkflowExecutionDescription) -> str:
+    """Return the id of the first of the runs that continue each other."""
+    return description.raw_description.workflow_execution_info.first_run_id
+
+
+async def latest_run(client: Client, workflow_id: str) -> JobRun:
+    """Return the latest run of a job.
+
+    Raises:
+        NoSuchJobError: There is none, or it ended longer ago than the namespace's retention.
+    """
+    handle = client.get_workflow_handle(workflow_id)
+    try:
+        description, (started_run, job) = await asyncio.gather(handle.describe(), _started_with(client, handle))
+        if started_run != description.run_id:
+            _, job = await _started_with(client, client.get_workflow_handle(workflow_id, run_id=description.run_id))
+        if CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:
+            job = await description.memo_value(CHANGED_JOB, type_hint=Job)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NoSuchJobError from error
+        raise
+    return JobRun(job, description)
+
+
+async def _started_with(client: Client, handle: WorkflowHandle[object, object]) -> tuple[str, Job]:
+    """Return the run id and the input of a run, from its first event."""
+    event = await anext(handle.fetch_history_events(page_size=1))
+    started = event.workflow_execution_started_event_attributes
+    (job,) = await client.data_converter.decode(started.input.payloads, [Job])
+    return started.original_execution_run_id, job
+
+
+async def start_job(
+    client: Client, job: Job, *, task_queue: str, reuse: WorkflowIDReusePolicy, redelivers: Redelivers | None = None
+) -> None:
+    """Start a job's workflow, which waits until its trigger time.
+
+    Args:
+        redelivers: What this run delivers once more, if it does.
+
+    Raises:
+        WorkflowAlreadyStartedError: The job runs, or its last run ended in a way that the policy does not let pass.
+    """
+    await client.start_workflow(
+        "Job",
+        msgspec.structs.replace(job, at_once=True, ledger=True),
+        id=job.workflow_id,
+        task_queue=task_queue,
+        id_reuse_policy=reuse,
+        start_delay=max(job.trigger_at - datetime.now(UTC), timedelta(0)) or None,
+        search_attributes=TypedSearchAttributes(
+            [SearchAttributePair(ROUTE, job.route_key), SearchAttributePair(TRIGGER_TIME, job.trigger_at)]
+        ),
+        memo={REDELIVERS: redelivers} if redelivers else None,
+        priority=Priority(fairness_key=job.fairness_key),
+        static_summary=f"Created for route {job.route} at {job.trigger_at.isoformat()}",
+    )
+
+
+def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
+    """Refuse a job that is not to be delivered once more.
+
+    Args:
+        row: What the ledger has of the run.
+
+    Raises:
+        TooLateError: It has not ended, was cancelled, or its deadline has passed.
+    """
+    if row and row.is_cancelled_in_doubt:
+        raise TooLateError("the job was cancelled, and its receiver may have taken it before; create it again instead")
+    if run.status in CANCELLED or (row and row.state is RowState.CANCELLED):
+        raise TooLateError("the job was cancelled; create it again instead")
+    if run.is_open:
+        raise TooLateError("too early: the job has not ended yet")
+    if expired(run.job, datetime.now(UTC)):
+        raise TooLateError("too late: the job's deadline has passed")
+
+
+async def redeliver(
+    client: Client, run: JobRun, row: LedgerRow | None, *, task_queue: str, by: str | None = None
+) -> None:
+    """Start an ended job anew, with the content that it last had and the same `webhook-id`.
+
+    Args:
+        row: What the ledger has of the run.
+        by: The run of the redelivery of many that does it.
+
+    Raises:
+        TooLateError: It is not to be delivered once more.
+        WorkflowAlreadyStartedError: The job has been started by somebody else in this moment.
+    """
+    check_redeliverable(run, row)
+    delivered = run.status is WorkflowExecutionStatus.COMPLETED
+    await start_job(
+        client,
+        msgspec.structs.replace(run.job, message_id=run.message_id, made=0),
+        task_queue=task_queue,
+        # Of two at once the second is then refused, though the first one's delivery may have come to its end.
+        reuse=(
+            WorkflowIDReusePolicy.ALLOW_DUPLICATE if delivered else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+        ),
+        redelivers=Redelivers(run_id=run.run_id, by=by),
+    )

@@ -1,0 +1,276 @@
+"""How connections to receivers are opened: a name is looked up once, every answer is checked, and an address is called.
+
+Between the check and the call nothing is looked up again, so a name cannot stand for one address when it is checked and
+for another when it is called. The name stays what TLS and the request say.
+"""
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from ipaddress import IPv6Address, ip_address
+from itertools import chain, zip_longest
+from typing import cast
+
+import aiodns
+from aiodns import error as dns
+
+from timemachine.domain.delivery import Kind
+from timemachine.domain.errors import BlockedTargetError, NoAnswerError, OwnFaultError
+from timemachine.domain.targets import Address, literal_address
+
+CONNECT_TIME = 5.0
+"""Seconds that one address may take to connect; with several, or little time, each gets its share of what is left."""
+
+MOST_ADDRESSES = 4
+"""Addresses of a name that are tried; all that it has are checked."""
+
+MOST_UNREAD = 256 * 1024
+"""Bytes that a receiver may send ahead of what is read of them."""
+
+OUR_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETDOWN})
+"""What the system says when this machine lacks something: descriptors, memory, ports to call from, a network."""
+
+_OUR_DNS_FAULTS = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ENOMEM, dns.ARES_EFILE})
+
+Resolve = Callable[[str], Awaitable[Sequence[str]]]
+"""Looks a host name up and returns its addresses. Raises OSError when it has none."""
+
+
+class SystemResolver:
+    """Looks names up in the hosts file and at the name servers that the system is told to use.
+
+    It holds no thread while it waits, so no look-up waits for another, however many name servers do not answer. A name
+    is looked up once at a time.
+    """
+
+    def __init__(self, name_servers: Sequence[str] | None = None) -> None:
+        """Take the `address:port` of the name servers, if they are not the system's."""
+        self._name_servers = name_servers
+        self._resolver: aiodns.DNSResolver | None = None
+        self._running: dict[str, asyncio.Future[list[str]]] = {}
+
+    async def __call__(self, host: str) -> list[str]:
+        """Return the addresses of a host.
+
+        Raises:
+            OSError: It has none, or no name server says so.
+            OwnFaultError: There is no name server to ask.
+        """
+        if host not in self._running:
+            looking = asyncio.ensure_future(self._look_up(host))
+            self._running[host] = looking
+            looking.add_done_callback(partial(self._done, host))
+        return await asyncio.shield(self._running[host])
+
+    async def aclose(self) -> None:
+        """End every look-up."""
+        if self._resolver:
+            await self._resolver.close()
+
+    async def _look_up(self, host: str) -> list[str]:
+        try:
+            self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers)
+        except Exception as error:  # whatever the library has found lacking here
+            raise OwnFaultError(f"names cannot be looked up here: {error}") from error
+        try:
+            found = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+        except aiodns.error.DNSError as error:
+            code, reason = error.args
+            if code in _OUR_DNS_FAULTS:
+                raise OwnFaultError(f"no name server can be asked: {reason}") from error
+            raise OSError(reason) from error
+        return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
+
+    def _done(self, host: str, looked: asyncio.Future[list[str]]) -> None:
+        del self._running[host]
+        if not looked.cancelled():
+            looked.exception()  # nobody may be left to hear of it
+
+
+class Stream(asyncio.Protocol):
+    """A connection: what has come and was not read, and whether more may come.
+
+    asyncio's own `StreamReader` would not do: when a receiver answers early and resets the connection, it forgets the
+    answer.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing read; the loop connects it."""
+        self._transport: asyncio.Transport
+        self._unread = bytearray()
+        self._ended = False
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+
+    async def read(self) -> bytes:
+        """Return all that has come, waiting for some; nothing at the end.
+
+        Raises:
+            OSError: The connection broke, and all that had come before was read.
+        """
+        while not self._unread and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        if self._error and not self._unread:
+            raise ConnectionResetError(str(self._error)) from self._error
+        came = bytes(self._unread)
+        self._unread.clear()
+        if not self._ended:
+            self._transport.resume_reading()
+        return came
+
+    def write(self, request: bytes) -> None:
+        """Hand over what is to be sent, without waiting: it is in memory anyway.
+
+        That it could not be sent shows when the answer is read, which a receiver may have sent before it hung up.
+        """
+        self._transport.write(request)
+
+    def at_rest(self) -> bool:
+        """Return whether all that was sent is gone, and nothing has come: not here, not in TLS, not in the system."""
+        tls = self._transport.get_extra_info("ssl_object")
+        return not (
+            self._unread
+            or self._ended
+            or self._transport.is_closing()
+            or self._transport.get_write_buffer_size()
+            or (tls and tls.pending())
+            or _readable(self._transport.get_extra_info("socket").fileno())
+        )
+
+    def close(self) -> None:
+        """Close at once, whatever is still on its way."""
+        self._transport.abort()
+
+    async def start_tls(self, context: ssl.SSLContext, name: str) -> None:
+        """Go on in TLS.
+
+        Raises:
+            ssl.SSLError: The receiver has the wrong certificate, or speaks no TLS.
+            OSError: It hangs up, or has spoken before.
+        """
+        if self._unread:
+            raise ssl.SSLError(0, "it spoke before TLS began")
+        if self._ended or self._transport.is_closing():
+            raise ConnectionResetError("it hung up before TLS began")
+        loop = asyncio.get_running_loop()
+        try:
+            secured = await loop.start_tls(self._transport, self, context, server_hostname=name)
+        except RuntimeError as error:  # how the loop says that the connection was closed meanwhile
+            raise ConnectionResetError(str(error)) from error
+        self._transport = cast("asyncio.Transport", secured)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the way to send by."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what has come until it is read."""
+        self._unread += data
+        if len(self._unread) > MOST_UNREAD:
+            self._transport.pause_reading()
+        self._news.set()
+
+    def eof_received(self) -> None:
+        """Note that no more will come."""
+        self._ended = True
+        self._news.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that no more will come, and why."""
+        self._ended, self._error = True, exc
+        self._news.set()
+
+
+def _readable(descriptor: int) -> bool:
+    """Return whether the system holds bytes, or the end, that the loop has not seen yet."""
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class Connector:
+    """Opens connections to addresses that may be called."""
+
+    def __init__(self, resolve: Resolve, may_call: Callable[[Address], bool], *, peer: str = "the receiver") -> None:
+        """Take the look-up and the check.
+
+        Args:
+            peer: What messages call the other side.
+        """
+        self._resolve = resolve
+        self._may_call = may_call
+        self._peer = peer
+
+    async def connect(self, host: str, port: int, deadline: float) -> Stream:
+        """Look the host up, check all that it stands for, and connect to the first that answers.
+
+        Args:
+            deadline: By the loop's clock. Each address gets its share of the time until then.
+
+        Raises:
+            BlockedTargetError: One of the addresses may not be called.
+            NoAnswerError: There is none, or none that takes the connection.
+            OwnFaultError: This machine lacks what it takes.
+        """
+        loop = asyncio.get_running_loop()
+        addresses = await self._checked(host)
+        error: OSError | None = None
+        for left in range(len(addresses), 0, -1):
+            limit = min(CONNECT_TIME, max(deadline - loop.time(), 0) / (left + 1))
+            try:
+                async with asyncio.timeout(limit):
+                    _, stream = await loop.create_connection(Stream, str(addresses[-left]), port)
+            except OSError as failure:
+                _check_ours(failure, addresses[-left])
+                error = failure
+            else:
+                return stream
+        raise self._unreachable(error)
+
+    async def _checked(self, host: str) -> list[Address]:
+        """Return the addresses to try. What cannot be read as an address is none: nothing unchecked is called."""
+        try:
+            literal = literal_address(host)
+            found = [literal] if literal else [ip_address(answer) for answer in await self._resolve(host)]
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise NoAnswerError(f"the host name of {self._peer} is not found: {reason}", kind=Kind.DNS) from error
+        if not found:
+            raise NoAnswerError(f"the host name of {self._peer} has no address", kind=Kind.DNS)
+        for address in found:
+            if not self._may_call(address):
+                raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{host} stands for {address}")
+        return _taking_turns(found)[:MOST_ADDRESSES]
+
+    def _unreachable(self, error: OSError | None) -> NoAnswerError:
+        if isinstance(error, TimeoutError):
+            return NoAnswerError(f"no connection to {self._peer} in time", kind=Kind.TIMEOUT)
+        return NoAnswerError(f"no connection to {self._peer}: {_system_reason(error)}", kind=Kind.CONNECT)
+
+
+def _taking_turns(addresses: list[Address]) -> list[Address]:
+    """Return the addresses with IPv4 and IPv6 in turns, begun by the family that the look-up put first."""
+    first = [address for address in addresses if address.version == addresses[0].version]
+    second = [address for address in addresses if address.version != addresses[0].version]
+    return [address for address in chain(*zip_longest(first, second)) if address]
+
+
+def _check_ours(error: OSError, address: Address) -> None:
+    """Raise OwnFaultError for what this machine lacks, other than IPv6: then each such address is not available."""
+    without_ipv6 = error.errno == errno.EADDRNOTAVAIL and isinstance(address, IPv6Address)
+    if error.errno in OUR_FAULTS and not without_ipv6:
+        raise OwnFaultError(f"no connection can be opened here: {_system_reason(error)}") from error
+
+
+def _system_reason(error: OSError | None) -> str:
+    """Return the system's own words for a failure, without the address, which is nobody's business."""
+    return os.strerror(error.errno).lower() if error and error.errno else "it failed"
