@@ -22,17 +22,8 @@ from activities.attempt_end import (
 from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
 from timemachine.clock import boot_time
-from timemachine.domain.delivery import (
-    GONE,
-    Delivery,
-    Ending,
-    Held,
-    Kind,
-    attempt_headers,
-    describe,
-    expired,
-    without,
-)
+from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.delivery import GONE, Delivery, Ending, attempt_headers, describe, expired, without
 from timemachine.domain.errors import (
     BlockedTargetError,
     NoAnswerError,
@@ -44,7 +35,7 @@ from timemachine.domain.errors import (
     WebhookUrlError,
 )
 from timemachine.domain.jobs import Job
-from timemachine.domain.outcomes import Deferred, LedgerRow, Outcome, RowState, outcome_of
+from timemachine.domain.outcomes import Deferred, Held, LedgerRow, Outcome, RowState, outcome_of
 from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
 from timemachine.domain.signing import signatures

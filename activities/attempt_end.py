@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from timemachine.domain.delivery import Delivery, Ending, Kind, expired, wait_after
+from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.delivery import Delivery, Ending, expired, wait_after
 from timemachine.domain.errors import NoAnswerError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import AttemptEnd, Deferred

@@ -14,8 +14,9 @@ from temporalio.client import Client
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt
+from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivery, FirstAttempt
 from timemachine.domain.jobs import Job, from_ms, to_ms
+from timemachine.domain.outcomes import Delivered
 from timemachine.postgres.attempt_log import Attempt, AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 

@@ -10,8 +10,8 @@ from temporalio.service import RPCError
 
 from activities.attempt import Attempts
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import UNSURE, Delivered, Delivery
-from timemachine.domain.outcomes import Cancelled, Decision, Outcome, Unknown, decision_of
+from timemachine.domain.delivery import UNSURE, Delivery
+from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Outcome, Unknown, decision_of
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivered, Held
+from timemachine.domain.delivery import UNSURE, AttemptsMade
 from timemachine.domain.jobs import from_ms
-from timemachine.domain.outcomes import Cancelled, Deferred, Failed, Outcome, Unknown
+from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
 
 ASK_AGAIN = timedelta(seconds=5)
 """Time after which a run is looked at again that was cancelled, and has been asked to close."""

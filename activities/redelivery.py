@@ -12,8 +12,8 @@ from timemachine.domain.outcomes import RowState
 from timemachine.domain.redelivery import FailedJobs, PageStart, Progress
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.client import ROUTE
 from timemachine.temporal.job_runs import Redelivers, latest_run, redeliver
+from timemachine.temporal.search_attributes import ROUTE
 
 PAGE = 100
 

@@ -13,7 +13,7 @@ from timemachine.domain.errors import NoSuchRouteError
 from timemachine.domain.releases import Released, ReleaseHeld
 from timemachine.domain.routes import RouteState
 from timemachine.postgres.route_store import RouteStore
-from timemachine.temporal.client import IS_HELD, ROUTE, TRIGGER_TIME
+from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
 
 PAGE = 100
 

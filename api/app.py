@@ -20,9 +20,9 @@ from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import EveryMethod, OneReading
 from api.jobs import JobController, Jobs
+from api.litestar_json import RawSchema, StrictSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
 from api.routes import RouteController, Routes
-from api.schemas import RawSchema, StrictSchema, WholeRequest
 from api.secrets import SecretController
 from timemachine.domain.errors import ForbiddenNameError
 from timemachine.domain.jobs import MAX_META_BYTES

@@ -2,19 +2,17 @@
 
 from typing import Annotated
 
-import msgspec
 from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from temporalio.client import Client
 
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Next, Since, Until, check_window
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Since, Until, check_window, decode_cursor, encode_cursor
+from api.parameters import Collection, Db, JobIdInPath, RouteIdInPath
 from api.routes import check_route_key
-from api.schemas import Collection, Db, JobIdInPath, RouteIdInPath
-from timemachine.domain.cursor import decode_cursor, encode_cursor
-from timemachine.domain.delivery import Kind
+from api.schemas import AttemptOut, AttemptsOut
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
 from timemachine.domain.jobs import check_key, from_ms, to_ms
 from timemachine.postgres.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
@@ -24,39 +22,6 @@ from timemachine.temporal.client import answering
 from timemachine.temporal.job_runs import latest_run
 
 Ended = Annotated[Outcome | None, QueryParameter(description="Only those that the receiver took, or only the others.")]
-
-
-class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a receiver, and how it ended."""
-
-    collection: str
-    id: str
-    """The job's."""
-    route: str
-    webhook_id: str
-    """The request's `webhook-id`, the same for all attempts of a job."""
-    attempt: int
-    """From 1; a redelivery counts anew."""
-    started_at: int
-    """In milliseconds since the epoch."""
-    duration_ms: int
-    status: int | UnsetType = UNSET
-    """HTTP status of the answer, where there was one."""
-    kind: Kind
-    """`taken`, `refused`, or why there was no answer."""
-    error: str | UnsetType = UNSET
-    """Why the attempt failed, where it did."""
-    answer: str
-    """The answer's first KiB, with what is not UTF-8 replaced."""
-    worker: str
-    """Who made the attempt."""
-
-
-class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of attempts, the latest first."""
-
-    attempts: list[AttemptOut]
-    next: Next | UnsetType = UNSET
 
 
 class Attempts:

@@ -8,18 +8,20 @@ import msgspec
 from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import QueryParameter
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from temporalio.client import Client, WorkflowExecution
 
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Next
-from api.schemas import Db, TriggerTime, name_schema
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit
+from api.parameters import Db
+from api.schemas import FailedOut, FailedPage, name_schema
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
 from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.client import ROUTE, TRIGGER_TIME, answering
+from timemachine.temporal.client import answering
+from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
 from timemachine.vault import Vault
 
 LATER_RUNS_AT_ONCE = 1000
@@ -28,26 +30,6 @@ LATER_RUNS_AT_ONCE = 1000
 _NAME = name_schema(MAX_NAME)
 OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
 InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
-
-
-class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A job that failed for good."""
-
-    id: str
-    collection: str
-    route: str | UnsetType = UNSET
-    trigger_time: TriggerTime | UnsetType = UNSET
-    failed_at: int
-    """In milliseconds since the epoch."""
-    last_error: str | UnsetType = UNSET
-    """Why the last attempt failed, while the log of attempts has it."""
-
-
-class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
-
-    failed: list[FailedOut]
-    next: Next | UnsetType = UNSET
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):

@@ -1,61 +1,25 @@
 """A job as Temporal and the ledger know it, put into the words of the API. Needs no worker."""
 
 from datetime import UTC, datetime
-from enum import StrEnum
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET
 from msgspec.structs import replace
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.schemas import Id, RouteId, TriggerTime
-from timemachine.domain.delivery import AttemptsMade, Delivered, Held
+from api.schemas import JobOut, State
+from timemachine.domain.delivery import AttemptsMade
 from timemachine.domain.errors import NoSuchJobError
 from timemachine.domain.jobs import Job, to_ms
-from timemachine.domain.outcomes import Cancelled, Decision, Failed, LedgerRow, RowState, decision_of
-from timemachine.domain.retry import Retry
+from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Failed, Held, LedgerRow, RowState, decision_of
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.temporal.job_runs import CANCELLED, JobRun, latest_run
 from workflows.job import JobWorkflow
 from workflows.job_before_ledger import HELD_SINCE
 
 Run = WorkflowHandle[JobWorkflow, Delivered]
-
-
-class State(StrEnum):
-    """Where a job is in its life."""
-
-    SCHEDULED = "scheduled"
-    DELIVERING = "delivering"
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-class JobOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A job, and where it is in its life."""
-
-    id: Id
-    trigger_time: TriggerTime
-    meta: Raw
-    route: RouteId
-    state: State
-    attempts: int | UnsetType = UNSET
-    """Attempts that have reached out to the receiver and ended."""
-    next_attempt_time: int | UnsetType = UNSET
-    """When the next attempt is made, in milliseconds since the epoch, while the job waits between two."""
-    last_error: str | UnsetType = UNSET
-    """Why the last attempt, or the whole job, failed."""
-    delivered_at: int | UnsetType = UNSET
-    """When the receiver took the job, in milliseconds since the epoch."""
-    held: str | UnsetType = UNSET
-    """Why the job is held back, while its route is paused or disabled."""
-    retry: Retry | UnsetType = UNSET
-    """The job's own retry, where it has one."""
-    deadline: int | UnsetType = UNSET
-    """When the job is no longer worth delivering, in milliseconds since the epoch, where it has a deadline."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -22,8 +22,10 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.job_status import JobOut, Snapshot, State, take_snapshot
-from api.schemas import Collection, Db, ExactJson, JobChange, JobIdInPath, JobIn, Ok
+from api.job_status import Snapshot, take_snapshot
+from api.litestar_json import ExactJson
+from api.parameters import Collection, Db, JobIdInPath
+from api.schemas import JobChange, JobIn, JobOut, Ok, State
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -41,8 +43,9 @@ from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.postgres.delivery_ledger import GRACE, LOST, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import TRIGGER_TIME, answering
+from timemachine.temporal.client import answering
 from timemachine.temporal.job_runs import JobRun, first_run_id, start_job
+from timemachine.temporal.search_attributes import TRIGGER_TIME
 from workflows.job import TOO_LATE, JobWorkflow
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,13 @@
 """Pages: how lists are asked for."""
 
-from typing import Annotated
+import base64
+import binascii
+from typing import Annotated, TypeVar
 
+import msgspec
 from litestar.params import QueryParameter
-from msgspec import Meta
 
+from api.schemas import MAX_TIME
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import looks_like_seconds, seconds_given
 
@@ -12,8 +15,6 @@ DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 MAX_CURSOR = 4096
 
-MAX_TIME = 253_402_300_799_999
-"""The end of the year 9999, in milliseconds since the epoch."""
 
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_LIMIT, description="Entries of a page, at most.")]
 Cursor = Annotated[
@@ -35,8 +36,6 @@ def _time(description: str) -> QueryParameter:
 Since = Annotated[int | None, _time("From this time on, in milliseconds since the epoch.")]
 Until = Annotated[int | None, _time("Before this time, in milliseconds since the epoch.")]
 
-Next = Annotated[str, Meta(description="The `cursor` of the next page. Left out on the last one.")]
-
 
 def check_window(since: int | None, until: int | None) -> None:
     """Refuse a stretch of time whose ends were meant in seconds.
@@ -47,3 +46,24 @@ def check_window(since: int | None, until: int | None) -> None:
     for name, time in (("since", since), ("until", until)):
         if time is not None and looks_like_seconds(time):
             raise MalformedError(seconds_given(name))
+
+
+T = TypeVar("T")
+
+
+def encode_cursor(place: object) -> str:
+    """Return a place as text that stands unescaped in a query. Clients are not to read it: it may change its form."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, kind: type[T]) -> T:
+    """Return the place that a cursor stands for.
+
+    Raises:
+        MalformedError: It is not one that this list gave out.
+    """
+    try:
+        packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        return msgspec.msgpack.decode(packed, type=kind)
+    except (ValueError, binascii.Error, msgspec.DecodeError) as error:
+        raise MalformedError("cursor: it must be a `next` of the page before") from error

@@ -4,11 +4,10 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-import msgspec
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 from temporalio.api.common.v1 import Payloads
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
@@ -17,9 +16,11 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.pagination import MAX_TIME, check_window
+from api.litestar_json import ExactJson
+from api.pagination import check_window
+from api.parameters import Collection, Db, JobIdInPath, RouteIdInPath
 from api.routes import check_route_key
-from api.schemas import Collection, Db, ExactJson, JobIdInPath, Ok, RouteIdInPath, name_schema
+from api.schemas import Ok, RedeliveryOut, RedeliveryStarted, Window, name_schema
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -44,47 +45,6 @@ POLL = 0.1
 """Seconds between two looks at a run that is about to close."""
 
 RedeliveryId = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
-# Litestar forgets a bound of 0.
-_BOUNDS = {"minimum": 0, "maximum": MAX_TIME}
-Since = Annotated[int, Meta(ge=0, le=MAX_TIME, examples=[1_735_689_600_000], extra_json_schema={"extra": _BOUNDS})]
-Until = Annotated[
-    int,
-    Meta(
-        ge=0,
-        le=MAX_TIME,
-        description="Now, where it is left out or yet to come.",
-        examples=[1_735_776_000_000],
-        extra_json_schema={"extra": _BOUNDS},
-    ),
-]
-
-
-class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When the jobs failed, in milliseconds since the epoch: from `since` on, and before `until`."""
-
-    since: Since
-    until: Until | UnsetType = UNSET
-
-
-class RedeliveryStarted(msgspec.Struct, frozen=True):
-    """A redelivery under way."""
-
-    id: Annotated[str, Meta(description="To ask for its progress by.", examples=["1735689600000-1735776000000"])]
-
-
-class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a redelivery is; a few seconds old while it is under way."""
-
-    id: str
-    found: int = 0
-    """Failures within the window, as they were counted at the start."""
-    started: int = 0
-    """Jobs that are delivered once more."""
-    skipped: int = 0
-    """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
-    done: bool
-    error: str | UnsetType = UNSET
-    """Why it ended before its end, if it did."""
 
 
 class Redeliveries:

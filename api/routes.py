@@ -1,19 +1,18 @@
 """The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
 
-from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import msgspec
 from litestar import Controller, delete, get, post, put
 from litestar.di import NamedDependency
-from litestar.openapi.spec import OpenAPIType, Schema
 from litestar.params import FromQuery, JSONBody
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 
 from api.errors import refusals
-from api.schemas import Db, ExactJson, Ok, OptionalBody, OptionalJson, RetryIn, RouteId, RouteIdInPath
+from api.litestar_json import ExactJson, OptionalBody, OptionalJson
+from api.parameters import Db, RouteIdInPath
+from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteOut
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -26,15 +25,8 @@ from timemachine.domain.errors import (
 )
 from timemachine.domain.jobs import check_name, to_ms
 from timemachine.domain.releases import ReleaseHeld
-from timemachine.domain.retry import Retry
 from timemachine.domain.routes import (
-    HEADER_NAME_PATTERN,
-    HEADER_VALUE_PATTERN,
     HIDDEN,
-    MAX_HEADER_CHARACTERS,
-    MAX_HEADERS,
-    OUR_HEADER_PREFIXES,
-    OUR_HEADERS,
     RestRoute,
     Route,
     RouteState,
@@ -42,111 +34,9 @@ from timemachine.domain.routes import (
     target_url,
 )
 from timemachine.postgres.route_store import RouteStore
-from timemachine.settings import LONGEST_TIMEOUT, Settings
-from timemachine.temporal.client import ROUTE, answering
-
-WebhookUrl = Annotated[
-    str,
-    Meta(
-        description="Where to POST. `https://` is put before it when it has no scheme.",
-        examples=["gameserver-dev-1.myorg.com/timer?action=endgame"],
-    ),
-]
-
-_OURS = "|".join([*OUR_HEADER_PREFIXES, *(f"{name}$" for name in sorted(OUR_HEADERS))])
-_HEADER_NAMES = HEADER_NAME_PATTERN.replace("^", f"^(?!{_OURS})", 1)
-
-HeaderValues = Annotated[
-    dict[str, str],
-    Meta(
-        description="Extra headers to send. Their values are write-only: they are kept encrypted and never shown. "
-        f"Names are in lower case, and {MAX_HEADER_CHARACTERS} characters are allowed in all.",
-        examples=[{"x-tenant": "7"}],
-        extra_json_schema={
-            # It is only said here: `check_headers` refuses what is not allowed.
-            "extra": {
-                "max_properties": MAX_HEADERS,
-                "property_names": Schema(pattern=_HEADER_NAMES),
-                "additional_properties": Schema(type=OpenAPIType.STRING, pattern=HEADER_VALUE_PATTERN),
-            }
-        },
-    ),
-]
-Timeout = Annotated[
-    float,
-    Meta(
-        ge=0.1,
-        le=LONGEST_TIMEOUT,
-        description="Seconds that one attempt may take; the service's own without it.",
-        examples=[10],
-    ),
-]
-MaxInFlight = Annotated[
-    int,
-    Meta(ge=1, le=10_000, description="Requests at a time, over all workers; no limit without it.", examples=[20]),
-]
-
-
-class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A route to create. What is left out has the default that GET shows."""
-
-    id: RouteId
-    type: Literal["REST"]
-    webhook_url: WebhookUrl
-    retry: RetryIn = RetryIn()
-    timeout: Timeout | None = None
-    headers: HeaderValues = {}
-    max_in_flight: MaxInFlight | None = None
-
-
-class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a route becomes, all of it. `id` may be left out, and must otherwise be the path's."""
-
-    id: RouteId | UnsetType = UNSET
-    type: Literal["REST"]
-    webhook_url: WebhookUrl
-    retry: RetryIn = RetryIn()
-    timeout: Timeout | None = None
-    headers: HeaderValues = {}
-    max_in_flight: MaxInFlight | None = None
-
-
-class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A route, with the policy of its deliveries and whether they may go there now."""
-
-    id: RouteId
-    type: Literal["REST"] = "REST"
-    webhook_url: WebhookUrl
-    retry: Retry
-    timeout: float
-    """Seconds that one attempt may take."""
-    headers: Annotated[dict[str, str], Meta(description="Names of the extra headers; the values are not shown.")]
-    max_in_flight: int | None
-    """Requests at a time, over all workers; null for no limit."""
-    state: RouteState
-    since: Annotated[int, Meta(description="When it came into this state, in milliseconds since the epoch.")]
-    reason: str | UnsetType = UNSET
-    """Why it is paused or disabled."""
-
-
-class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Why a route is paused."""
-
-    reason: Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=["maintenance"])] | UnsetType = UNSET
-
-
-class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the held jobs of a route are let go."""
-
-    spread: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=86_400,
-            description="Seconds over which they are spread, each at a moment of its own.",
-            examples=[60],
-        ),
-    ] = 60.0
+from timemachine.settings import Settings
+from timemachine.temporal.client import answering
+from timemachine.temporal.search_attributes import ROUTE
 
 
 class Routes:

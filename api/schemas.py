@@ -1,30 +1,26 @@
-"""What goes over the wire where it differs from what is stored, and how bodies are read."""
+"""What clients send and are sent, resource by resource. What is stored is in `timemachine.domain`."""
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from enum import StrEnum
+from typing import Annotated, Literal
 
 import msgspec
-from litestar import Request
-from litestar.datastructures import State
-from litestar.dto import AbstractDTO, DTOFieldDefinition
-from litestar.exceptions import InternalServerException
-from litestar.openapi.spec import OpenAPIType, Operation, Reference, RequestBody, Schema
-from litestar.params import PathParameter
-from litestar.plugins import OpenAPISchemaPlugin
-from litestar.typing import FieldDefinition
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from litestar.openapi.spec import OpenAPIType, Schema
+from msgspec import UNSET, Meta, Raw, UnsetType
 
-from api.explanations import explain_body
-from api.http_protocol import declares_body
-from timemachine.domain.errors import ContentTypeError, MalformedError
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
-
-T = TypeVar("T", bound=Struct)
-
-MAX_ARRAY_BYTES = 32 * 1024
-"""Bytes of an array or object in a body, other than `meta`; far more than any may have that is allowed."""
+from timemachine.domain.routes import (
+    HEADER_NAME_PATTERN,
+    HEADER_VALUE_PATTERN,
+    MAX_HEADER_CHARACTERS,
+    MAX_HEADERS,
+    OUR_HEADER_PREFIXES,
+    OUR_HEADERS,
+    RouteState,
+)
+from timemachine.domain.signing import encode_secret
+from timemachine.settings import LONGEST_TIMEOUT
 
 TRIGGER_TIME_EXAMPLE = 4_102_444_800_000
 
@@ -33,11 +29,6 @@ def name_schema(limit: int) -> dict[str, object]:
     """Return what the document says of a name. It is only said here: `check_name` refuses what is not allowed."""
     return {"pattern": NAME_PATTERN, "max_length": limit}
 
-
-Db = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
-Collection = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
-JobIdInPath = Annotated[str, PathParameter(schema_extra=name_schema(MAX_JOB_ID))]
-RouteIdInPath = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
 
 Id = Annotated[
     str,
@@ -125,183 +116,297 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     deadline: Deadline | None = None
 
 
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    SCHEDULED = "scheduled"
+    DELIVERING = "delivering"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A job, and where it is in its life."""
+
+    id: Id
+    trigger_time: TriggerTime
+    meta: Raw
+    route: RouteId
+    state: State
+    attempts: int | UnsetType = UNSET
+    """Attempts that have reached out to the receiver and ended."""
+    next_attempt_time: int | UnsetType = UNSET
+    """When the next attempt is made, in milliseconds since the epoch, while the job waits between two."""
+    last_error: str | UnsetType = UNSET
+    """Why the last attempt, or the whole job, failed."""
+    delivered_at: int | UnsetType = UNSET
+    """When the receiver took the job, in milliseconds since the epoch."""
+    held: str | UnsetType = UNSET
+    """Why the job is held back, while its route is paused or disabled."""
+    retry: Retry | UnsetType = UNSET
+    """The job's own retry, where it has one."""
+    deadline: int | UnsetType = UNSET
+    """When the job is no longer worth delivering, in milliseconds since the epoch, where it has a deadline."""
+
+
+WebhookUrl = Annotated[
+    str,
+    Meta(
+        description="Where to POST. `https://` is put before it when it has no scheme.",
+        examples=["gameserver-dev-1.myorg.com/timer?action=endgame"],
+    ),
+]
+
+_OURS = "|".join([*OUR_HEADER_PREFIXES, *(f"{name}$" for name in sorted(OUR_HEADERS))])
+
+_HEADER_NAMES = HEADER_NAME_PATTERN.replace("^", f"^(?!{_OURS})", 1)
+
+HeaderValues = Annotated[
+    dict[str, str],
+    Meta(
+        description="Extra headers to send. Their values are write-only: they are kept encrypted and never shown. "
+        f"Names are in lower case, and {MAX_HEADER_CHARACTERS} characters are allowed in all.",
+        examples=[{"x-tenant": "7"}],
+        extra_json_schema={
+            # It is only said here: `check_headers` refuses what is not allowed.
+            "extra": {
+                "max_properties": MAX_HEADERS,
+                "property_names": Schema(pattern=_HEADER_NAMES),
+                "additional_properties": Schema(type=OpenAPIType.STRING, pattern=HEADER_VALUE_PATTERN),
+            }
+        },
+    ),
+]
+
+Timeout = Annotated[
+    float,
+    Meta(
+        ge=0.1,
+        le=LONGEST_TIMEOUT,
+        description="Seconds that one attempt may take; the service's own without it.",
+        examples=[10],
+    ),
+]
+
+MaxInFlight = Annotated[
+    int,
+    Meta(ge=1, le=10_000, description="Requests at a time, over all workers; no limit without it.", examples=[20]),
+]
+
+
+class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A route to create. What is left out has the default that GET shows."""
+
+    id: RouteId
+    type: Literal["REST"]
+    webhook_url: WebhookUrl
+    retry: RetryIn = RetryIn()
+    timeout: Timeout | None = None
+    headers: HeaderValues = {}
+    max_in_flight: MaxInFlight | None = None
+
+
+class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a route becomes, all of it. `id` may be left out, and must otherwise be the path's."""
+
+    id: RouteId | UnsetType = UNSET
+    type: Literal["REST"]
+    webhook_url: WebhookUrl
+    retry: RetryIn = RetryIn()
+    timeout: Timeout | None = None
+    headers: HeaderValues = {}
+    max_in_flight: MaxInFlight | None = None
+
+
+class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A route, with the policy of its deliveries and whether they may go there now."""
+
+    id: RouteId
+    type: Literal["REST"] = "REST"
+    webhook_url: WebhookUrl
+    retry: Retry
+    timeout: float
+    """Seconds that one attempt may take."""
+    headers: Annotated[dict[str, str], Meta(description="Names of the extra headers; the values are not shown.")]
+    max_in_flight: int | None
+    """Requests at a time, over all workers; null for no limit."""
+    state: RouteState
+    since: Annotated[int, Meta(description="When it came into this state, in milliseconds since the epoch.")]
+    reason: str | UnsetType = UNSET
+    """Why it is paused or disabled."""
+
+
+class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a route is paused."""
+
+    reason: Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=["maintenance"])] | UnsetType = UNSET
+
+
+class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the held jobs of a route are let go."""
+
+    spread: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Seconds over which they are spread, each at a moment of its own.",
+            examples=[60],
+        ),
+    ] = 60.0
+
+
+MAX_OVERLAP = 7 * 86_400
+
+# Who decodes them reads what they are.
+EXAMPLE = encode_secret(b"example secret: not a real one !")
+
+OLDER_EXAMPLE = encode_secret(b"older example, not a real one  !")
+
+Value = Annotated[
+    str, Meta(description="`whsec_` and 32 bytes in base64, as the libraries of Standard Webhooks take it.")
+]
+
+
+class RotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a secret is replaced."""
+
+    overlap: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_OVERLAP,
+            examples=[3600],
+            description="Seconds during which the secrets of before sign too. With 0 they end at once, which is for a "
+            "secret that others have come to know: a request that is under way just then may still carry its signature "
+            "only, and is refused and tried again.",
+        ),
+    ] = 86_400.0
+
+
+class PreviousOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret of before, which signs for some time more."""
+
+    secret: Annotated[Value, Meta(examples=[OLDER_EXAMPLE])]
+    expires_at: Annotated[
+        int, Meta(description="Until when it signs, in milliseconds since the epoch.", examples=[4_102_444_800_000])
+    ]
+
+
+class SecretOut(msgspec.Struct, frozen=True, kw_only=True):
+    """The secrets that sign the deliveries of a route. Every request carries a signature of each."""
+
+    secret: Annotated[Value, Meta(examples=[EXAMPLE])]
+    previous: Annotated[
+        list[PreviousOut], Meta(description="Those of before, the newest first; empty most of the time.")
+    ]
+
+
+MAX_TIME = 253_402_300_799_999
+"""The end of the year 9999, in milliseconds since the epoch."""
+Next = Annotated[str, Meta(description="The `cursor` of the next page. Left out on the last one.")]
+
+
+class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to a receiver, and how it ended."""
+
+    collection: str
+    id: str
+    """The job's."""
+    route: str
+    webhook_id: str
+    """The request's `webhook-id`, the same for all attempts of a job."""
+    attempt: int
+    """From 1; a redelivery counts anew."""
+    started_at: int
+    """In milliseconds since the epoch."""
+    duration_ms: int
+    status: int | UnsetType = UNSET
+    """HTTP status of the answer, where there was one."""
+    kind: Kind
+    """`taken`, `refused`, or why there was no answer."""
+    error: str | UnsetType = UNSET
+    """Why the attempt failed, where it did."""
+    answer: str
+    """The answer's first KiB, with what is not UTF-8 replaced."""
+    worker: str
+    """Who made the attempt."""
+
+
+class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of attempts, the latest first."""
+
+    attempts: list[AttemptOut]
+    next: Next | UnsetType = UNSET
+
+
+class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that failed for good."""
+
+    id: str
+    collection: str
+    route: str | UnsetType = UNSET
+    trigger_time: TriggerTime | UnsetType = UNSET
+    failed_at: int
+    """In milliseconds since the epoch."""
+    last_error: str | UnsetType = UNSET
+    """Why the last attempt failed, while the log of attempts has it."""
+
+
+class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
+
+    failed: list[FailedOut]
+    next: Next | UnsetType = UNSET
+
+
+# Litestar forgets a bound of 0.
+_BOUNDS = {"minimum": 0, "maximum": MAX_TIME}
+FailedSince = Annotated[
+    int, Meta(ge=0, le=MAX_TIME, examples=[1_735_689_600_000], extra_json_schema={"extra": _BOUNDS})
+]
+FailedBefore = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=MAX_TIME,
+        description="Now, where it is left out or yet to come.",
+        examples=[1_735_776_000_000],
+        extra_json_schema={"extra": _BOUNDS},
+    ),
+]
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When the jobs failed, in milliseconds since the epoch: from `since` on, and before `until`."""
+
+    since: FailedSince
+    until: FailedBefore | UnsetType = UNSET
+
+
+class RedeliveryStarted(msgspec.Struct, frozen=True):
+    """A redelivery under way."""
+
+    id: Annotated[str, Meta(description="To ask for its progress by.", examples=["1735689600000-1735776000000"])]
+
+
+class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a redelivery is; a few seconds old while it is under way."""
+
+    id: str
+    found: int = 0
+    """Failures within the window, as they were counted at the start."""
+    started: int = 0
+    """Jobs that are delivered once more."""
+    skipped: int = 0
+    """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
+    done: bool
+    error: str | UnsetType = UNSET
+    """Why it ended before its end, if it did."""
+
+
 class Ok(msgspec.Struct, frozen=True):
     """The request has taken effect."""
 
     status: Annotated[str, Meta(examples=["ok"])] = "ok"
-
-
-class WholeRequest(Request[Any, Any, State]):
-    """A request whose body, where one is asked for, is there and whole."""
-
-    async def body(self) -> bytes:
-        """Return the body, or an empty object in place of one that may be left out.
-
-        Raises:
-            MalformedError: There is none, or the client went away before its end.
-        """
-        if body := await super().body():
-            return body
-        dto = self.route_handler.resolve_data_dto()
-        if dto and issubclass(dto, OptionalJson) and not declares_body(self.scope["headers"]):
-            return b"{}"
-        raise MalformedError("the body is missing")
-
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Return the body in pieces.
-
-        Raises:
-            MalformedError: The client went away before its end.
-        """
-        try:
-            async for piece in super().stream():
-                yield piece
-        except InternalServerException as error:
-            raise MalformedError("the body is cut short") from error
-
-
-class ExactJson(AbstractDTO[T]):
-    """Decodes a body straight into its struct, so that `msgspec.Raw` fields keep the client's bytes.
-
-    Litestar's own way leads over builtins, where the spelling of numbers, white space and key order are gone.
-    """
-
-    decoder: ClassVar[msgspec.json.Decoder[Any]]
-    undecoded: ClassVar[msgspec.json.Decoder[Any]]
-    """Decodes to the same fields, each as it is written."""
-
-    @classmethod
-    def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
-        """Make the decoders, once per handler, in place of Litestar's transfer models."""
-        cls.decoder = msgspec.json.Decoder(cls.model_type)
-        fields = [(field.name, Raw, Raw()) for field in msgspec.structs.fields(cls.model_type)]
-        cls.undecoded = msgspec.json.Decoder(msgspec.defstruct("Undecoded", fields, forbid_unknown_fields=True))
-
-    @classmethod
-    def generate_field_definitions(cls, model_type: type[Any]) -> "list[DTOFieldDefinition]":  # type: ignore[override]
-        """Return nothing: there is no transfer model."""
-        return []
-
-    @classmethod
-    def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
-        """Return False: there is no transfer model."""
-        return False
-
-    @classmethod
-    def create_openapi_schema(
-        cls, field_definition: FieldDefinition, handler_id: str, schema_creator: Any
-    ) -> Reference | Schema:
-        """Document the struct itself."""
-        schema: Reference | Schema = schema_creator.for_field_definition(field_definition)
-        return schema
-
-    def decode_bytes(self, value: bytes) -> Any:
-        """Decode a body.
-
-        Raises:
-            ContentTypeError: The body says that it is something else than JSON, or that it is compressed.
-            MalformedError: It is no JSON, or not of the struct's shape; the message names the field.
-        """
-        self._check_headers()
-        try:
-            value.decode("utf-8")  # msgspec does not look into the strings of a Raw field
-            if len(value) > MAX_ARRAY_BYTES:
-                self._check_arrays(value)
-            return self.decoder.decode(value)
-        except RecursionError as error:
-            raise MalformedError("the body is nested too deeply") from error
-        except (UnicodeDecodeError, msgspec.DecodeError) as error:
-            raise MalformedError(explain_body(error, value)) from error
-
-    def _check_headers(self) -> None:
-        headers = self.asgi_connection.headers
-        if any(coding.strip().lower() not in ("", "identity") for coding in headers.getall("content-encoding", [])):
-            raise ContentTypeError("send the body as it is, without content-encoding")
-        media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            raise ContentTypeError("send the body with content-type: application/json")
-
-    def _check_arrays(self, value: bytes) -> None:
-        """Refuse what would take long to decode only to be refused for its length.
-
-        Raises:
-            MalformedError: An array or object, other than a field that is kept as it is, is far too long.
-        """
-        fields = self.undecoded.decode(value)
-        for field in msgspec.structs.fields(self.model_type):
-            written = memoryview(getattr(fields, field.name))
-            if field.type is not Raw and len(written) > MAX_ARRAY_BYTES and written[0] in b"[{":
-                raise MalformedError(f"{field.name}: at most {MAX_ARRAY_BYTES} bytes are allowed")
-
-
-class OptionalJson(ExactJson[T]):
-    """Decodes as `ExactJson` does; a body that is left out stands for an empty object. Goes with `OptionalBody`."""
-
-    def decode_bytes(self, value: bytes) -> Any:
-        """Decode a body, as `ExactJson` does. One that is left out has no type: its headers are not looked at."""
-        if not declares_body(self.asgi_connection.scope["headers"]):
-            return self.decoder.decode(value)
-        return super().decode_bytes(value)
-
-
-@dataclass
-class OptionalBody(Operation):
-    """Documents an operation whose body may be left out, which Litestar has no word for."""
-
-    def __post_init__(self) -> None:
-        """Say that the body may be left out."""
-        if isinstance(self.request_body, RequestBody):
-            self.request_body.required = False
-
-
-class _SchemaPlugin(OpenAPISchemaPlugin):
-    """What Litestar asks a plugin for, besides the one thing that ours do."""
-
-    @staticmethod
-    def is_plugin_supported_type(value: Any) -> bool:
-        """Return False: we are asked about fields."""
-        return False
-
-    @staticmethod
-    def is_undefined_sentinel(value: Any) -> bool:
-        """Return False: there is no sentinel of ours."""
-        return False
-
-    @staticmethod
-    def is_constrained_field(field_definition: FieldDefinition) -> bool:
-        """Return False: there are no constraints of ours."""
-        return False
-
-
-class StrictSchema(_SchemaPlugin):
-    """Documents that a struct which forbids unknown fields takes no others, which Litestar does not say."""
-
-    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        """Return whether this plugin documents the field."""
-        if field_definition.is_union or not field_definition.is_subclass_of(Struct):
-            return False
-        return bool(field_definition.type_.__struct_config__.forbid_unknown_fields)
-
-    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
-        """Return what Litestar's own plugin says, and that."""
-        others = (plugin for plugin in schema_creator.plugins if plugin is not self)
-        own = next(plugin for plugin in others if schema_creator.plugin_supports_field(plugin, field_definition))
-        schema: Schema = own.to_openapi_schema(field_definition, schema_creator)
-        schema.additional_properties = False
-        return schema
-
-
-class RawSchema(_SchemaPlugin):
-    """Documents `msgspec.Raw` as what it stands for: any JSON value."""
-
-    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
-        """Return whether this plugin documents the field."""
-        return field_definition.annotation is Raw
-
-    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
-        """Return a schema without constraints."""
-        return Schema(
-            title="Any JSON value",
-            description="Any JSON value, up to 256 KiB and 128 levels; kept byte for byte. null where absent.",
-            examples=[{"game": 7, "reason": "timeout"}],
-        )

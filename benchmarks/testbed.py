@@ -19,7 +19,7 @@ from benchmarks.straightforward.__main__ import TASK_QUEUE
 from devstack.children import ROOT, serves_queue
 from devstack.parts import Part, Program, running
 from devstack.stack import Stack
-from timemachine.temporal.client import DATA_CONVERTER
+from timemachine.temporal.payloads import DATA_CONVERTER
 
 LOGS = ROOT / "build" / "bench" / "logs"
 """Where our API and our worker write to, and the straightforward worker."""

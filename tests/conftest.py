@@ -24,7 +24,8 @@ from tests.support.service import Service
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.settings import Settings
-from timemachine.temporal.client import connect, ensure_search_attributes
+from timemachine.temporal.client import connect
+from timemachine.temporal.search_attributes import ensure_search_attributes
 from timemachine.vault import new_key
 from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker

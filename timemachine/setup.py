@@ -17,8 +17,9 @@ from timemachine.postgres.migrate import Part, migrate
 from timemachine.process import leave
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
-from timemachine.temporal.client import check_namespace, connect, ensure_search_attributes
+from timemachine.temporal.client import check_namespace, connect
 from timemachine.temporal.schedules import ensure_schedules
+from timemachine.temporal.search_attributes import ensure_search_attributes
 
 log = logging.getLogger("setup")
 

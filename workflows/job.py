@@ -15,12 +15,12 @@ with workflow.unsafe.imports_passed_through():
 
     from activities.deliver import Deliveries, nothing
     from activities.failures import HELD
-    from timemachine.domain.delivery import AttemptsMade, Delivered, Held
+    from timemachine.domain.delivery import AttemptsMade
     from timemachine.domain.jobs import Job, from_ms, to_ms
-    from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Failed, Outcome, Unknown
+    from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
     from timemachine.domain.wake import ContinuedRun
-    from timemachine.temporal.client import IS_HELD, ROUTE, TRIGGER_TIME
     from timemachine.temporal.job_runs import CHANGED_JOB
+    from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
     from workflows.job_before_ledger import HELD_SINCE, HOLD_CHECKS, JobBeforeLedger
 
 T = TypeVar("T")

@@ -18,9 +18,10 @@ with workflow.unsafe.imports_passed_through():
 
     from activities.before_ledger import DeliveriesBeforeLedger as Deliveries
     from activities.failures import HELD
-    from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivered, Delivery, FirstAttempt, Held
+    from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivery, FirstAttempt
     from timemachine.domain.jobs import Job, message_id, to_ms
-    from timemachine.temporal.client import IS_HELD
+    from timemachine.domain.outcomes import Delivered, Held
+    from timemachine.temporal.search_attributes import IS_HELD
 
 ATTEMPT_LIMIT = timedelta(seconds=60)
 AT_ONCE_LIMIT = timedelta(seconds=5)

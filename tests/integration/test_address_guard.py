@@ -22,13 +22,14 @@ from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.dns_server import DnsServer, dns_serving
 from tests.support.service import ROUTE, Service, refused
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import BlockedTargetError, NoAnswerError, OwnFaultError
 from timemachine.domain.targets import Targets, networks
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.webhooks.client import Answer, WebhookClient
-from timemachine.webhooks.network import Connector, SystemResolver
+from timemachine.webhooks.dns import SystemResolver
+from timemachine.webhooks.network import Connector
 from worker import create_worker
 
 INSIDE, PUBLIC, ALSO_PUBLIC = "127.0.0.1", "127.0.0.2", "127.0.0.3"

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tests.support.ledger import log_attempt
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.jobs import to_ms
 from timemachine.postgres.attempt_log import Attempt, AttemptLog
 from timemachine.postgres.pool import open_pool

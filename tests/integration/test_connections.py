@@ -17,7 +17,7 @@ import trustme
 import uvloop
 
 from tests.support.scripts import Script, Wire, drip, proxying, scripted, silence
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.domain.targets import Targets
 from timemachine.webhooks import client as http

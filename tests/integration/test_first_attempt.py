@@ -21,9 +21,19 @@ from tests.support.ledger import AnotherWorker, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, now_ms
 from timemachine.clock import boot_time
-from timemachine.domain.delivery import Delivered, Delivery, Held
+from timemachine.domain.delivery import Delivery
 from timemachine.domain.jobs import Job
-from timemachine.domain.outcomes import Cancelled, Deferred, Failed, LedgerRow, Outcome, RowState, Unknown
+from timemachine.domain.outcomes import (
+    Cancelled,
+    Deferred,
+    Delivered,
+    Failed,
+    Held,
+    LedgerRow,
+    Outcome,
+    RowState,
+    Unknown,
+)
 from timemachine.domain.retry import Retry
 from timemachine.postgres.delivery_ledger import DeliveryLedger, End
 from timemachine.postgres.pool import open_pool

@@ -17,12 +17,13 @@ from msgspec.structs import replace
 from devstack.postgres import embedded_postgres
 from tests.support import ledger_rules as rules
 from tests.support.ledger_rules import At, Row
-from timemachine.domain.delivery import Delivered, Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import (
     AttemptEnd,
     Cancelled,
     Deferred,
+    Delivered,
     Failed,
     LedgerRow,
     Outcome,

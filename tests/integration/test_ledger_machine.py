@@ -25,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tests.support.postgres_proxy import Cut, PostgresProxy
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
 from timemachine.domain.routes import RestRoute

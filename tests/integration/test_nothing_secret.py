@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
-from api.secrets import EXAMPLE, OLDER_EXAMPLE
+from api.schemas import EXAMPLE, OLDER_EXAMPLE
 from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.conftest import serving, working

@@ -25,7 +25,8 @@ from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import connect, ensure_search_attributes
+from timemachine.temporal.client import connect
+from timemachine.temporal.search_attributes import ensure_search_attributes
 from timemachine.vault import Vault, new_key
 
 ANSWER_LIMIT = 5.0

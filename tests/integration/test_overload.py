@@ -21,7 +21,8 @@ from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
 from tests.support.service import ROUTE, Service, a_job, refused
 from timemachine.settings import Settings
-from timemachine.temporal.client import connect, ensure_search_attributes
+from timemachine.temporal.client import connect
+from timemachine.temporal.search_attributes import ensure_search_attributes
 
 PLACES, REQUESTS = 4, 50
 ANSWER_LIMIT = 5.0

@@ -12,7 +12,7 @@ from tests.replay.stories import LEDGER, Stage, Story, cancelled_while_waiting, 
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 from timemachine.domain.jobs import Job
-from timemachine.temporal.client import DATA_CONVERTER
+from timemachine.temporal.payloads import DATA_CONVERTER
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow

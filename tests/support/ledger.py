@@ -7,7 +7,7 @@ from asyncpg import Pool
 from temporalio.client import Client
 
 from tests.support.service import ROUTE, Service
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.outcomes import AttemptEnd, LedgerRow
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values
 from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, End

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.domain.cursor import decode_cursor, encode_cursor
+from api.pagination import decode_cursor, encode_cursor
 from timemachine.domain.errors import MalformedError
 from timemachine.postgres.attempt_log import Place
 

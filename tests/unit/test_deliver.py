@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from temporalio.exceptions import ApplicationErrorCategory
 
 from activities.failures import error_of, success_of
-from timemachine.domain.delivery import AttemptsMade, Delivered, Held
-from timemachine.domain.outcomes import Cancelled, Deferred, Failed, Outcome, Unknown
+from timemachine.domain.delivery import AttemptsMade
+from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
 
 
 def in_seconds(seconds: float) -> int:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.domain.delivery import SLOWDOWN, Ending, Kind, expired, plain_retry_after, wait_after, without
+from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.delivery import SLOWDOWN, Ending, expired, plain_retry_after, wait_after, without
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
 

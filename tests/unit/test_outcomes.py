@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from timemachine.domain.delivery import Delivered, Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.outcomes import (
     AttemptEnd,
     Cancelled,
     Decision,
     Deferred,
+    Delivered,
     Failed,
     LedgerRow,
     Outcome,

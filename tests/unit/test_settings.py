@@ -2,7 +2,7 @@ import msgspec.inspect
 import pytest
 from msgspec.structs import asdict, replace
 
-from api.routes import Timeout
+from api.schemas import Timeout
 from timemachine.domain.errors import SettingsError
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
-from enum import StrEnum
 
 import msgspec
 
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_WAIT, Retry
 
@@ -46,30 +46,6 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """The first run id of the workflow, by which the ledger knows it."""
 
 
-class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
-    """How a job was delivered. Stored in histories: fields may only be added, with defaults."""
-
-    status: int
-    """HTTP status that the receiver answered with, 2xx."""
-    attempts: int
-    """Attempts made in all, this one included."""
-    delivered_at: int
-    """When the receiver's answer came, in milliseconds since the epoch, by the worker's clock."""
-    late_ms: int
-    """Milliseconds between the trigger time and the start of the request that the receiver took."""
-
-
-class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="held"):
-    """Why a job is held back. Stored in memos: fields may only be added, with defaults."""
-
-    reason: str
-    since: datetime
-    made: int
-    """Attempts made before."""
-    release_at: int | None = None
-    """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
-
-
 class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
     """How many attempts have reached out to the receiver so far: the activity's heartbeat detail.
 
@@ -78,25 +54,6 @@ class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     made: int = 0
-
-
-class Kind(StrEnum):
-    """How an attempt ended. Stored in the log: names are not to be changed."""
-
-    TAKEN = "taken"
-    REFUSED = "refused"
-    DNS = "dns"
-    CONNECT = "connect"
-    TLS = "tls"
-    TIMEOUT = "timeout"
-    PROTOCOL = "protocol"
-    BLOCKED = "blocked"
-    LOST = "lost"
-    """Lost with its worker: nobody knows how it ended. Only in the ledger."""
-    EXPIRED = "expired"
-    """Not made: the job's deadline had passed. Only in the ledger."""
-    NOT_MADE = "not_made"
-    """Not made, for a reason that passes; to be tried again. Only in the ledger."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,10 +31,7 @@ TimemachineError
     └── ContentTypeError
 """
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 
 
 class TimemachineError(Exception):
@@ -106,7 +103,7 @@ class NotSentError(TimemachineError):
 class NoAnswerError(TimemachineError):
     """The receiver did not answer: it could not be reached, or not in time. The message is for a client to read."""
 
-    def __init__(self, message: str | None = None, *, kind: "Kind") -> None:
+    def __init__(self, message: str | None = None, *, kind: Kind) -> None:
         """Take the message, and what went wrong."""
         super().__init__(message)
         self.kind = kind
@@ -115,7 +112,7 @@ class NoAnswerError(TimemachineError):
 class BlockedTargetError(NoAnswerError):
     """The webhook_url points where deliveries may not go."""
 
-    def __init__(self, *, kind: "Kind", detail: str) -> None:
+    def __init__(self, *, kind: Kind, detail: str) -> None:
         """Take what the log may know. The message says no more than that, or it would tell what is behind the guard."""
         super().__init__(kind=kind)
         self.detail = detail

@@ -1,10 +1,35 @@
 """Outcomes: what an attempt, or a cancel, came to. Values, which activities return and the workflow matches. Pure."""
 
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from timemachine.domain.delivery import Delivered, Held, Kind
+from timemachine.domain.attempt_kind import Kind
+
+
+class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
+    """How a job was delivered. Stored in histories: fields may only be added, with defaults."""
+
+    status: int
+    """HTTP status that the receiver answered with, 2xx."""
+    attempts: int
+    """Attempts made in all, this one included."""
+    delivered_at: int
+    """When the receiver's answer came, in milliseconds since the epoch, by the worker's clock."""
+    late_ms: int
+    """Milliseconds between the trigger time and the start of the request that the receiver took."""
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="held"):
+    """Why a job is held back. Stored in memos: fields may only be added, with defaults."""
+
+    reason: str
+    since: datetime
+    made: int
+    """Attempts made before."""
+    release_at: int | None = None
+    """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="failed"):

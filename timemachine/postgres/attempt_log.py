@@ -10,7 +10,7 @@ import msgspec
 from asyncpg import Pool, Record
 from msgspec import Meta
 
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.postgres.pool import connection, delete
 
 MAX_ANSWER = 1024

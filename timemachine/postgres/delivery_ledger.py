@@ -15,7 +15,7 @@ import msgspec
 from asyncpg import Pool, Record
 from msgspec.structs import replace
 
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
 from timemachine.domain.routes import RouteState

@@ -3,68 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
 
-import msgspec
-from temporalio.api.common.v1 import Payload
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.common import SearchAttributeKey
-from temporalio.converter import (
-    CompositePayloadConverter,
-    DataConverter,
-    DefaultPayloadConverter,
-    EncodingPayloadConverter,
-    JSONPlainPayloadConverter,
-)
 from temporalio.envconfig import ClientConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from timemachine.domain.errors import BusyError, SetupError, UnavailableError
 from timemachine.temporal.fail_fast import HastyServiceClient
-
-# Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
-ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
-TRIGGER_TIME = SearchAttributeKey.for_datetime("TimemachineTriggerTime")
-IS_HELD = SearchAttributeKey.for_bool("TimemachineHeld")
+from timemachine.temporal.payloads import DATA_CONVERTER
 
 LATENESS = "timemachine_lateness"
 """Metric: milliseconds between a job's trigger time and the start of its first attempt."""
 
 _LATENESS_BUCKETS = [10.0, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000]
-
-
-class MsgspecJsonConverter(EncodingPayloadConverter):
-    """JSON payloads by msgspec, readable in Temporal's Web UI and CLI, with `msgspec.Raw` kept byte for byte."""
-
-    @property
-    def encoding(self) -> str:
-        """The encoding's name: plain JSON, as Temporal's own converter calls it."""
-        return "json/plain"
-
-    def to_payload(self, value: Any) -> Payload:
-        """Encode a value."""
-        return Payload(metadata={"encoding": b"json/plain"}, data=msgspec.json.encode(value))
-
-    def from_payload(self, payload: Payload, type_hint: type | None = None) -> Any:
-        """Decode a payload to the type that the workflow, activity or caller declares."""
-        return msgspec.json.decode(payload.data, type=type_hint or Any)
-
-
-class MsgspecPayloadConverter(CompositePayloadConverter):
-    """Temporal's default payload converter with its JSON step replaced."""
-
-    def __init__(self) -> None:
-        """Keep every other encoding: null, binary and protobuf."""
-        super().__init__(
-            *(
-                MsgspecJsonConverter() if isinstance(converter, JSONPlainPayloadConverter) else converter
-                for converter in DefaultPayloadConverter().converters.values()
-            )
-        )
 
 
 # What the client reports when the server is away, restarting, or does not answer in time.
@@ -80,7 +33,6 @@ _AWAY = frozenset(
     }
 )
 
-DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
 
 _ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
 """How the addresses of servers begin that what is sent to need not be compressed."""
@@ -150,26 +102,6 @@ async def check_namespace(client: Client) -> None:
             ) from error
         if error.status is not RPCStatusCode.PERMISSION_DENIED:  # who may not ask may yet use it
             raise
-
-
-async def ensure_search_attributes(client: Client) -> None:
-    """Register our search attributes where they are missing; jobs cannot be started without them.
-
-    Raises:
-        temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
-    """
-    wanted = {
-        ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-        TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
-        IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
-    }
-    present = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    if missing := {name: kind for name, kind in wanted.items() if name not in present.custom_attributes}:
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
-        )
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from timemachine.domain.delivery import expired
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.jobs import Job, message_id
 from timemachine.domain.outcomes import LedgerRow, RowState
-from timemachine.temporal.client import ROUTE, TRIGGER_TIME
+from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
 
 CHANGED_JOB = "job"
 """Memo key of a job that was changed after its start. Stored: do not rename."""

@@ -15,14 +15,16 @@ import certifi
 import httpx
 import msgspec
 
-from timemachine.domain.delivery import Kind, plain_retry_after
+from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.delivery import plain_retry_after
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.domain.targets import Targets
 from timemachine.webhooks.connection_pool import KeepAlive
+from timemachine.webhooks.dns import Resolve, SystemResolver
 from timemachine.webhooks.egress_proxy import EgressProxy, proxy_failed
 from timemachine.webhooks.endpoint import Endpoint
 from timemachine.webhooks.exchange import Exchange, HungUpError, NoHttpError
-from timemachine.webhooks.network import Connector, Resolve, Stream, SystemResolver
+from timemachine.webhooks.network import Connector, Stream
 
 MAX_ANSWER_BYTES = 64 * 1024
 """Bytes of an answer that are read; a longer one costs its connection."""

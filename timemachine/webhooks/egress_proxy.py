@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import NoAnswerError
 from timemachine.webhooks.exchange import Exchange, NoHttpError, read_head
 from timemachine.webhooks.network import Stream

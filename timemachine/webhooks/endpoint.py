@@ -5,7 +5,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from timemachine.domain.delivery import Kind
+from timemachine.domain.attempt_kind import Kind
 from timemachine.domain.errors import BlockedTargetError
 from timemachine.domain.targets import Targets, literal_address
 

@@ -1,0 +1,200 @@
+"""How Litestar reads JSON bodies and documents structs, where its own way would lose what a client wrote."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.datastructures import State
+from litestar.dto import AbstractDTO, DTOFieldDefinition
+from litestar.exceptions import InternalServerException
+from litestar.openapi.spec import Operation, Reference, RequestBody, Schema
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.typing import FieldDefinition
+from msgspec import Raw, Struct
+
+from api.explanations import explain_body
+from api.http_protocol import declares_body
+from timemachine.domain.errors import ContentTypeError, MalformedError
+
+T = TypeVar("T", bound=Struct)
+
+MAX_ARRAY_BYTES = 32 * 1024
+"""Bytes of an array or object in a body, other than `meta`; far more than any may have that is allowed."""
+
+
+class WholeRequest(Request[Any, Any, State]):
+    """A request whose body, where one is asked for, is there and whole."""
+
+    async def body(self) -> bytes:
+        """Return the body, or an empty object in place of one that may be left out.
+
+        Raises:
+            MalformedError: There is none, or the client went away before its end.
+        """
+        if body := await super().body():
+            return body
+        dto = self.route_handler.resolve_data_dto()
+        if dto and issubclass(dto, OptionalJson) and not declares_body(self.scope["headers"]):
+            return b"{}"
+        raise MalformedError("the body is missing")
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Return the body in pieces.
+
+        Raises:
+            MalformedError: The client went away before its end.
+        """
+        try:
+            async for piece in super().stream():
+                yield piece
+        except InternalServerException as error:
+            raise MalformedError("the body is cut short") from error
+
+
+class ExactJson(AbstractDTO[T]):
+    """Decodes a body straight into its struct, so that `msgspec.Raw` fields keep the client's bytes.
+
+    Litestar's own way leads over builtins, where the spelling of numbers, white space and key order are gone.
+    """
+
+    decoder: ClassVar[msgspec.json.Decoder[Any]]
+    undecoded: ClassVar[msgspec.json.Decoder[Any]]
+    """Decodes to the same fields, each as it is written."""
+
+    @classmethod
+    def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
+        """Make the decoders, once per handler, in place of Litestar's transfer models."""
+        cls.decoder = msgspec.json.Decoder(cls.model_type)
+        fields = [(field.name, Raw, Raw()) for field in msgspec.structs.fields(cls.model_type)]
+        cls.undecoded = msgspec.json.Decoder(msgspec.defstruct("Undecoded", fields, forbid_unknown_fields=True))
+
+    @classmethod
+    def generate_field_definitions(cls, model_type: type[Any]) -> "list[DTOFieldDefinition]":  # type: ignore[override]
+        """Return nothing: there is no transfer model."""
+        return []
+
+    @classmethod
+    def detect_nested_field(cls, field_definition: FieldDefinition) -> bool:
+        """Return False: there is no transfer model."""
+        return False
+
+    @classmethod
+    def create_openapi_schema(
+        cls, field_definition: FieldDefinition, handler_id: str, schema_creator: Any
+    ) -> Reference | Schema:
+        """Document the struct itself."""
+        schema: Reference | Schema = schema_creator.for_field_definition(field_definition)
+        return schema
+
+    def decode_bytes(self, value: bytes) -> Any:
+        """Decode a body.
+
+        Raises:
+            ContentTypeError: The body says that it is something else than JSON, or that it is compressed.
+            MalformedError: It is no JSON, or not of the struct's shape; the message names the field.
+        """
+        self._check_headers()
+        try:
+            value.decode("utf-8")  # msgspec does not look into the strings of a Raw field
+            if len(value) > MAX_ARRAY_BYTES:
+                self._check_arrays(value)
+            return self.decoder.decode(value)
+        except RecursionError as error:
+            raise MalformedError("the body is nested too deeply") from error
+        except (UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise MalformedError(explain_body(error, value)) from error
+
+    def _check_headers(self) -> None:
+        headers = self.asgi_connection.headers
+        if any(coding.strip().lower() not in ("", "identity") for coding in headers.getall("content-encoding", [])):
+            raise ContentTypeError("send the body as it is, without content-encoding")
+        media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            raise ContentTypeError("send the body with content-type: application/json")
+
+    def _check_arrays(self, value: bytes) -> None:
+        """Refuse what would take long to decode only to be refused for its length.
+
+        Raises:
+            MalformedError: An array or object, other than a field that is kept as it is, is far too long.
+        """
+        fields = self.undecoded.decode(value)
+        for field in msgspec.structs.fields(self.model_type):
+            written = memoryview(getattr(fields, field.name))
+            if field.type is not Raw and len(written) > MAX_ARRAY_BYTES and written[0] in b"[{":
+                raise MalformedError(f"{field.name}: at most {MAX_ARRAY_BYTES} bytes are allowed")
+
+
+class OptionalJson(ExactJson[T]):
+    """Decodes as `ExactJson` does; a body that is left out stands for an empty object. Goes with `OptionalBody`."""
+
+    def decode_bytes(self, value: bytes) -> Any:
+        """Decode a body, as `ExactJson` does. One that is left out has no type: its headers are not looked at."""
+        if not declares_body(self.asgi_connection.scope["headers"]):
+            return self.decoder.decode(value)
+        return super().decode_bytes(value)
+
+
+@dataclass
+class OptionalBody(Operation):
+    """Documents an operation whose body may be left out, which Litestar has no word for."""
+
+    def __post_init__(self) -> None:
+        """Say that the body may be left out."""
+        if isinstance(self.request_body, RequestBody):
+            self.request_body.required = False
+
+
+class _SchemaPlugin(OpenAPISchemaPlugin):
+    """What Litestar asks a plugin for, besides the one thing that ours do."""
+
+    @staticmethod
+    def is_plugin_supported_type(value: Any) -> bool:
+        """Return False: we are asked about fields."""
+        return False
+
+    @staticmethod
+    def is_undefined_sentinel(value: Any) -> bool:
+        """Return False: there is no sentinel of ours."""
+        return False
+
+    @staticmethod
+    def is_constrained_field(field_definition: FieldDefinition) -> bool:
+        """Return False: there are no constraints of ours."""
+        return False
+
+
+class StrictSchema(_SchemaPlugin):
+    """Documents that a struct which forbids unknown fields takes no others, which Litestar does not say."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Return whether this plugin documents the field."""
+        if field_definition.is_union or not field_definition.is_subclass_of(Struct):
+            return False
+        return bool(field_definition.type_.__struct_config__.forbid_unknown_fields)
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        """Return what Litestar's own plugin says, and that."""
+        others = (plugin for plugin in schema_creator.plugins if plugin is not self)
+        own = next(plugin for plugin in others if schema_creator.plugin_supports_field(plugin, field_definition))
+        schema: Schema = own.to_openapi_schema(field_definition, schema_creator)
+        schema.additional_properties = False
+        return schema
+
+
+class RawSchema(_SchemaPlugin):
+    """Documents `msgspec.Raw` as what it stands for: any JSON value."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Return whether this plugin documents the field."""
+        return field_definition.annotation is Raw
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        """Return a schema without constraints."""
+        return Schema(
+            title="Any JSON value",
+            description="Any JSON value, up to 256 KiB and 128 levels; kept byte for byte. null where absent.",
+            examples=[{"game": 7, "reason": "timeout"}],
+        )

@@ -1,0 +1,31 @@
+"""The search attributes of a job, by which Temporal's visibility finds it."""
+
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import Client
+from temporalio.common import SearchAttributeKey
+
+# Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
+ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
+TRIGGER_TIME = SearchAttributeKey.for_datetime("TimemachineTriggerTime")
+IS_HELD = SearchAttributeKey.for_bool("TimemachineHeld")
+
+
+async def ensure_search_attributes(client: Client) -> None:
+    """Register our search attributes where they are missing; jobs cannot be started without them.
+
+    Raises:
+        temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
+    """
+    wanted = {
+        ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+        TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
+        IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
+    }
+    present = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace)
+    )
+    if missing := {name: kind for name, kind in wanted.items() if name not in present.custom_attributes}:
+        await client.operator_service.add_search_attributes(
+            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+        )
