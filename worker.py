@@ -19,7 +19,7 @@ from activities.in_progress import InProgress
 from activities.rate_limit import RateLimiter
 from activities.redelivery import Redeliveries
 from activities.release import Releases
-from activities.retention import Upkeep
+from activities.retention import Retention
 from activities.wake import Wakes
 from timemachine.domain.errors import TimemachineError
 from timemachine.domain.task_queues import bulk_task_queue
@@ -56,13 +56,13 @@ BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
 def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActivities:
-    """Return the activities of releases, redeliveries of many, and upkeep, with the one rate that they share."""
+    """Return the activities of releases, redeliveries of many, and retention, with the one rate that they share."""
     routes, rate = RouteStore(pool, Vault(settings)), RateLimiter(settings.bulk_per_second)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
     return [
         Redeliveries(client, ledger, settings, rate).redeliver_failed,
         Releases(client, routes, rate).release_held,
-        Upkeep(AttemptLog(pool), ledger, settings).clean_attempts,
+        Retention(AttemptLog(pool), ledger, settings).clean_attempts,
     ]
 
 
@@ -140,7 +140,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         WebhookClient(
             timeout=settings.delivery_timeout,
             max_connections=2 * settings.max_deliveries,
-            targets=settings.targets,
+            address_guard=settings.address_guard,
             egress_proxy=settings.egress_proxy,
         ) as webhooks,
     ):

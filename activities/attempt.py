@@ -22,13 +22,13 @@ from activities.attempt_end import (
 from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
 from timemachine.clock import boot_time
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.delivery import GONE, Delivery, Ending, attempt_headers, describe, expired, without
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.delivery import GONE, Delivery, RequestResult, attempt_headers, describe, expired, without
 from timemachine.domain.errors import (
-    BlockedTargetError,
+    BlockedAddressError,
     NoAnswerError,
+    NoSlotError,
     NotSentError,
-    NotYetError,
     OwnFaultError,
     UnavailableError,
     VaultError,
@@ -40,10 +40,18 @@ from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
 from timemachine.domain.signing import signatures
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import BEGIN_TIME, END_RETRY, GRACE, Begun, DeliveryLedger, End, RouteClosed
+from timemachine.postgres.delivery_ledger import (
+    BEGIN_TIME,
+    END_RETRY,
+    GRACE,
+    Begun,
+    DeliveryLedger,
+    EndedAttempt,
+    RouteClosed,
+)
 from timemachine.postgres.route_store import RouteStore, Target
 from timemachine.settings import Settings
-from timemachine.webhooks.client import Answer, WebhookClient
+from timemachine.webhooks.client import WebhookClient, WebhookResponse
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +116,7 @@ class Attempts:
         try:
             async with self._slots.slot(delivery.job.route_key) as note_attempt:
                 return await self._claim(delivery, asked + STALE_AFTER, note_attempt)
-        except NotYetError as error:
+        except NoSlotError as error:
             return deferred(str(error), error.after)
 
     async def _claim(self, delivery: Delivery, stale_at: float, note_attempt: Callable[[], None]) -> Outcome:
@@ -118,26 +126,26 @@ class Attempts:
             stale_at: Boot time after which it is not made any more.
             note_attempt: Called when the receiver is about to be called.
         """
-        sighted = None
+        expired_claim = None
         while boot_time() < stale_at:
             claim, asked = uuid4(), boot_time()
-            answer = await self._begin(delivery, claim, sighted)
+            answer = await self._begin(delivery, claim, expired_claim)
             match answer:
                 case Begun():
                     return await self._make(delivery, claim, answer, min(asked + BEGIN_TIME, stale_at), note_attempt)
-                case LedgerRow() if answer.is_expired and answer.claim != sighted:
+                case LedgerRow() if answer.is_expired and answer.claim != expired_claim:
                     await asyncio.sleep(GRACE)
-                    sighted = answer.claim
+                    expired_claim = answer.claim
                 case LedgerRow():
                     return outcome_of(answer, now_ms())
                 case RouteClosed():
-                    return Held(reason=answer.reason, since=datetime.now(UTC), made=answer.made)
+                    return Held(reason=answer.reason, since=datetime.now(UTC), attempts_made=answer.attempts_made)
                 case Deferred():
                     return answer
         return deferred("the worker was stopped meanwhile", 1.0)
 
     async def _begin(
-        self, delivery: Delivery, claim: UUID, sighted: str | None
+        self, delivery: Delivery, claim: UUID, expired_claim: str | None
     ) -> Begun | LedgerRow | RouteClosed | Deferred:
         """Begin, again and again while Postgres does not answer: that may have been the answer only.
 
@@ -147,7 +155,12 @@ class Attempts:
         while True:
             try:
                 return await self._ledger.begin(
-                    delivery.run_id, job.db, job.route, claim, sighted=sighted, made=delivery.made
+                    delivery.run_id,
+                    job.db,
+                    job.route,
+                    claim,
+                    expired_claim=expired_claim,
+                    attempts_made=delivery.attempts_made,
                 )
             except VaultError as error:
                 reason = str(error)
@@ -177,7 +190,7 @@ class Attempts:
             await self._note(begun.target, end.logged)
         return outcome_of(row, now_ms())
 
-    async def _end(self, run_id: str, claim: UUID, end: End) -> LedgerRow:
+    async def _end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow:
         """Write an end until it is there. What is known of an attempt is never given up."""
         tries = 0
         while True:
@@ -185,31 +198,38 @@ class Attempts:
                 if row := await self._ledger.end(run_id, claim, end):
                     return row
                 # It went away with what Postgres lost in a fail-over: as if nobody had begun.
-                return LedgerRow(state=RowState.WAITING, claim=None, seconds_left=0, made=0, doubt=False, end=None)
+                return LedgerRow(
+                    state=RowState.WAITING,
+                    claim=None,
+                    seconds_left=0,
+                    attempts_made=0,
+                    has_lost_attempt=False,
+                    end=None,
+                )
             except UnavailableError as error:
                 if tries == 0:
                     log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
                 tries += 1
                 # One that was not made, and perhaps never begun, is in no hurry.
-                await asyncio.sleep(END_RETRY if end.made else min(END_RETRY * tries, 5.0))
+                await asyncio.sleep(END_RETRY if end.counts else min(END_RETRY * tries, 5.0))
 
     async def _reach_out(
         self, delivery: Delivery, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
-    ) -> End | Deferred:
+    ) -> EndedAttempt | Deferred:
         """Return how the attempt ended, or why it was not made."""
         job, target = delivery.job, begun.target
         if expired(job, datetime.now(UTC)):
             return given_up("the deadline has passed", begun.number)
         if target is None:
-            ending = Ending(kind=Kind.REFUSED)
-            return failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, ending)
+            result = RequestResult(kind=AttemptKind.REFUSED)
+            return failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, result)
         try:
             async with self._place(delivery, target.route.max_in_flight):
                 if boot_time() > begin_by:
                     return deferred("the worker was stopped meanwhile", 1.0)
                 note_attempt()
                 return await self._post(delivery, target, begun.number, begin_by)
-        except NotYetError as error:
+        except NoSlotError as error:
             return deferred(str(error), error.after)
         except UnavailableError as error:
             return deferred(str(error), POSTGRES_RETRY)
@@ -224,7 +244,7 @@ class Attempts:
         """Hold one of the places of a route with a limit of its own: on this worker, and then among all.
 
         Raises:
-            NotYetError, UnavailableError: There is none now, or nobody can tell.
+            NoSlotError, UnavailableError: There is none now, or nobody can tell.
         """
         job = delivery.job
         if limit is None:
@@ -238,46 +258,46 @@ class Attempts:
             note_attempt()
             yield
 
-    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> End:
+    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> EndedAttempt:
         """POST once.
 
         Raises:
             NotSentError, OwnFaultError: Nothing was sent.
         """
         job, started = delivery.job, datetime.now(UTC)
-        ending, reason, body = await self._ending(delivery, target, number, begin_by)
+        result, reason, body = await self._ending(delivery, target, number, begin_by)
         if number == 1 and not job.message_id:
             record_lateness(job, started)
-        row = logged(delivery, number, started, ending, reason, body)
+        row = logged(delivery, number, started, result, reason, body)
         if reason is None:
             return taken(job, row, number)
-        return failed(reason, job, job.retry or target.route.retry, number, ending, row)
+        return failed(reason, job, job.retry or target.route.retry, number, result, row)
 
     async def _ending(
         self, delivery: Delivery, target: Target, number: int, begin_by: float
-    ) -> tuple[Ending, str | None, bytes]:
+    ) -> tuple[RequestResult, str | None, bytes]:
         """Return how a request ended, why the receiver did not take the job, and what is kept of its answer."""
         try:
             answer = await self._answer(delivery, target, number, begin_by)
         except NoAnswerError as error:
-            if isinstance(error, BlockedTargetError):
+            if isinstance(error, BlockedAddressError):
                 log.warning("target blocked", extra={"detail": error.detail, "route": delivery.job.route_key})
-            return Ending(kind=error.kind), explained(error, target.route.webhook_url), b""
+            return RequestResult(kind=error.kind), explained(error, target.route.webhook_url), b""
         except WebhookUrlError as error:
-            return Ending(kind=Kind.BLOCKED), str(error), b""
+            return RequestResult(kind=AttemptKind.BLOCKED), str(error), b""
         except (NotSentError, OwnFaultError):
             raise
         except Exception:
             # Not known to be taken, as when a connection breaks; and an attempt, or it would be made for ever.
             log.exception("attempt broke off", extra={"job_id": delivery.job.id, "route": delivery.job.route_key})
-            return Ending(kind=Kind.PROTOCOL), INTERNAL_ERROR, b""
+            return RequestResult(kind=AttemptKind.PROTOCOL), INTERNAL_ERROR, b""
         body = without(answer.body, target.headers.values())
         if answer.taken:
-            return Ending(kind=Kind.TAKEN, status=answer.status), None, body
-        refused = Ending(kind=Kind.REFUSED, status=answer.status, retry_after=answer.retry_after)
+            return RequestResult(kind=AttemptKind.TAKEN, status=answer.status), None, body
+        refused = RequestResult(kind=AttemptKind.REFUSED, status=answer.status, retry_after=answer.retry_after)
         return refused, describe(answer.status, body), body
 
-    async def _answer(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> Answer:
+    async def _answer(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> WebhookResponse:
         url = target_url(target.route.webhook_url, default_scheme=self._default_scheme)
         body, timestamp = bytes(delivery.job.meta), int(time.time())
         signed = signatures(target.secrets, delivery.message_id, timestamp, body)
@@ -290,7 +310,7 @@ class Attempts:
     async def _note(self, target: Target, attempt: Attempt) -> None:
         """Note what an attempt means for its route. Best effort: the ledger has the outcome."""
         try:
-            if attempt.kind is Kind.TAKEN:
+            if attempt.kind is AttemptKind.TAKEN:
                 if target.failing:
                     await self._routes.note_success(attempt.db, attempt.route_id)
             elif attempt.status == GONE:

@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio import activity
 
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.delivery import Delivery, Ending, expired, wait_after
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.delivery import Delivery, RequestResult, expired, wait_after
 from timemachine.domain.errors import NoAnswerError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import AttemptEnd, Deferred
 from timemachine.domain.retry import Retry
 from timemachine.domain.routes import has_scheme
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import End
+from timemachine.postgres.delivery_ledger import EndedAttempt
 from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def deferred(reason: str, wait: float) -> Deferred:
 
 def explained(error: NoAnswerError, webhook_url: str) -> str:
     """Return an error's message, with what was assumed where that may be what is wrong."""
-    if error.kind is not Kind.TLS or has_scheme(webhook_url):
+    if error.kind is not AttemptKind.TLS or has_scheme(webhook_url):
         return str(error)
     return (
         f"{error}; https:// was put before the webhook_url, which has no scheme: for a receiver without TLS write "
@@ -40,31 +40,34 @@ def explained(error: NoAnswerError, webhook_url: str) -> str:
     )
 
 
-def not_made(reason: str) -> End:
+def not_made(reason: str) -> EndedAttempt:
     """Return the end of an attempt that uses nothing up, with the reason for whoever looks at the job."""
-    return End(
-        made=False, outcome=AttemptEnd(number=0, kind=Kind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC)))
+    return EndedAttempt(
+        counts=False,
+        outcome=AttemptEnd(number=0, kind=AttemptKind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC))),
     )
 
 
-def given_up(reason: str, number: int) -> End:
+def given_up(reason: str, number: int) -> EndedAttempt:
     """Return the end of a job whose attempt with this number is not made, and none after it."""
-    outcome = AttemptEnd(number=number - 1, kind=Kind.EXPIRED, reason=reason, ended_at=now_ms())
-    return End(made=True, attempts=number - 1, outcome=outcome)
+    outcome = AttemptEnd(number=number - 1, kind=AttemptKind.EXPIRED, reason=reason, ended_at=now_ms())
+    return EndedAttempt(counts=True, attempts=number - 1, outcome=outcome)
 
 
-def taken(job: Job, row: Attempt, number: int) -> End:
+def taken(job: Job, row: Attempt, number: int) -> EndedAttempt:
     """Return the end of an attempt by which the receiver took the job."""
     late_ms = to_ms(row.started_at) - job.trigger_time
-    outcome = AttemptEnd(number=number, kind=Kind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms)
+    outcome = AttemptEnd(number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms)
     log.debug("delivered", extra={"job_id": job.id, "attempt_number": number, "late_ms": late_ms})
-    return End(made=True, attempts=number, outcome=outcome, logged=row)
+    return EndedAttempt(counts=True, attempts=number, outcome=outcome, logged=row)
 
 
-def failed(reason: str, job: Job, retry: Retry, number: int, ending: Ending, row: Attempt | None = None) -> End:
+def failed(
+    reason: str, job: Job, retry: Retry, number: int, result: RequestResult, row: Attempt | None = None
+) -> EndedAttempt:
     """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
     now = datetime.now(UTC)
-    wait = wait_after(ending, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
+    wait = wait_after(result, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
     if wait is not None and expired(job, now + wait):
         wait, reason = None, f"{reason}; the deadline is before the next attempt"
     log.warning(
@@ -79,12 +82,12 @@ def failed(reason: str, job: Job, retry: Retry, number: int, ending: Ending, row
             "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
         },
     )
-    outcome = AttemptEnd(number=number, kind=ending.kind, status=ending.status, reason=reason, ended_at=now_ms())
-    return End(made=True, attempts=number, outcome=outcome, wait=wait, logged=row)
+    outcome = AttemptEnd(number=number, kind=result.kind, status=result.status, reason=reason, ended_at=now_ms())
+    return EndedAttempt(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
 
 
 def logged(
-    delivery: Delivery, number: int, started: datetime, ending: Ending, reason: str | None, body: bytes
+    delivery: Delivery, number: int, started: datetime, result: RequestResult, reason: str | None, body: bytes
 ) -> Attempt:
     """Return the attempt as the log keeps it."""
     job = delivery.job
@@ -98,8 +101,8 @@ def logged(
         attempt=number,
         started_at=started,
         duration_ms=int((datetime.now(UTC) - started) / timedelta(milliseconds=1)),
-        status=ending.status,
-        kind=ending.kind,
+        status=result.status,
+        kind=result.kind,
         error=reason,
         answer=body,
         worker=activity.client().identity,

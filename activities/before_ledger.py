@@ -14,7 +14,7 @@ from temporalio.client import Client
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivery, FirstAttempt
+from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade, Delivery, FirstAttempt
 from timemachine.domain.jobs import Job, from_ms, to_ms
 from timemachine.domain.outcomes import Delivered
 from timemachine.postgres.attempt_log import Attempt, AttemptLog
@@ -80,7 +80,7 @@ class DeliveriesBeforeLedger(Deliveries):
             ApplicationError: It is too early.
         """
         next_at = from_ms(first.next_at)
-        if first.type == UNSURE and not await self._ledger.find(run_id):
+        if first.type == OUTCOME_UNKNOWN and not await self._ledger.find(run_id):
             next_at += LONGEST_BEFORE
         if (early := next_at - datetime.now(UTC)) > timedelta(0):
             raise retryable(first.reason, early, type=first.type)
@@ -100,7 +100,7 @@ def _known_to_ledger(delivery: Delivery) -> Delivery:
     return replace(
         delivery,
         run_id=delivery.run_id or _first_run(delivery),
-        made=max(delivery.made, made),
+        attempts_made=max(delivery.attempts_made, made),
     )
 
 

@@ -1,4 +1,4 @@
-"""What bulk work has in common: it stops with its worker, and takes turns, and goes on from its last heartbeat."""
+"""Bulk work: it stops with its worker, yields its slot to others, and goes on from its last heartbeat."""
 
 import time
 from datetime import timedelta
@@ -7,20 +7,20 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-LONGEST_TURN = 30.0
+LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
 
 _AT_THE_END_OF_THE_QUEUE = timedelta(milliseconds=100)
 
 
-class Turn:
+class BulkRun:
     """One run of a bulk activity, which holds one of the few slots meanwhile."""
 
     def __init__(self) -> None:
         """Begin now."""
-        self._ends = time.monotonic() + LONGEST_TURN
+        self._ends = time.monotonic() + LONGEST_RUN
 
-    def beat(self, *progress: Any) -> None:
+    def heartbeat(self, *progress: Any) -> None:
         """Tell Temporal how far this is.
 
         Raises:
@@ -30,11 +30,11 @@ class Turn:
         if activity.is_worker_shutdown():
             raise ApplicationError("the worker stops; another one goes on", type="Stopping")
 
-    def give_way(self) -> None:
-        """Go to the end of the task queue after a long turn. To be called where nothing would be done again.
+    def yield_slot(self) -> None:
+        """Go to the end of the task queue after a long run. To be called where nothing would be done again.
 
         Raises:
-            ApplicationError: The turn is over. The next one begins with what `beat` was told last.
+            ApplicationError: The time is over. The next run begins with what `heartbeat` was told last.
         """
         if time.monotonic() > self._ends:
             raise ApplicationError(

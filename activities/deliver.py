@@ -10,7 +10,7 @@ from temporalio.service import RPCError
 
 from activities.attempt import Attempts
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import UNSURE, Delivery
+from timemachine.domain.delivery import OUTCOME_UNKNOWN, Delivery
 from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Outcome, Unknown, decision_of
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 
@@ -65,15 +65,15 @@ class Deliveries:
             ApplicationError: An attempt is under way, whose end decides; to be tried again.
             UnavailableError: Postgres does not answer; to be tried again.
         """
-        sighted = None
+        expired_claim = None
         while True:
-            row = await self._ledger.cancel(delivery.run_id, due=delivery.job.trigger_at, sighted=sighted)
+            row = await self._ledger.cancel(delivery.run_id, due=delivery.job.trigger_at, expired_claim=expired_claim)
             if row.is_decided:
                 return decision_of(row)
-            if not row.is_expired or row.claim == sighted:
-                raise retryable("an attempt is under way", timedelta(seconds=1), type=UNSURE)
+            if not row.is_expired or row.claim == expired_claim:
+                raise retryable("an attempt is under way", timedelta(seconds=1), type=OUTCOME_UNKNOWN)
             await asyncio.sleep(GRACE)
-            sighted = row.claim
+            expired_claim = row.claim
 
     async def _ask_to_close(self, delivery: Delivery) -> None:
         """Cancel a workflow whose run was cancelled, which it has not been told of."""

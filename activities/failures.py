@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from timemachine.domain.delivery import UNSURE, AttemptsMade
+from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade
 from timemachine.domain.jobs import from_ms
 from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
 
@@ -39,10 +39,10 @@ def error_of(outcome: Failed | Held | Deferred | Unknown | Cancelled) -> Applica
         case Deferred():
             return retryable(outcome.reason, from_ms(outcome.next_at) - datetime.now(UTC), type="NotYet")
         case Held():
-            return _final(outcome.reason, outcome.made, type=HELD)
+            return _final(outcome.reason, outcome.attempts_made, type=HELD)
         case Unknown():
-            return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=UNSURE)
-    return retryable("the job was cancelled", ASK_AGAIN, type=UNSURE)
+            return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=OUTCOME_UNKNOWN)
+    return retryable("the job was cancelled", ASK_AGAIN, type=OUTCOME_UNKNOWN)
 
 
 def retryable(reason: str, wait: timedelta, *, type: str) -> ApplicationError:  # noqa: A002 - Temporal's word

@@ -5,7 +5,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.bulk import Turn
+from activities.bulk import BulkRun
 from activities.rate_limit import RateLimiter
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.outcomes import RowState
@@ -22,7 +22,7 @@ class Redeliveries:
     """Starts failed jobs again, at a bounded rate."""
 
     def __init__(self, client: Client, ledger: DeliveryLedger, settings: Settings, rate: RateLimiter) -> None:
-        """Take the open door to Temporal, and the rate that all bulk work of this worker shares."""
+        """Take the client of Temporal, and the rate that all bulk work of this worker shares."""
         self._client = client
         self._ledger = ledger
         self._task_queue = settings.task_queue
@@ -40,24 +40,24 @@ class Redeliveries:
             RPCError: Temporal does not answer; to be tried again.
         """
         start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
-        turn = Turn()
-        turn.beat(start.progress, start)
+        run = BulkRun()
+        run.heartbeat(start.progress, start)
         while True:
             page = self._client.list_workflows(failed.query, page_size=PAGE, next_page_token=start.token or None)
             await page.fetch_next_page()
             progress = start.progress
-            for run in page.current_page or ():
+            for failure in page.current_page or ():
                 # Asked for already, but not every store of visibility tells `a` from `A`.
-                if run.typed_search_attributes.get(ROUTE) != failed.route_key:
+                if failure.typed_search_attributes.get(ROUTE) != failed.route_key:
                     continue
                 await self._rate.acquire()
-                progress = await self._take_up(run, progress)
-                turn.beat(progress, start)
+                progress = await self._take_up(failure, progress)
+                run.heartbeat(progress, start)
             if not page.next_page_token:
                 return progress
             start = PageStart(token=page.next_page_token, progress=progress)
-            turn.beat(progress, start)
-            turn.give_way()
+            run.heartbeat(progress, start)
+            run.yield_slot()
 
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(failed.query)).count)

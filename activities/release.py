@@ -7,7 +7,7 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.bulk import Turn
+from activities.bulk import BulkRun
 from activities.rate_limit import RateLimiter
 from timemachine.domain.errors import NoSuchRouteError
 from timemachine.domain.releases import Released, ReleaseHeld
@@ -19,10 +19,10 @@ PAGE = 100
 
 
 class Releases:
-    """Lets held jobs go, at a bounded rate."""
+    """Releases held jobs, at a bounded rate."""
 
     def __init__(self, client: Client, routes: RouteStore, rate: RateLimiter) -> None:
-        """Take the open doors to Temporal and Postgres, and the rate that all bulk work of this worker shares."""
+        """Take the clients of Temporal and Postgres, and the rate that all bulk work of this worker shares."""
         self._client = client
         self._routes = routes
         self._rate = rate
@@ -37,7 +37,7 @@ class Releases:
             ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError, UnavailableError: Temporal or Postgres does not answer; to be tried again.
         """
-        released, turn = _resumed(), Turn()
+        released, run = _resumed(), BulkRun()
         while await self._open(release):
             page = self._client.list_workflows(_query(release), page_size=PAGE, next_page_token=released.token or None)
             await page.fetch_next_page()
@@ -48,12 +48,12 @@ class Releases:
                 await self._rate.acquire()
                 await self._signal(job.id, release.spread)
                 released = msgspec.structs.replace(released, signalled=released.signalled + 1)
-                turn.beat(released)
+                run.heartbeat(released)
             if not page.next_page_token:
                 return msgspec.structs.replace(released, token=b"")
             released = msgspec.structs.replace(released, token=page.next_page_token)
-            turn.beat(released)
-            turn.give_way()
+            run.heartbeat(released)
+            run.yield_slot()
         return msgspec.structs.replace(released, token=b"", stopped=True)
 
     async def _open(self, release: ReleaseHeld) -> bool:
@@ -62,7 +62,7 @@ class Releases:
             stored = await self._routes.find(release.db, release.route_id)
         except NoSuchRouteError:
             return True
-        return stored.standing.state is RouteState.ACTIVE
+        return stored.status.state is RouteState.ACTIVE
 
     async def _signal(self, workflow_id: str, spread: float) -> None:
         try:

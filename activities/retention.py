@@ -33,7 +33,7 @@ class RemoveBefore(Protocol):
         """
 
 
-class Upkeep:
+class Retention:
     """Keeps Postgres tidy."""
 
     def __init__(self, attempts: AttemptLog, ledger: DeliveryLedger, settings: Settings) -> None:

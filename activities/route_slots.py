@@ -1,4 +1,4 @@
-"""A worker's slots shared among routes, so that nobody waits for a stranger's slow receiver."""
+"""A worker's slots shared among routes, so that a slow receiver delays its own route only."""
 
 import asyncio
 import time
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from timemachine.domain.errors import NotYetError
+from timemachine.domain.errors import NoSlotError
 
 PATIENCE = 2.0
 """Seconds that an attempt waits in place for a slot of its route; a longer wait is spent outside the worker."""
@@ -39,11 +39,11 @@ class _RouteUse:
         """Take a slot, in the order in which attempts ask.
 
         Raises:
-            NotYetError: There is none, and waiting for one would take too long.
+            NoSlotError: There is none, and waiting for one would take too long.
         """
         now = time.monotonic()
         if len(self.waiting) >= self.limit or self._expected_wait(now) > PATIENCE:
-            raise NotYetError(self.reserve_retry(now))
+            raise NoSlotError(self.reserve_retry(now))
         slot: _Slot = asyncio.get_running_loop().create_future()
         self.waiting.append(slot)
         self.admit()
@@ -52,7 +52,7 @@ class _RouteUse:
                 await slot
         except TimeoutError:
             self.release(slot)
-            raise NotYetError(self.reserve_retry(time.monotonic())) from None
+            raise NoSlotError(self.reserve_retry(time.monotonic())) from None
         except BaseException:
             self.release(slot)
             raise
@@ -113,7 +113,7 @@ class RouteSlots:
         takes.
 
         Raises:
-            NotYetError: All are taken, and waiting for one would hold the worker's own slot for too long.
+            NoSlotError: All are taken, and waiting for one would hold the worker's own slot for too long.
         """
         route = self._in_use.get(route_key) or self._in_use.setdefault(route_key, _RouteUse(self._limit(route_key)))
         slot = await route.acquire()

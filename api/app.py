@@ -14,7 +14,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.attempts import AttemptController, Attempts
-from api.concurrency_limit import Admission
+from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
@@ -47,7 +47,7 @@ OPENAPI = OpenAPIConfig(
 
 
 def create_app(settings: Settings) -> Litestar:
-    """Return the API. It opens its doors to Postgres and Temporal when it starts, and closes them when it stops.
+    """Return the API. It connects to Postgres and Temporal when it starts, and closes the connections when it stops.
 
     It starts while they are away, too, and answers 503 until they come.
 
@@ -57,9 +57,9 @@ def create_app(settings: Settings) -> Litestar:
     vault = Vault(settings)
 
     @asynccontextmanager
-    async def doors(app: Litestar) -> AsyncIterator[None]:
+    async def clients(app: Litestar) -> AsyncIterator[None]:
         async with open_pool(settings) as pool:
-            client = await connect(lazy=True, hasty=True)
+            client = await connect(lazy=True, fail_fast=True)
             store = RouteStore(pool, vault)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> Litestar:
             RedeliveryController,
             HealthController,
         ],
-        lifespan=[doors],
+        lifespan=[clients],
         dependencies={
             name: Provide(_from_state(name), sync_to_thread=False)
             for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
@@ -93,13 +93,13 @@ def create_app(settings: Settings) -> Litestar:
         request_class=WholeRequest,
         request_max_body_size=MAX_BODY_BYTES,
     )
-    admitted = Admission(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
+    admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
     app.asgi_handler = OneReading(EveryMethod(admitted))
     return app
 
 
 def _from_state(name: str) -> Callable[[State], Any]:
-    """Return a dependency that hands out what `doors` opened."""
+    """Return a dependency that hands out what `clients` opened."""
 
     def provide(state: State) -> Any:
         return state[name]

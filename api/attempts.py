@@ -15,13 +15,15 @@ from api.routes import check_route_key
 from api.schemas import AttemptOut, AttemptsOut
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
 from timemachine.domain.jobs import check_key, from_ms, to_ms
-from timemachine.postgres.attempt_log import Attempt, AttemptLog, Outcome, Page, Place
+from timemachine.postgres.attempt_log import Attempt, AttemptLog, OutcomeFilter, Page, PagePosition
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import latest_run
 
-Ended = Annotated[Outcome | None, QueryParameter(description="Only those that the receiver took, or only the others.")]
+Ended = Annotated[
+    OutcomeFilter | None, QueryParameter(description="Only those that the receiver took, or only the others.")
+]
 
 
 class Attempts:
@@ -31,7 +33,7 @@ class Attempts:
     """
 
     def __init__(self, log: AttemptLog, routes: RouteStore, client: Client, settings: Settings) -> None:
-        """Take the open doors to Postgres and Temporal."""
+        """Take the clients of Postgres and Temporal."""
         self._log = log
         self._routes = routes
         self._client = client
@@ -49,7 +51,7 @@ class Attempts:
         workflow_id, after = check_key(db, collection, job_id), _place(cursor)
         page = await self._log.of_job(db, collection, job_id, limit=limit, after=after)
         if not page.attempts:
-            async with answering(self._limit):
+            async with temporal_timeout(self._limit):
                 await latest_run(self._client, workflow_id)
         return _shown(page)
 
@@ -60,7 +62,7 @@ class Attempts:
         limit: int,
         cursor: str | None,
         *,
-        outcome: Outcome | None,
+        outcome: OutcomeFilter | None,
         since: int | None,
         until: int | None,
     ) -> AttemptsOut:
@@ -86,8 +88,8 @@ class Attempts:
         return _shown(page)
 
 
-def _place(cursor: str | None) -> Place | None:
-    return None if cursor is None else decode_cursor(cursor, Place)
+def _place(cursor: str | None) -> PagePosition | None:
+    return None if cursor is None else decode_cursor(cursor, PagePosition)
 
 
 def _shown(page: Page) -> AttemptsOut:

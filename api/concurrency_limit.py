@@ -16,11 +16,11 @@ BODY_LIMIT = 10.0
 """Seconds within which the body of a request has to be there."""
 
 
-class Admission:
-    """The door of the API, which lets in so many requests at a time."""
+class ConcurrencyLimit:
+    """Lets so many requests into the application at a time, and refuses the others."""
 
     def __init__(self, app: ASGIApp, places: int, *, body_limit: float = BODY_LIMIT) -> None:
-        """Take the application behind the door, and how many requests may be in it at a time."""
+        """Take the application, and how many requests may be in it at a time."""
         self._app = app
         self._free = places
         self._body_limit = body_limit

@@ -26,7 +26,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
     """The reason, for programs: a code keeps its meaning for ever."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ErrorResponse(msgspec.Struct, frozen=True):
     """How an error is told to a client."""
 
     status: int
@@ -35,23 +35,27 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 # A code is never given another meaning. docs/api.md carries this table; a test holds the two together.
-ANSWERS: Mapping[type[Exception], Answer] = {
-    errors.MalformedError: Answer(400, "E001", "the body or a parameter is malformed"),
-    errors.ForbiddenNameError: Answer(400, "E002", "a db, collection, job or route name is not allowed"),
-    errors.TriggerTimeError: Answer(400, "E003", "`trigger_time` is too far in the past or future"),
-    errors.NoSuchJobError: Answer(400, "E004", "no such job"),
-    errors.JobExistsError: Answer(400, "E005", "another job with this id exists"),
-    errors.TooLateError: Answer(400, "E006", "too late: the job is being delivered or has ended"),
-    errors.NoSuchRouteError: Answer(400, "E007", "no such route"),
-    errors.RouteExistsError: Answer(400, "E008", "another route with this id exists"),
-    errors.RouteInUseError: Answer(400, "E009", "the route still has waiting jobs"),
-    errors.WebhookUrlError: Answer(400, "E010", "`webhook_url` is malformed, or points where deliveries may not go"),
-    errors.TooLargeError: Answer(413, "E011", "too large"),
-    errors.BusyError: Answer(429, "E014", "too many requests"),
-    errors.UnavailableError: Answer(503, "E015", "Postgres or Temporal does not answer; nothing is known to be lost"),
-    Exception: Answer(500, "E016", "internal error"),
-    errors.ContentTypeError: Answer(415, "E017", "wrong method, path or content type"),
-    errors.NoSuchRedeliveryError: Answer(400, "E018", "no such redelivery"),
+ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
+    errors.MalformedError: ErrorResponse(400, "E001", "the body or a parameter is malformed"),
+    errors.ForbiddenNameError: ErrorResponse(400, "E002", "a db, collection, job or route name is not allowed"),
+    errors.TriggerTimeError: ErrorResponse(400, "E003", "`trigger_time` is too far in the past or future"),
+    errors.NoSuchJobError: ErrorResponse(400, "E004", "no such job"),
+    errors.JobExistsError: ErrorResponse(400, "E005", "another job with this id exists"),
+    errors.TooLateError: ErrorResponse(400, "E006", "too late: the job is being delivered or has ended"),
+    errors.NoSuchRouteError: ErrorResponse(400, "E007", "no such route"),
+    errors.RouteExistsError: ErrorResponse(400, "E008", "another route with this id exists"),
+    errors.RouteInUseError: ErrorResponse(400, "E009", "the route still has waiting jobs"),
+    errors.WebhookUrlError: ErrorResponse(
+        400, "E010", "`webhook_url` is malformed, or points where deliveries may not go"
+    ),
+    errors.TooLargeError: ErrorResponse(413, "E011", "too large"),
+    errors.BusyError: ErrorResponse(429, "E014", "too many requests"),
+    errors.UnavailableError: ErrorResponse(
+        503, "E015", "Postgres or Temporal does not answer; nothing is known to be lost"
+    ),
+    Exception: ErrorResponse(500, "E016", "internal error"),
+    errors.ContentTypeError: ErrorResponse(415, "E017", "wrong method, path or content type"),
+    errors.NoSuchRedeliveryError: ErrorResponse(400, "E018", "no such redelivery"),
 }
 
 RETRY_AFTER_SECONDS = 1
@@ -67,7 +71,7 @@ _FRAMEWORK_REASONS = {
 
 def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
     """Answer with the row of the nearest class of the error in the table. What is not in it hides its cause."""
-    answer = next(ANSWERS[kind] for kind in type(error).__mro__ if kind in ANSWERS)
+    answer = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
     if answer.status == 500:
         log.error("internal error", exc_info=error)
         return _response(500, ErrorBody("internal error", answer.code))
@@ -116,7 +120,7 @@ class _NamedExample(Example):
 
 def refusals(*kinds: type[Exception]) -> dict[int, ResponseSpec]:
     """Return the documentation of the errors that an operation answers with, grouped by status."""
-    rows = [ANSWERS[kind] for kind in (*kinds, errors.BusyError, errors.UnavailableError, Exception)]
+    rows = [ERROR_RESPONSES[kind] for kind in (*kinds, errors.BusyError, errors.UnavailableError, Exception)]
     return {
         status: ResponseSpec(
             ErrorBody,

@@ -20,7 +20,7 @@ from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
 from timemachine.vault import Vault
 
@@ -32,7 +32,7 @@ OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this ro
 InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class PagePosition(msgspec.Struct, frozen=True, array_like=True):
     """Where a page begins: Temporal's own token, and the query that it belongs to. Sealed, as a cursor."""
 
     query: str
@@ -48,7 +48,7 @@ class FailedJobs:
     def __init__(
         self, client: Client, log: AttemptLog, ledger: DeliveryLedger, vault: Vault, settings: Settings
     ) -> None:
-        """Take the open doors to Temporal and Postgres, and the vault that seals cursors.
+        """Take the clients of Temporal and Postgres, and the vault that seals cursors.
 
         Temporal gives no reason for refusing a page token that it did not make itself.
         """
@@ -68,7 +68,7 @@ class FailedJobs:
         """
         asked = Asked(db=db, route=route, collection=collection)
         query = asked.query
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
             await listed.fetch_next_page()
             runs = await self._still_failed([run for run in listed.current_page or () if asked.includes(run)])
@@ -82,7 +82,7 @@ class FailedJobs:
 
     def _seal(self, token: bytes, query: str) -> str:
         """Return the cursor of a page of this very list."""
-        return self._vault.seal(msgspec.msgpack.encode(Place(query, token))).decode()
+        return self._vault.seal(msgspec.msgpack.encode(PagePosition(query, token))).decode()
 
     def _open(self, cursor: str | None, query: str) -> bytes | None:
         """Return the page token of a cursor.
@@ -93,7 +93,7 @@ class FailedJobs:
         if cursor is None:
             return None
         with suppress(VaultError, UnicodeError):
-            place = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=Place)
+            place = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
             if place.query == query:
                 return place.token
         raise MalformedError("cursor: it must be the `next` of a page of this very list")

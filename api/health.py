@@ -11,14 +11,14 @@ from api.schemas import Ok
 from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 
 
 class Readiness:
     """Knows what the API cannot do without."""
 
     def __init__(self, client: Client, pool: Pool, settings: Settings) -> None:
-        """Take the open doors to Temporal and Postgres."""
+        """Take the clients of Temporal and Postgres."""
         self._client = client
         self._pool = pool
         self._limit = settings.request_timeout
@@ -29,7 +29,7 @@ class Readiness:
         Raises:
             UnavailableError: One of them does not.
         """
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             healthy, _ = await asyncio.gather(self._client.service_client.check_health(), ping(self._pool))
         if not healthy:
             raise UnavailableError("Temporal is not healthy")

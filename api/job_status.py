@@ -9,7 +9,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.schemas import JobOut, State
+from api.schemas import JobOut, JobState
 from timemachine.domain.delivery import AttemptsMade
 from timemachine.domain.errors import NoSuchJobError
 from timemachine.domain.jobs import Job, to_ms
@@ -22,7 +22,7 @@ from workflows.job_before_ledger import HELD_SINCE
 Run = WorkflowHandle[JobWorkflow, Delivered]
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class JobStatus(msgspec.Struct, frozen=True):
     """A job as it is now: what it is to deliver, and what the API shows of it."""
 
     job: Job
@@ -32,7 +32,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     """What the ledger has of it; None before its first attempt."""
 
 
-async def take_snapshot(client: Client, ledger: DeliveryLedger, workflow_id: str) -> Snapshot:
+async def read_job_status(client: Client, ledger: DeliveryLedger, workflow_id: str) -> JobStatus:
     """Look at the job's latest run.
 
     Raises:
@@ -44,7 +44,7 @@ async def take_snapshot(client: Client, ledger: DeliveryLedger, workflow_id: str
     run = client.get_workflow_handle_for(JobWorkflow.run, workflow_id, run_id=latest.run_id)
     try:
         shown = await _show(run, latest, row)
-        return Snapshot(latest.job, shown, latest, row)
+        return JobStatus(latest.job, shown, latest, row)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoSuchJobError from error
@@ -59,7 +59,7 @@ async def _show(run: Run, latest: JobRun, row: LedgerRow | None) -> JobOut:
         trigger_time=job.trigger_time,
         meta=job.meta,
         route=job.route,
-        state=State.SCHEDULED,
+        state=JobState.SCHEDULED,
         retry=job.retry or UNSET,
         deadline=job.deadline or UNSET,
     )
@@ -79,21 +79,23 @@ def _with_decision(shown: JobOut, decision: Decision) -> JobOut:
     """Add how the ledger says that a job ended."""
     match decision:
         case Delivered():
-            return replace(shown, state=State.DELIVERED, attempts=decision.attempts, delivered_at=decision.delivered_at)
+            return replace(
+                shown, state=JobState.DELIVERED, attempts=decision.attempts, delivered_at=decision.delivered_at
+            )
         case Failed():
-            return replace(shown, state=State.FAILED, attempts=decision.attempts, last_error=decision.reason)
+            return replace(shown, state=JobState.FAILED, attempts=decision.attempts, last_error=decision.reason)
         case Cancelled():
-            return replace(shown, state=State.CANCELLED)
+            return replace(shown, state=JobState.CANCELLED)
 
 
 async def _with_outcome(run: Run, shown: JobOut, status: WorkflowExecutionStatus) -> JobOut:
     """Add how Temporal says that a job ended of which the ledger knows nothing, from its last event."""
     if status in CANCELLED:
-        return replace(shown, state=State.CANCELLED)
+        return replace(shown, state=JobState.CANCELLED)
     try:
         delivered = await run.result(follow_runs=False)
     except WorkflowFailureError as error:
-        shown = replace(shown, state=State.FAILED)
+        shown = replace(shown, state=JobState.FAILED)
         if not isinstance(error.cause, ApplicationError):
             return replace(shown, last_error=str(error.cause))
         details = error.cause.details
@@ -106,18 +108,20 @@ def _with_attempts(shown: JobOut, row: LedgerRow) -> JobOut:
     """Add how far the attempts are of a job that is not decided."""
     now = to_ms(datetime.now(UTC))
     next_at = now + int(row.seconds_left * 1000)
-    waits = row.is_untouched and shown.trigger_time > now
+    waits = row.is_unattempted and shown.trigger_time > now
     return replace(
         shown,
-        state=State.SCHEDULED if waits else State.DELIVERING,
-        attempts=row.made or UNSET,
-        next_attempt_time=next_at if row.state is RowState.WAITING and row.made else UNSET,
+        state=JobState.SCHEDULED if waits else JobState.DELIVERING,
+        attempts=row.attempts_made or UNSET,
+        next_attempt_time=next_at if row.state is RowState.WAITING and row.attempts_made else UNSET,
         last_error=(row.end.reason if row.end else None) or UNSET,
     )
 
 
 def _with_hold(shown: JobOut, held: Held) -> JobOut:
     """Add why a job is held, or when it is released."""
-    state = State.DELIVERING if held.made else State.SCHEDULED
-    shown = replace(shown, state=state, attempts=held.made or UNSET, next_attempt_time=held.release_at or UNSET)
+    state = JobState.DELIVERING if held.attempts_made else JobState.SCHEDULED
+    shown = replace(
+        shown, state=state, attempts=held.attempts_made or UNSET, next_attempt_time=held.release_at or UNSET
+    )
     return shown if held.release_at else replace(shown, held=held.reason)

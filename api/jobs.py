@@ -22,10 +22,10 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
-from api.job_status import Snapshot, take_snapshot
+from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
 from api.parameters import Collection, Db, JobIdInPath
-from api.schemas import JobChange, JobIn, JobOut, Ok, State
+from api.schemas import JobChange, JobIn, JobOut, JobState, Ok
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -43,7 +43,7 @@ from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.postgres.delivery_ledger import GRACE, LOST, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import JobRun, first_run_id, start_job
 from timemachine.temporal.search_attributes import TRIGGER_TIME
 from workflows.job import TOO_LATE, JobWorkflow
@@ -51,7 +51,7 @@ from workflows.job import TOO_LATE, JobWorkflow
 log = logging.getLogger(__name__)
 
 
-UNDECIDED = (State.SCHEDULED, State.DELIVERING)
+UNDECIDED = (JobState.SCHEDULED, JobState.DELIVERING)
 
 CLOSE_TIME = 0.5
 """Seconds that a cancelled job's workflow gets to close before the cancel is answered."""
@@ -84,7 +84,7 @@ class Jobs:
             JobExistsError: Another job with this id waits or is being delivered.
         """
         check_job(job, datetime.now(UTC))
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
             try:
                 check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
@@ -104,12 +104,12 @@ class Jobs:
             try:
                 return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
             except WorkflowAlreadyStartedError:
-                existing = await take_snapshot(self._client, self._ledger, job.workflow_id)
+                existing = await read_job_status(self._client, self._ledger, job.workflow_id)
             if _is_repeated(existing, job):
                 return None
             if not existing.run.is_open:
                 continue
-            if existing.shown.state is State.CANCELLED:
+            if existing.shown.state is JobState.CANCELLED:
                 await self._close(existing.run)
             elif existing.shown.state in UNDECIDED:
                 break
@@ -129,7 +129,7 @@ class Jobs:
     async def _has(self, job: Job) -> bool:
         """Return whether this very job is there, waiting or ended by itself."""
         try:
-            return _is_repeated(await take_snapshot(self._client, self._ledger, job.workflow_id), job)
+            return _is_repeated(await read_job_status(self._client, self._ledger, job.workflow_id), job)
         except NoSuchJobError:
             return False
 
@@ -139,8 +139,8 @@ class Jobs:
         Raises:
             NoSuchJobError: There is none, or it ended longer ago than the namespace's retention.
         """
-        async with answering(self._limit):
-            return (await take_snapshot(self._client, self._ledger, job_workflow_id)).shown
+        async with temporal_timeout(self._limit):
+            return (await read_job_status(self._client, self._ledger, job_workflow_id)).shown
 
     async def change(self, job: Job) -> None:
         """Replace a waiting job. When this returns, the old one is never delivered.
@@ -154,7 +154,7 @@ class Jobs:
         now = datetime.now(UTC)
         check_job(job, now)
         check_not_past(job.trigger_time, now, deadline=job.deadline)
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
             description = await self._describe(job.workflow_id)
             first_run = first_run_id(description)
@@ -171,7 +171,7 @@ class Jobs:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
         row = await self._ledger.find(first_run)
-        if (row and not row.is_untouched) or status is not WorkflowExecutionStatus.RUNNING:
+        if (row and not row.is_unattempted) or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
         run = self._client.get_workflow_handle(job.workflow_id, first_execution_run_id=first_run)
         try:
@@ -196,7 +196,7 @@ class Jobs:
             TooLateError: The receiver took it, or may have taken it, or it had ended before.
             UnavailableError: The outcome is not known in time; no other attempt begins.
         """
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             description = await self._describe(job_workflow_id)
             status, first_run = description.status, first_run_id(description)
             if status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
@@ -208,16 +208,16 @@ class Jobs:
     async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
         first_run, due = first_run_id(description), description.typed_search_attributes.get(TRIGGER_TIME)
-        until, sighted, asked = asyncio.get_running_loop().time() + self._limit * 0.9 - CLOSE_TIME, None, False
+        until, expired_claim, asked = asyncio.get_running_loop().time() + self._limit * 0.9 - CLOSE_TIME, None, False
         while True:
-            row = await self._cancelled(first_run, due or datetime.now(UTC), sighted)
+            row = await self._cancelled(first_run, due or datetime.now(UTC), expired_claim)
             if row and row.is_decided:
                 await self._close_cancelled(description)
                 return row
             if row and not asked:
                 asked = True
                 await self._ask_to_close(description)
-            wait = GRACE if row and row.is_expired and row.claim != sighted else POLL
+            wait = GRACE if row and row.is_expired and row.claim != expired_claim else POLL
             if asyncio.get_running_loop().time() + wait > until:
                 raise UnavailableError(
                     "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
@@ -226,7 +226,7 @@ class Jobs:
                 )
             await asyncio.sleep(wait)
             if row and wait == GRACE:
-                sighted = row.claim
+                expired_claim = row.claim
 
     async def _close_cancelled(self, description: WorkflowExecutionDescription) -> None:
         """Have the workflow of a decided run close, and give it a moment, so that whoever asks Temporal sees the same.
@@ -239,10 +239,10 @@ class Jobs:
                 await self._ask_to_close(description)
                 await run.result(follow_runs=False)
 
-    async def _cancelled(self, first_run: str, due: datetime, sighted: str | None) -> LedgerRow | None:
+    async def _cancelled(self, first_run: str, due: datetime, expired_claim: str | None) -> LedgerRow | None:
         """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""
         try:
-            return await self._ledger.cancel(first_run, due=due, sighted=sighted)
+            return await self._ledger.cancel(first_run, due=due, expired_claim=expired_claim)
         except UnavailableError:
             return None
 
@@ -296,7 +296,7 @@ _ENDS = {
 }
 
 
-def _is_repeated(existing: Snapshot, job: Job) -> bool:
+def _is_repeated(existing: JobStatus, job: Job) -> bool:
     """Return whether a create is a repetition. After a cancel it is not: the client wants the job again.
 
     Raises:
@@ -306,11 +306,14 @@ def _is_repeated(existing: Snapshot, job: Job) -> bool:
         raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
     if existing.row and existing.row.is_cancelled_in_doubt:
         return False
-    same = msgspec.structs.replace(existing.job, message_id=None, at_once=False, made=0, ledger=False) == job
-    return same and existing.shown.state is not State.CANCELLED
+    same = (
+        msgspec.structs.replace(existing.job, message_id=None, attempt_in_task=False, attempts_made=0, ledger=False)
+        == job
+    )
+    return same and existing.shown.state is not JobState.CANCELLED
 
 
-def _is_being_cancelled(existing: Snapshot) -> bool:
+def _is_being_cancelled(existing: JobStatus) -> bool:
     return existing.run.cancel_requested or (existing.row is not None and existing.row.state is RowState.CANCELLING)
 
 

@@ -37,7 +37,7 @@ from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_workf
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import JobRun, check_redeliverable, latest_run, redeliver
 from workflows.redelivery import RedeliveryWorkflow
 
@@ -55,7 +55,7 @@ class Redeliveries:
     """
 
     def __init__(self, client: Client, routes: RouteStore, ledger: DeliveryLedger, settings: Settings) -> None:
-        """Take the open doors to Temporal and Postgres."""
+        """Take the clients of Temporal and Postgres."""
         self._client = client
         self._routes = routes
         self._ledger = ledger
@@ -72,7 +72,7 @@ class Redeliveries:
             TooLateError: It has not ended, was cancelled, or its deadline has passed.
         """
         workflow_id = check_key(db, collection, job_id)
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             run, row = await self._latest(workflow_id)
             if _is_under_way(run):
                 return
@@ -109,7 +109,7 @@ class Redeliveries:
         """
         check_route_key(db, route_id)
         failed = _asked(db, route_id, window)
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             await self._routes.check(db, route_id)
             await self._client.start_workflow(
                 RedeliveryWorkflow.run,
@@ -131,7 +131,7 @@ class Redeliveries:
         check_route_key(db, route_id)
         check_name("redelivery", redelivery_id)
         workflow_id = redelivery_workflow_id(db, route_id, redelivery_id)
-        async with answering(self._limit):
+        async with temporal_timeout(self._limit):
             try:
                 description = await self._client.get_workflow_handle(workflow_id).describe()
             except RPCError as error:

@@ -35,7 +35,7 @@ from timemachine.domain.routes import (
 )
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import answering
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.search_attributes import ROUTE
 
 
@@ -43,11 +43,11 @@ class Routes:
     """The routes, with the rules that a client's request must keep."""
 
     def __init__(self, store: RouteStore, client: Client, settings: Settings) -> None:
-        """Take the open doors to Postgres and Temporal."""
+        """Take the clients of Postgres and Temporal."""
         self._store = store
         self._client = client
         self._settings = settings
-        self._targets = settings.targets
+        self._targets = settings.address_guard
 
     def allowed(self, db: str, route_id: str, data: RouteIn | RouteChange) -> Route:
         """Return a route that keeps the rules.
@@ -76,7 +76,7 @@ class Routes:
     async def find(self, db: str, route_id: str) -> RouteOut:
         """Return a route; see `RouteStore.find`."""
         stored = await self._store.find(db, route_id)
-        route, standing = stored.route, stored.standing
+        route, status = stored.route, stored.status
         return RouteOut(
             id=route.id,
             webhook_url=route.webhook_url,
@@ -84,9 +84,9 @@ class Routes:
             timeout=route.timeout or self._settings.delivery_timeout,
             headers=dict.fromkeys(route.header_names, HIDDEN),
             max_in_flight=route.max_in_flight,
-            state=standing.state,
-            since=to_ms(standing.since),
-            reason=standing.reason or UNSET,
+            state=status.state,
+            since=to_ms(status.since),
+            reason=status.reason or UNSET,
         )
 
     async def replace(self, db: str, route_id: str, data: RouteChange) -> None:
@@ -98,10 +98,10 @@ class Routes:
         await self._store.set_state(db, route_id, RouteState.PAUSED, reason)
 
     async def resume(self, db: str, route_id: str, spread: float) -> None:
-        """Let the jobs of a paused or disabled route go, in the background and over `spread` seconds."""
+        """Release the jobs of a paused or disabled route, in the background and over `spread` seconds."""
         await self._store.set_state(db, route_id, RouteState.ACTIVE)
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
-        async with answering(self._settings.request_timeout, begun=True):
+        async with temporal_timeout(self._settings.request_timeout, begun=True):
             await self._client.start_workflow(
                 "Release",
                 release,
@@ -123,7 +123,7 @@ class Routes:
         await self._store.check(db, route_id)
         if not force:
             query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{db}/{route_id}'"
-            async with answering(self._settings.request_timeout):
+            async with temporal_timeout(self._settings.request_timeout):
                 waiting = (await self._client.count_workflows(query)).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
@@ -235,7 +235,7 @@ class RouteController(Controller):
     async def resume(
         self, db: Db, route_id: RouteIdInPath, data: JSONBody[ResumeIn], routes: NamedDependency[Routes]
     ) -> Ok:
-        """Open a paused or disabled route again, and let its held jobs go, spread over some time."""
+        """Open a paused or disabled route again, and release its held jobs, spread over some time."""
         check_route_key(db, route_id)
         await routes.resume(db, route_id, data.spread)
         return Ok()

@@ -7,7 +7,7 @@ import msgspec
 from litestar.openapi.spec import OpenAPIType, Schema
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 from timemachine.domain.routes import (
@@ -116,7 +116,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     deadline: Deadline | None = None
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """Where a job is in its life."""
 
     SCHEDULED = "scheduled"
@@ -133,7 +133,7 @@ class JobOut(msgspec.Struct, frozen=True, kw_only=True):
     trigger_time: TriggerTime
     meta: Raw
     route: RouteId
-    state: State
+    state: JobState
     attempts: int | UnsetType = UNSET
     """Attempts that have reached out to the receiver and ended."""
     next_attempt_time: int | UnsetType = UNSET
@@ -244,7 +244,7 @@ class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the held jobs of a route are let go."""
+    """How the held jobs of a route are released."""
 
     spread: Annotated[
         float,
@@ -324,7 +324,7 @@ class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     status: int | UnsetType = UNSET
     """HTTP status of the answer, where there was one."""
-    kind: Kind
+    kind: AttemptKind
     """`taken`, `refused`, or why there was no answer."""
     error: str | UnsetType = UNSET
     """Why the attempt failed, where it did."""

@@ -37,7 +37,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of little, in under three minutes")
     parser.add_argument("--only", type=_scenarios, default=set(EVERYTHING), help=f"some of {','.join(EVERYTHING)}")
     parser.add_argument(
-        "--rounds", type=int, help=f"rounds with the contestants in turns (default: {ROUNDS}; quick: 1)"
+        "--rounds", type=int, help=f"rounds with the implementations in turns (default: {ROUNDS}; quick: 1)"
     )
     parser.add_argument(
         "--report", nargs="+", type=Path, metavar="FILE", help="measure nothing: write the report from these results"

@@ -13,9 +13,9 @@ import msgspec
 
 from benchmarks.load import at_rate, due_in, timed_all
 from benchmarks.results import Measurement, Memory, spread
-from benchmarks.run import SETTLE, Turn, begun
+from benchmarks.run import SETTLE, ScenarioRun, begun
 from benchmarks.scenarios import FAR, creates
-from benchmarks.testbed import Arena
+from benchmarks.testbed import Testbed
 
 FILLERS = 64
 """Creates in flight while waiting jobs are filled up."""
@@ -36,41 +36,41 @@ _ANSWERS = {
 }
 
 
-async def waiting(arena: Arena, round_: int, *, levels: Iterable[int], batch: int) -> AsyncIterator[Measurement]:
+async def waiting(testbed: Testbed, round_: int, *, levels: Iterable[int], batch: int) -> AsyncIterator[Measurement]:
     """Fill up with waiting jobs, and at each level measure creates, reads, changes and what is held.
 
     Args:
         batch: Creates in each of the batches of which the median counts.
     """
-    changing = await _changing(arena, round_)
+    changing = await _changing(testbed, round_)
     there = CHANGES
     for level in levels:
-        turn = await begun(arena, arena.ours, f"waiting, {level} jobs", round_)
-        await timed_all(repeat(partial(turn.create_in, FAR), level - there), FILLERS)
-        filled = turn.result(level - there, until=time.time())
-        await arena.quiet()
-        memory = await _held(turn)
-        created = await _batches(arena, level, round_, batch)
-        notes = {"waiting": float(level), "fill_per_second": filled.per_second} | await _latencies(arena, changing)
+        run = await begun(testbed, testbed.ours, f"waiting, {level} jobs", round_)
+        await timed_all(repeat(partial(run.create_in, FAR), level - there), FILLERS)
+        filled = run.result(level - there, until=time.time())
+        await testbed.quiet()
+        memory = await _held(run)
+        created = await _batches(testbed, level, round_, batch)
+        notes = {"waiting": float(level), "fill_per_second": filled.per_second} | await _latencies(testbed, changing)
         yield msgspec.structs.replace(created, memory=memory, notes=notes)
         there = level + BATCHES * batch
 
 
-async def _changing(arena: Arena, round_: int) -> list[str]:
+async def _changing(testbed: Testbed, round_: int) -> list[str]:
     """Create the jobs that are changed at each level, and change them: the worker then has them from the start."""
-    turn = await begun(arena, arena.ours, "waiting", round_)
-    job_ids = [await turn.create_in(FAR) for _ in range(CHANGES)]
+    run = await begun(testbed, testbed.ours, "waiting", round_)
+    job_ids = [await run.create_in(FAR) for _ in range(CHANGES)]
     for job_id in job_ids:
-        await _changed(arena, job_id)
+        await _changed(testbed, job_id)
     return job_ids
 
 
-async def _batches(arena: Arena, level: int, round_: int, batch: int) -> Measurement:
+async def _batches(testbed: Testbed, level: int, round_: int, batch: int) -> Measurement:
     """Create some batches of jobs, and return the one with the median rate."""
     found = []
     for _ in range(BATCHES):
-        turn = await begun(arena, arena.ours, f"waiting, {level} jobs", round_)
-        found.append(await creates(turn, in_flight=BATCH_IN_FLIGHT, count=batch))
+        run = await begun(testbed, testbed.ours, f"waiting, {level} jobs", round_)
+        found.append(await creates(run, in_flight=BATCH_IN_FLIGHT, count=batch))
     return sorted(found, key=_rate)[BATCHES // 2]
 
 
@@ -78,12 +78,12 @@ def _rate(one: Measurement) -> float:
     return one.per_second
 
 
-async def _latencies(arena: Arena, job_ids: Sequence[str]) -> dict[str, float]:
+async def _latencies(testbed: Testbed, job_ids: Sequence[str]) -> dict[str, float]:
     """Read and change jobs, one at a time, and return how long that took."""
     again = list(job_ids) * (READS // CHANGES)
     took = {
-        "read": spread(await timed_all([partial(_read, arena, job_id) for job_id in again], 1)),
-        "change": spread(await timed_all([partial(_changed, arena, job_id) for job_id in job_ids], 1)),
+        "read": spread(await timed_all([partial(_read, testbed, job_id) for job_id in again], 1)),
+        "change": spread(await timed_all([partial(_changed, testbed, job_id) for job_id in job_ids], 1)),
     }
     return {
         f"{name}_{part}_ms": ms
@@ -93,12 +93,12 @@ async def _latencies(arena: Arena, job_ids: Sequence[str]) -> dict[str, float]:
     }
 
 
-async def _read(arena: Arena, job_id: str) -> None:
-    _check(await arena.ours.read(job_id))
+async def _read(testbed: Testbed, job_id: str) -> None:
+    _check(await testbed.ours.read(job_id))
 
 
-async def _changed(arena: Arena, job_id: str) -> None:
-    _check(await arena.ours.change(job_id, due_in(FAR)))
+async def _changed(testbed: Testbed, job_id: str) -> None:
+    _check(await testbed.ours.change(job_id, due_in(FAR)))
 
 
 def _check(status: int) -> None:
@@ -106,36 +106,36 @@ def _check(status: int) -> None:
         raise RuntimeError(f"answered {status} among waiting jobs")
 
 
-async def _held(turn: Turn) -> Memory:
+async def _held(run: ScenarioRun) -> Memory:
     """Return what is held in memory and on disk now."""
-    stack = turn.arena.stack
+    stack = run.testbed.stack
     temporal = await asyncio.to_thread(lambda: sum(file.stat().st_size for file in stack.folder.glob("temporal.db*")))
-    postgres = await turn.arena.sql("SELECT pg_database_size(current_database())")
-    return Memory(resident=turn.resident(), disk={"temporal": temporal, "postgres": int(postgres)})
+    postgres = await run.testbed.sql("SELECT pg_database_size(current_database())")
+    return Memory(resident=run.resident(), disk={"temporal": temporal, "postgres": int(postgres)})
 
 
 class Asked:
     """Creates due at once that nobody waits for, and what became of each."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, run: ScenarioRun) -> None:
         """Begin with none."""
-        self._turn = turn
+        self._run = run
         self.took: defaultdict[int, list[float]] = defaultdict(list)
         """Milliseconds to the answer, by its status."""
         self.accepted: set[str] = set()
 
     async def create(self) -> None:
         """Create a job, and note the answer, or that there was none."""
-        job_id, began, status = self._turn.new_id(), time.perf_counter(), _UNANSWERED
+        job_id, began, status = self._run.new_id(), time.perf_counter(), _UNANSWERED
         with suppress(OSError, asyncio.IncompleteReadError):
-            status = await self._turn.contestant.create(job_id, due_in(0))
+            status = await self._run.implementation.create(job_id, due_in(0))
         self.took[status].append((time.perf_counter() - began) * 1000)
         if status == HTTPStatus.OK:
             self.accepted.add(job_id)
 
     async def lost(self) -> int:
         """Wait until all that was accepted is taken, or none comes any more, and return how many are missing."""
-        taken, asked = self._turn.sink.taken, time.time()
+        taken, asked = self._run.sink.taken, time.time()
         while missing := self.accepted - taken.keys():
             if time.time() - max([asked, *taken.values()]) > SETTLE:
                 return len(missing)
@@ -154,18 +154,18 @@ class Asked:
         return {**counts, "otherwise": others, **times}
 
 
-async def overload(arena: Arena, round_: int, *, rate: float, seconds: float) -> Measurement:
+async def overload(testbed: Testbed, round_: int, *, rate: float, seconds: float) -> Measurement:
     """Ask for far more than can be done, without waiting for answers, and see what becomes of what was accepted."""
-    turn = await begun(arena, arena.ours, "overload", round_)
-    asked, before = Asked(turn), turn.resident()
-    async with _peak_memory(turn.resident) as peak:
+    run = await begun(testbed, testbed.ours, "overload", round_)
+    asked, before = Asked(run), run.resident()
+    async with _peak_memory(run.resident) as peak:
         await at_rate(rate, int(rate * seconds), asked.create)
         ended = time.time()
         lost = await asked.lost()
     if not lost:
-        await turn.all_closed()
-    after, last = turn.resident(), max(turn.sink.taken.values())
-    measured = turn.result(len(turn.sink.taken), until=last)
+        await run.all_closed()
+    after, last = run.resident(), max(run.sink.taken.values())
+    measured = run.result(len(run.sink.taken), until=last)
     notes = asked.notes() | {"asked": rate * seconds, "lost": lost, "drain_seconds": round(last - ended, 1)}
     for name in ("worker", "api", "temporal"):
         notes |= {f"{name}_before": before[name], f"{name}_peak": peak[name], f"{name}_after": after[name]}

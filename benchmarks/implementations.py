@@ -26,7 +26,7 @@ _NOBODY = "nobody"
 """Task queue that no worker serves."""
 
 
-class Contestant(Protocol):
+class Implementation(Protocol):
     """A way of having jobs done."""
 
     name: ClassVar[str]

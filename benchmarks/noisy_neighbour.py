@@ -20,7 +20,7 @@ from tests.support.service import Service, now_ms
 from timemachine.process import leave
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-HEALTHY, STRANGERS = 50, 500
+HEALTHY, NOISY = 50, 500
 WINDOW = float(os.environ.get("WINDOW", "20"))
 """Seconds in which all of a round's jobs come due."""
 AHEAD = 8.0
@@ -56,12 +56,12 @@ async def create(service: Service, route: str, count: int, first_due: int) -> No
     await asyncio.gather(*(one(n) for n in range(count)))
 
 
-async def measure(service: Service, healthy: Receiver, *, strangers: bool) -> Lateness:
+async def measure(service: Service, healthy: Receiver, *, noisy: bool) -> Lateness:
     """Let the jobs of one measurement come due, and return how late those of the healthy route were."""
     healthy.received.clear()
-    first_due = now_ms(AHEAD + (12 if strangers else 0))
-    if strangers:
-        await create(service, "black-hole", STRANGERS, first_due)
+    first_due = now_ms(AHEAD + (12 if noisy else 0))
+    if noisy:
+        await create(service, "black-hole", NOISY, first_due)
     await create(service, "healthy", HEALTHY, first_due)
     await healthy.wait_until(lambda: len(healthy.received) >= HEALTHY, limit=120)
     return lateness(healthy.received)
@@ -74,7 +74,7 @@ async def never(_: Received) -> bytes:
 
 
 async def measure_both() -> tuple[Lateness, Lateness]:
-    """Return how late the healthy route is alone and then among strangers, on a stack of their own."""
+    """Return how late the healthy route is alone and then beside the black hole, on a stack of their own."""
     async with (
         fresh_stack() as stack,
         receiving() as healthy,
@@ -85,8 +85,8 @@ async def measure_both() -> tuple[Lateness, Lateness]:
         service = Service(api, "bench")
         await service.add_route(healthy.url, "healthy")
         await service.add_route(black_hole.url, "black-hole")
-        alone = await measure(service, healthy, strangers=False)
-        return alone, await measure(service, healthy, strangers=True)
+        alone = await measure(service, healthy, noisy=False)
+        return alone, await measure(service, healthy, noisy=True)
 
 
 async def bench() -> None:
@@ -96,7 +96,7 @@ async def bench() -> None:
         alone, among = await measure_both()
         ratios.append(among.p99 / alone.p99)
         say(msgspec.json.encode({"round": n, "alone": alone, "among": among}).decode())
-    say(f"p99 among strangers / alone: {', '.join(f'{r:.2f}' for r in ratios)}; median {median(ratios):.2f}")
+    say(f"p99 beside the black hole / alone: {', '.join(f'{r:.2f}' for r in ratios)}; median {median(ratios):.2f}")
 
 
 if __name__ == "__main__":

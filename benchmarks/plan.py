@@ -1,4 +1,4 @@
-"""In what order all is measured: in rounds, the contestants in turns, the first in one being the last in the next."""
+"""In what order all is measured: in rounds, by turns, so that the first in one round is the last in the next."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from statistics import median
@@ -6,11 +6,11 @@ from statistics import median
 import msgspec
 
 from benchmarks import capacity, scenarios
-from benchmarks.implementations import Contestant
+from benchmarks.implementations import Implementation
 from benchmarks.results import BURST, HALF, OURS, Measurement
 from benchmarks.run import begun
 from benchmarks.scenarios import SLOW_RATE
-from benchmarks.testbed import Arena, arena
+from benchmarks.testbed import Testbed, testbed
 from devstack.terminal import say
 
 OVERLOAD = 4.0
@@ -54,37 +54,37 @@ QUICK = Size(
 
 
 class Round:
-    """One round of the scenarios that contestants have in common, in an arena that all share."""
+    """One round of the scenarios that implementations have in common, in an testbed that all share."""
 
-    def __init__(self, place: Arena, n: int, size: Size) -> None:
-        """Take the arena, the number of the round from 0, and how much is done."""
+    def __init__(self, place: Testbed, n: int, size: Size) -> None:
+        """Take the testbed, the number of the round from 0, and how much is done."""
         self._place, self._n, self._size = place, n, size
         self._rate: float | None = None
         order = 1 if n % 2 == 0 else -1
-        self._all: Sequence[Contestant] = (place.raw, place.same_raw, place.straightforward, place.ours)[::order]
-        self._both: Sequence[Contestant] = (place.straightforward, place.ours)[::order]
+        self._all: Sequence[Implementation] = (place.raw, place.same_raw, place.straightforward, place.ours)[::order]
+        self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
 
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight."""
         for in_flight in (1, 16, 64):
             count = self._size.creates if in_flight > 1 else self._size.creates // 4
-            for contestant in self._all:
-                turn = await begun(self._place, contestant, f"creates, {in_flight} in flight", self._n)
-                yield await scenarios.creates(turn, in_flight=in_flight, count=count)
+            for implementation in self._all:
+                run = await begun(self._place, implementation, f"creates, {in_flight} in flight", self._n)
+                yield await scenarios.creates(run, in_flight=in_flight, count=count)
 
     async def burst(self) -> AsyncIterator[Measurement]:
         """Many jobs due at one instant."""
         for count in self._size.bursts:
-            for contestant in self._both:
-                turn = await begun(self._place, contestant, f"{BURST} {count:,}", self._n)
-                yield await scenarios.burst(turn, count=count)
+            for implementation in self._both:
+                run = await begun(self._place, implementation, f"{BURST} {count:,}", self._n)
+                yield await scenarios.burst(run, count=count)
 
     async def sustained(self) -> AsyncIterator[Measurement]:
         """As many jobs as can be delivered."""
-        for contestant in self._both:
-            turn = await begun(self._place, contestant, "sustained", self._n)
-            measured = await scenarios.sustained(turn, seconds=self._size.sustained_seconds)
-            if contestant is self._place.straightforward:
+        for implementation in self._both:
+            run = await begun(self._place, implementation, "sustained", self._n)
+            measured = await scenarios.sustained(run, seconds=self._size.sustained_seconds)
+            if implementation is self._place.straightforward:
                 self._rate = measured.per_second
             yield measured
 
@@ -94,21 +94,21 @@ class Round:
         if self._rate is not None:
             rates[HALF] = round(self._rate / 2, 1)
         for scenario, rate in rates.items():
-            for contestant in self._both:
-                turn = await begun(self._place, contestant, scenario, self._n)
-                yield await scenarios.steady(turn, rate=rate, seconds=self._size.steady_seconds)
+            for implementation in self._both:
+                run = await begun(self._place, implementation, scenario, self._n)
+                yield await scenarios.steady(run, rate=rate, seconds=self._size.steady_seconds)
 
     async def failing(self) -> AsyncIterator[Measurement]:
         """A receiver that refuses each job once."""
-        for contestant in self._both:
-            turn = await begun(self._place, contestant, "failing receiver", self._n)
-            yield await scenarios.failing(turn, seconds=self._size.sustained_seconds)
+        for implementation in self._both:
+            run = await begun(self._place, implementation, "failing receiver", self._n)
+            yield await scenarios.failing(run, seconds=self._size.sustained_seconds)
 
     async def slow(self) -> AsyncIterator[Measurement]:
         """A receiver that is slow to answer."""
-        for contestant in self._both:
-            turn = await begun(self._place, contestant, f"slow receiver, {SLOW_RATE:g} jobs/s", self._n)
-            yield await scenarios.slow(turn, seconds=self._size.steady_seconds)
+        for implementation in self._both:
+            run = await begun(self._place, implementation, f"slow receiver, {SLOW_RATE:g} jobs/s", self._n)
+            yield await scenarios.slow(run, seconds=self._size.steady_seconds)
 
 
 CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
@@ -137,20 +137,20 @@ async def measure(size: Size, wanted: set[str], rounds: int, found: list[Measure
     wanted = wanted | {NEEDS[name] for name in wanted & NEEDS.keys()}
     versions: dict[str, str] = {}
     for n in range(rounds if wanted - set(ALONE) else 0):
-        async with arena() as place:
+        async with testbed() as place:
             versions, this = await place.versions(), Round(place, n, size)
             for name in CONTESTED:
                 if name in wanted:
                     await _collect(CONTESTED[name](this), found)
     for name in ALONE:
         if name in wanted:
-            async with arena() as place:
+            async with testbed() as place:
                 versions = await place.versions()
                 await _collect(_alone(name, place, size, found), found)
     return versions
 
 
-async def _alone(name: str, place: Arena, size: Size, found: list[Measurement]) -> AsyncIterator[Measurement]:
+async def _alone(name: str, place: Testbed, size: Size, found: list[Measurement]) -> AsyncIterator[Measurement]:
     if name == "waiting":
         async for one in capacity.waiting(place, 0, levels=size.waiting, batch=size.batch):
             yield one
@@ -159,9 +159,11 @@ async def _alone(name: str, place: Arena, size: Size, found: list[Measurement]) 
         yield await capacity.overload(place, 0, rate=round(rate), seconds=size.overload_seconds)
 
 
-def sustained_rate(found: Sequence[Measurement], contestant: str) -> float:
-    """Return how many jobs a second a contestant sustained, as the median of its rounds."""
-    return median(one.per_second for one in found if (one.scenario, one.contestant) == ("sustained", contestant))
+def sustained_rate(found: Sequence[Measurement], implementation: str) -> float:
+    """Return how many jobs a second an implementation sustained, as the median of its rounds."""
+    return median(
+        one.per_second for one in found if (one.scenario, one.implementation) == ("sustained", implementation)
+    )
 
 
 async def _collect(measured: AsyncIterator[Measurement], found: list[Measurement]) -> None:
@@ -172,7 +174,7 @@ async def _collect(measured: AsyncIterator[Measurement], found: list[Measurement
 
 def told(one: Measurement) -> str:
     """Return a measurement as a line for the terminal."""
-    parts = [f"{one.round + 1} {one.scenario:26} {one.contestant:20} {one.per_second:7.1f}/s"]
+    parts = [f"{one.round + 1} {one.scenario:26} {one.implementation:20} {one.per_second:7.1f}/s"]
     if late := one.lateness:
         parts.append(f"late min {late.min:.0f} p50 {late.p50:.0f} p99 {late.p99:.0f} ms")
     parts.append("CPU ms/job: " + " ".join(f"{name} {ms:.1f}" for name, ms in one.cpu_ms_per_job.items()))

@@ -58,10 +58,14 @@ def _lateness(run: Run) -> Figure:
     names = [name for name in (HALF, *run.starting(BURST), "slow receiver, 15 jobs/s") if run.of(name, OURS)]
     figure, plots = _figure(len(names), height=3.0)
     for name, axes in zip(names, plots, strict=False):
-        for contestant in (STRAIGHTFORWARD, OURS):
-            found = [one.lateness for one in run.of(name, contestant) if one.lateness]
+        for implementation in (STRAIGHTFORWARD, OURS):
+            found = [one.lateness for one in run.of(name, implementation) if one.lateness]
             axes.step(
-                (1, *BUCKETS_MS), (0.0, *_shares(found)), where="post", color=_COLOURS[contestant], label=contestant
+                (1, *BUCKETS_MS),
+                (0.0, *_shares(found)),
+                where="post",
+                color=_COLOURS[implementation],
+                label=implementation,
             )
         axes.set(title=name, xscale="log", xlabel="at most so many ms late", xlim=(2, 60_000), ylim=(0, 1.02))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -84,9 +88,11 @@ def _throughput(run: Run) -> Figure:
     groups = {"creates a second": [*run.starting("creates, ")], "deliveries a second": deliveries}
     figure, plots = _figure(2, height=3.4)
     for axes, (title, names) in zip(plots, groups.items(), strict=True):
-        there = [contestant for contestant in _COLOURS if any(run.of(name, contestant) for name in names)]
-        for place, contestant in enumerate(there):
-            _bars(axes, [run.of(name, contestant) for name in names], contestant, (place + 0.5) / len(there) - 0.5)
+        there = [implementation for implementation in _COLOURS if any(run.of(name, implementation) for name in names)]
+        for place, implementation in enumerate(there):
+            _bars(
+                axes, [run.of(name, implementation) for name in names], implementation, (place + 0.5) / len(there) - 0.5
+            )
         axes.set_title(title)
         axes.set_xticks(range(len(names)), [shorter(name) for name in names])
         axes.grid(visible=True, axis="y")
@@ -94,8 +100,8 @@ def _throughput(run: Run) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, measured: Sequence[Sequence[Measurement]], contestant: str, place: float) -> None:
-    """Draw one contestant's bars, each at its place, from -0.5 to 0.5, within a group."""
+def _bars(axes: Axes, measured: Sequence[Sequence[Measurement]], implementation: str, place: float) -> None:
+    """Draw one implementation's bars, each at its place, from -0.5 to 0.5, within a group."""
     rates = {n: [one.per_second for one in found] for n, found in enumerate(measured) if found}
     middles = [median(values) for values in rates.values()]
     below = [middle - min(values) for middle, values in zip(middles, rates.values(), strict=True)]
@@ -105,16 +111,16 @@ def _bars(axes: Axes, measured: Sequence[Sequence[Measurement]], contestant: str
         middles,
         0.16,
         yerr=[below, above],
-        color=_COLOURS[contestant],
+        color=_COLOURS[implementation],
         ecolor=_INK,
-        label=contestant,
+        label=implementation,
     )
 
 
 def _cpu(run: Run) -> Figure:
-    """Draw the CPU of each process per job, one bar for each scenario and contestant."""
+    """Draw the CPU of each process per job, one bar for each scenario and implementation."""
     names = [name for name in (*run.starting(BURST), "sustained", HALF, "failing receiver") if run.of(name, OURS)]
-    rows = [(name, contestant) for name in names for contestant in (STRAIGHTFORWARD, OURS)][::-1]
+    rows = [(name, implementation) for name in names for implementation in (STRAIGHTFORWARD, OURS)][::-1]
     figure, (axes,) = _figure(1, height=0.6 + 0.38 * max(len(rows), 2))
     used = [_median_cpu(run.of(*row)) for row in rows]
     left = [0.0] * len(rows)
@@ -122,7 +128,7 @@ def _cpu(run: Run) -> Figure:
         widths = [one.get(process, 0.0) for one in used]
         axes.barh(range(len(rows)), widths, 0.7, left=left, color=colour, label=process)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), [f"{shorter(name)}: {contestant}" for name, contestant in rows])
+    axes.set_yticks(range(len(rows)), [f"{shorter(name)}: {implementation}" for name, implementation in rows])
     axes.set_xlabel("CPU milliseconds per job")
     axes.grid(visible=True, axis="x")
     _legend(figure, [axes])

@@ -137,13 +137,13 @@ def _overload(run: Run) -> str:
 
 
 def _table(run: Run, prefix: str, columns: Sequence[Column]) -> str:
-    """Return a table with a row for each scenario that begins so and each contestant; empty columns are left out."""
+    """Return a table with a row for each scenario that begins so and each implementation, without empty columns."""
     rows = []
     for scenario, found in run.starting(prefix).items():
-        for contestant in dict.fromkeys(one.contestant for one in sorted(found, key=_in_first_round)):
-            of_it = [one for one in found if one.contestant == contestant]
-            rows.append([scenario, contestant, *(_cell(_values(of_it, column)) for column in columns)])
-    headings = ["scenario", "contestant", *(column.heading for column in columns)]
+        for implementation in dict.fromkeys(one.implementation for one in sorted(found, key=_in_first_round)):
+            of_it = [one for one in found if one.implementation == implementation]
+            rows.append([scenario, implementation, *(_cell(_values(of_it, column)) for column in columns)])
+    headings = ["scenario", "implementation", *(column.heading for column in columns)]
     kept = [n for n in range(len(headings)) if n < 2 or any(row[n] for row in rows)]
     if len(kept) == 2:
         return _NOT_MEASURED

@@ -12,7 +12,7 @@ BUCKETS_MS = (
 """Upper bounds of the histograms, in milliseconds; one bucket more holds what is above."""
 
 RAW, SAME_RAW, STRAIGHTFORWARD, OURS = "raw", "raw, same arguments", "straightforward", "timemachine"
-"""The contestants' names."""
+"""The implementations' names."""
 
 BURST = "burst of"
 """How the names of scenarios begin in which so many jobs come due at one instant."""
@@ -43,10 +43,10 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One contestant in one scenario in one round."""
+    """One implementation in one scenario in one round."""
 
     scenario: str
-    contestant: str
+    implementation: str
     round: int
     jobs: int
     seconds: float
@@ -76,9 +76,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     measurements: list[Measurement]
 
-    def of(self, scenario: str, contestant: str) -> list[Measurement]:
-        """Return what a contestant did in a scenario, by round."""
-        found = [one for one in self.measurements if (one.scenario, one.contestant) == (scenario, contestant)]
+    def of(self, scenario: str, implementation: str) -> list[Measurement]:
+        """Return what an implementation did in a scenario, by round."""
+        found = [one for one in self.measurements if (one.scenario, one.implementation) == (scenario, implementation)]
         return sorted(found, key=lambda one: one.round)
 
     def starting(self, prefix: str) -> dict[str, list[Measurement]]:
@@ -128,7 +128,7 @@ def problems(run: Run) -> list[str]:
     """Return what must never be and was: a job delivered early, or one that was accepted and lost."""
     found = []
     for one in run.measurements:
-        where = f"{one.scenario}, {one.contestant}, round {one.round + 1}"
+        where = f"{one.scenario}, {one.implementation}, round {one.round + 1}"
         if one.lateness and one.lateness.min < 0:
             found.append(f"{where}: a job was {-one.lateness.min:g} ms early")
         if lost := one.notes.get("lost"):

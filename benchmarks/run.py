@@ -1,4 +1,4 @@
-"""A contestant's turn in a scenario: the jobs it creates, how they fare, and what they cost."""
+"""An implementation's run in a scenario: the jobs it creates, how they fare, and what they cost."""
 
 import asyncio
 import time
@@ -9,11 +9,11 @@ from itertools import islice
 import msgspec
 from temporalio.client import WorkflowExecution
 
-from benchmarks.implementations import Contestant, new_id
+from benchmarks.implementations import Implementation, new_id
 from benchmarks.load import due_in
 from benchmarks.meter import Meter, per_job
 from benchmarks.results import Measurement, spread
-from benchmarks.testbed import Arena
+from benchmarks.testbed import Testbed
 
 SETTLE = 120.0
 """Seconds that the jobs of a scenario get to be delivered, and then to be closed, after its end."""
@@ -24,21 +24,21 @@ SAMPLE = 10
 _POLL = 0.2
 
 
-class Turn:
-    """Begins when it is made, with nothing at the receiver; each of its jobs has an id that begins with the turn's."""
+class ScenarioRun:
+    """Begins when it is made, with nothing at the receiver; each of its jobs has an id that begins with the run's."""
 
-    def __init__(self, arena: Arena, contestant: Contestant, scenario: str, round_: int) -> None:
+    def __init__(self, testbed: Testbed, implementation: Implementation, scenario: str, round_: int) -> None:
         """Begin now; `begun` first waits until all is quiet."""
-        self.arena, self.sink, self.contestant = arena, arena.sink, contestant
+        self.testbed, self.sink, self.implementation = testbed, testbed.sink, implementation
         self.sink.clear()
         self._scenario, self._round = scenario, round_
         self._id, self._created = new_id()[:12], 0
-        self._meter = Meter({name: arena.stack.parts[part].pid for name, part in contestant.parts.items()})
+        self._meter = Meter({name: testbed.stack.parts[part].pid for name, part in implementation.parts.items()})
         self._cpu = self._meter.cpu_seconds()
         self._began = time.time()
 
     def new_id(self) -> str:
-        """Return the id of the turn's next job."""
+        """Return the id of the run's next job."""
         self._created += 1
         return f"{self._id}-{self._created}"
 
@@ -49,9 +49,9 @@ class Turn:
             RuntimeError: It was refused.
         """
         job_id = self.new_id()
-        status = await self.contestant.create(job_id, trigger_time)
+        status = await self.implementation.create(job_id, trigger_time)
         if status != HTTPStatus.OK:
-            raise RuntimeError(f"{self._scenario}, {self.contestant.name}: a create was answered {status}")
+            raise RuntimeError(f"{self._scenario}, {self.implementation.name}: a create was answered {status}")
         return job_id
 
     async def create_in(self, seconds: float) -> str:
@@ -88,7 +88,7 @@ class Turn:
         """
         taken, closed = len(self.sink.taken), 0
         for _ in range(int(SETTLE / _POLL)):
-            closed = (await self.arena.client.count_workflows(self._completed)).count
+            closed = (await self.testbed.client.count_workflows(self._completed)).count
             if closed >= taken:
                 return (await self._last_close()).timestamp()
             await asyncio.sleep(_POLL)
@@ -104,7 +104,7 @@ class Turn:
         seconds = until - (since or self._began)
         return Measurement(
             scenario=self._scenario,
-            contestant=self.contestant.name,
+            implementation=self.implementation.name,
             round=self._round,
             jobs=jobs,
             seconds=round(seconds, 3),
@@ -127,8 +127,10 @@ class Turn:
 
     async def _histories(self) -> tuple[float, float]:
         """Return the mean number of events, and of bytes, of some jobs' histories."""
-        client, contestant = self.arena.client, self.contestant
-        handles = [client.get_workflow_handle(contestant.workflow_id(one)) for one in islice(self.sink.taken, SAMPLE)]
+        client, implementation = self.testbed.client, self.implementation
+        handles = [
+            client.get_workflow_handle(implementation.workflow_id(one)) for one in islice(self.sink.taken, SAMPLE)
+        ]
         infos = [(await handle.describe()).raw_description.workflow_execution_info for handle in handles]
         return (
             sum(info.history_length for info in infos) / len(infos),
@@ -137,20 +139,20 @@ class Turn:
 
     @property
     def _completed(self) -> str:
-        return f"WorkflowId STARTS_WITH '{self.contestant.workflow_id(self._id)}' AND ExecutionStatus = 'Completed'"
+        return f"WorkflowId STARTS_WITH '{self.implementation.workflow_id(self._id)}' AND ExecutionStatus = 'Completed'"
 
     async def _last_close(self) -> datetime:
         # Temporal lists what was closed last first.
-        last: WorkflowExecution = await anext(self.arena.client.list_workflows(self._completed, page_size=1))
+        last: WorkflowExecution = await anext(self.testbed.client.list_workflows(self._completed, page_size=1))
         if last.close_time is None:
             raise RuntimeError(f"{last.id} is completed and has no time of it")
         return last.close_time
 
     def _overdue(self, what: str) -> RuntimeError:
-        return RuntimeError(f"{self._scenario}, {self.contestant.name}: {what} within {SETTLE:g} s")
+        return RuntimeError(f"{self._scenario}, {self.implementation.name}: {what} within {SETTLE:g} s")
 
 
-async def begun(arena: Arena, contestant: Contestant, scenario: str, round_: int) -> Turn:
-    """Wait until all is quiet, and begin a turn."""
-    await arena.quiet()
-    return Turn(arena, contestant, scenario, round_)
+async def begun(testbed: Testbed, implementation: Implementation, scenario: str, round_: int) -> ScenarioRun:
+    """Wait until all is quiet, and begin a run."""
+    await testbed.quiet()
+    return ScenarioRun(testbed, implementation, scenario, round_)

@@ -1,4 +1,4 @@
-"""What the contestants are measured at side by side. Each scenario takes a contestant's turn to its end."""
+"""What the implementations are measured at side by side. Each scenario takes an implementation's run to its end."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.load import at_rate, due_in, timed_all
 from benchmarks.results import Measurement, spread
-from benchmarks.run import SETTLE, Turn
+from benchmarks.run import SETTLE, ScenarioRun
 
 FAR = 86_400.0
 """Seconds to the trigger time of jobs that are to wait."""
@@ -30,62 +30,62 @@ CLIENTS = 64
 _BURST_IN_FLIGHT, _BURST_CREATES, _BURST_AHEAD = 32, 80.0, 3.0
 
 
-async def creates(turn: Turn, *, in_flight: int, count: int) -> Measurement:
+async def creates(run: ScenarioRun, *, in_flight: int, count: int) -> Measurement:
     """Create jobs of the far future, so many at a time."""
-    answers = await timed_all(repeat(partial(turn.create_in, FAR), count), in_flight)
-    return msgspec.structs.replace(turn.result(count, until=time.time()), answers=spread(answers))
+    answers = await timed_all(repeat(partial(run.create_in, FAR), count), in_flight)
+    return msgspec.structs.replace(run.result(count, until=time.time()), answers=spread(answers))
 
 
-async def burst(turn: Turn, *, count: int) -> Measurement:
+async def burst(run: ScenarioRun, *, count: int) -> Measurement:
     """Let jobs come due at one instant: rates count from there, CPU from before the creates until all are closed."""
     due = due_in(_BURST_AHEAD + count / _BURST_CREATES)
-    await timed_all(repeat(partial(turn.create, due), count), _BURST_IN_FLIGHT)
+    await timed_all(repeat(partial(run.create, due), count), _BURST_IN_FLIGHT)
     if due_in(0) >= due:
         raise RuntimeError("the jobs of the burst were not created in time")
     await asyncio.sleep(due / 1000 - time.time())
-    before = turn.cpu_per_job(count)
-    await turn.all_taken(count)
-    measured = await turn.delivered(since=due / 1000)
+    before = run.cpu_per_job(count)
+    await run.all_taken(count)
+    measured = await run.delivered(since=due / 1000)
     waited = {f"{name}_until_due": before[name] for name in ("worker", "temporal")}
     return msgspec.structs.replace(measured, notes=measured.notes | waited)
 
 
-async def steady(turn: Turn, *, rate: float, seconds: float) -> Measurement:
+async def steady(run: ScenarioRun, *, rate: float, seconds: float) -> Measurement:
     """Create jobs at an even rate a second, each due a moment later."""
     count = int(rate * seconds)
-    await at_rate(rate, count, partial(turn.create_in, AHEAD))
-    await turn.all_taken(count)
-    measured = await turn.delivered()
+    await at_rate(rate, count, partial(run.create_in, AHEAD))
+    await run.all_taken(count)
+    measured = await run.delivered()
     return msgspec.structs.replace(measured, notes=measured.notes | {"rate": rate})
 
 
-async def sustained(turn: Turn, *, seconds: float) -> Measurement:
+async def sustained(run: ScenarioRun, *, seconds: float) -> Measurement:
     """Create jobs that are due at once, each client waiting for its job's delivery before the next."""
     end = time.time() + seconds
     async with asyncio.timeout(seconds + SETTLE), asyncio.TaskGroup() as clients:
         for _ in range(CLIENTS):
-            clients.create_task(_client(turn, end))
-    return await turn.delivered()
+            clients.create_task(_client(run, end))
+    return await run.delivered()
 
 
-async def _client(turn: Turn, end: float) -> None:
+async def _client(run: ScenarioRun, end: float) -> None:
     while time.time() < end:
-        await turn.sink.wait_for(await turn.create_in(0))
+        await run.sink.wait_for(await run.create_in(0))
 
 
-async def failing(turn: Turn, *, seconds: float) -> Measurement:
+async def failing(run: ScenarioRun, *, seconds: float) -> Measurement:
     """As sustained, with a receiver that refuses each job once; both try again after a second."""
-    turn.sink.refusals = 1
+    run.sink.refusals = 1
     try:
-        return await sustained(turn, seconds=seconds)
+        return await sustained(run, seconds=seconds)
     finally:
-        turn.sink.refusals = 0
+        run.sink.refusals = 0
 
 
-async def slow(turn: Turn, *, seconds: float) -> Measurement:
+async def slow(run: ScenarioRun, *, seconds: float) -> Measurement:
     """As steady, with a receiver that takes its time to answer."""
-    turn.sink.answer_after = ANSWER_AFTER
+    run.sink.answer_after = ANSWER_AFTER
     try:
-        return await steady(turn, rate=SLOW_RATE, seconds=seconds)
+        return await steady(run, rate=SLOW_RATE, seconds=seconds)
     finally:
-        turn.sink.answer_after = 0.0
+        run.sink.answer_after = 0.0

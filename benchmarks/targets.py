@@ -83,7 +83,7 @@ def _costs(run: Run) -> list[Target]:
 
 
 def _lateness(run: Run) -> list[Target]:
-    ours = [one.lateness.min for one in run.measurements if one.contestant == OURS and one.lateness]
+    ours = [one.lateness.min for one in run.measurements if one.implementation == OURS and one.lateness]
     return [
         Target(
             what="p99 lateness at half of sustained / straightforward",

@@ -1,4 +1,4 @@
-"""Where the contestants meet: one stack, with our worker and the straightforward one, and a receiver."""
+"""Where the implementations meet: one stack, with our worker and the straightforward one, and a receiver."""
 
 import asyncio
 import sys
@@ -31,7 +31,7 @@ _IDLE_PERCENT = 20
 _START_UP = 1.0
 
 
-class Arena(msgspec.Struct, frozen=True, kw_only=True):
+class Testbed(msgspec.Struct, frozen=True, kw_only=True):
     """All that a scenario needs."""
 
     stack: Stack
@@ -74,14 +74,14 @@ class Arena(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def arena() -> AsyncIterator[Arena]:
+async def testbed() -> AsyncIterator[Testbed]:
     """Start everything anew, and stop it in the end."""
     async with fresh_stack(logs=LOGS) as stack, running(_straightforward_worker(stack)) as worker, receiving() as sink:
         stack.parts["straightforward"] = worker
         address = stack.env["TEMPORAL_ADDRESS"]
         client = await Client.connect(address)
         with closing(HttpLoad(stack.api_url)) as http:
-            found = Arena(
+            found = Testbed(
                 stack=stack,
                 client=client,
                 sink=sink,

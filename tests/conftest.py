@@ -128,7 +128,9 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
     """A worker, in the tests' own loop."""
     async with (
         open_pool(settings) as pool,
-        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        WebhookClient(
+            timeout=settings.delivery_timeout, max_connections=100, address_guard=settings.address_guard
+        ) as webhooks,
         working(client, pool, webhooks, settings),
     ):
         yield
@@ -162,7 +164,9 @@ async def cut(cutting_client: Client, settings: Settings, db: str, receiver: Rec
     async with (
         serving(create_app(settings)) as api,
         open_pool(settings) as pool,
-        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets) as webhooks,
+        WebhookClient(
+            timeout=settings.delivery_timeout, max_connections=100, address_guard=settings.address_guard
+        ) as webhooks,
         working(cutting_client, pool, webhooks, settings),
     ):
         service = Service(api, db)

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from timemachine.domain.address_guard import AddressGuard, Network, networks
 from timemachine.domain.errors import SettingsError
-from timemachine.domain.targets import Network, Targets, networks
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     egress_proxy: ProxyUrl | None = None
     """`http://[user:password@]host[:port]` that all deliveries go through. It looks names up itself, so it is the proxy
-    that must keep them from private addresses; the settings on targets then hold for addresses in URLs only."""
+    that must keep them from private addresses; the settings on address_guard then hold for addresses in URLs only."""
 
     max_deliveries: Count = 1000
     """Delivery attempts that one worker makes at a time: so many first ones, and so many others. Each costs some
@@ -137,12 +137,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Refuse networks that are none."""
-        _ = self.targets
+        _ = self.address_guard
 
     @property
-    def targets(self) -> Targets:
+    def address_guard(self) -> AddressGuard:
         """Where deliveries may go."""
-        return Targets(
+        return AddressGuard(
             allowed=_networks("allowed_targets", self.allowed_targets),
             denied=_networks("denied_targets", self.denied_targets),
             allow_private=self.allow_private_targets,

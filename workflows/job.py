@@ -49,11 +49,11 @@ class JobWorkflow(JobBeforeLedger):
     def __init__(self, job: Job) -> None:
         """Take the job, before any update can come in."""
         self._job = job
-        self._at_once = job.at_once
+        self._attempt_in_task = job.attempt_in_task
         self._first = None
-        self._attempted = job.made > 0
+        self._attempted = job.attempts_made > 0
         self._may_be_under_way = False
-        self._made = job.made
+        self._attempts_made = job.attempts_made
         self._hold_checks = 0
         self._release_at = None
 
@@ -91,7 +91,7 @@ class JobWorkflow(JobBeforeLedger):
         self._job = msgspec.structs.replace(job, ledger=self._job.ledger)
         if job.trigger_at <= workflow.now():
             # Within this workflow task an attempt would be made before the change that led to it is durable.
-            self._at_once = False
+            self._attempt_in_task = False
         workflow.upsert_memo({CHANGED_JOB: self._job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
@@ -109,7 +109,7 @@ class JobWorkflow(JobBeforeLedger):
 
     @workflow.signal(name="release")
     def release(self, spread: float) -> None:
-        """Let a held job go, at a moment of its own within `spread` seconds. To one that is not held it means nothing.
+        """Release a held job, at a moment of its own within `spread` seconds. One that is not held ignores it.
 
         One that was released before keeps its moment, unless that lies beyond these seconds.
         """
@@ -157,13 +157,15 @@ class JobWorkflow(JobBeforeLedger):
                 "Wake", continued, id=continued.waker_id, parent_close_policy=ParentClosePolicy.ABANDON
             )
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(msgspec.structs.replace(self._job, at_once=self._at_once, made=self._made))
+        workflow.continue_as_new(
+            msgspec.structs.replace(self._job, attempt_in_task=self._attempt_in_task, attempts_made=self._attempts_made)
+        )
 
     async def _attempt(self) -> Decision | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
-        if self._at_once:
+        if self._attempt_in_task:
             outcome = await self._first_attempt()
-            self._at_once = False
+            self._attempt_in_task = False
             match outcome:
                 case Delivered() | Held() | Failed(next_at=None):
                     return outcome
@@ -210,9 +212,9 @@ class JobWorkflow(JobBeforeLedger):
             cause = error.cause
             if not isinstance(cause, ApplicationError):
                 raise  # the activity is tried for ever, so that nothing but an operator can end it otherwise
-            made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._made
+            made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._attempts_made
             if cause.type == HELD:
-                return Held(reason=cause.message, made=made, since=workflow.now())
+                return Held(reason=cause.message, attempts_made=made, since=workflow.now())
             return Failed(reason=cause.message, attempts=made)
 
     async def _cancel(self) -> Decision:
@@ -243,8 +245,8 @@ class JobWorkflow(JobBeforeLedger):
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._made, self._release_at = held.made, None
-        self._attempted = held.made > 0 or self._may_be_under_way
+        self._attempts_made, self._release_at = held.attempts_made, None
+        self._attempted = held.attempts_made > 0 or self._may_be_under_way
         workflow.upsert_memo({HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]

@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
 
     from activities.before_ledger import DeliveriesBeforeLedger as Deliveries
     from activities.failures import HELD
-    from timemachine.domain.delivery import UNSURE, AttemptsMade, Delivery, FirstAttempt
+    from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade, Delivery, FirstAttempt
     from timemachine.domain.jobs import Job, message_id, to_ms
     from timemachine.domain.outcomes import Delivered, Held
     from timemachine.temporal.search_attributes import IS_HELD
@@ -49,10 +49,10 @@ class JobBeforeLedger:
     """The part of the `Job` workflow that runs from before the ledger need."""
 
     _job: Job
-    _at_once: bool
+    _attempt_in_task: bool
     _attempted: bool
     _first: FirstAttempt | None
-    _made: int
+    _attempts_made: int
     _hold_checks: int
     _release_at: datetime | None
 
@@ -84,13 +84,13 @@ class JobBeforeLedger:
         Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
         nothing that would undo the attempt is believed before the activity was asked.
         """
-        return self._at_once and workflow.now() >= self._job.trigger_at
+        return self._attempt_in_task and workflow.now() >= self._job.trigger_at
 
     async def _deliver(self) -> Delivered | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
-        if self._at_once:
+        if self._attempt_in_task:
             outcome = await self._deliver_at_once()
-            self._at_once = False
+            self._attempt_in_task = False
             if not isinstance(outcome, FirstAttempt):
                 return outcome
             self._first = outcome
@@ -127,14 +127,14 @@ class JobBeforeLedger:
             ApplicationError: Nothing: there is to be no other attempt.
         """
         if not isinstance(cause, ApplicationError):
-            return FirstAttempt(reason=str(cause), type=UNSURE, next_at=to_ms(workflow.now()))
+            return FirstAttempt(reason=str(cause), type=OUTCOME_UNKNOWN, next_at=to_ms(workflow.now()))
         if cause.type == HELD:
-            return Held(reason=cause.message, made=_made(cause), since=workflow.now())
+            return Held(reason=cause.message, attempts_made=_made(cause), since=workflow.now())
         if cause.non_retryable:
             raise _not_delivered(cause) from cause
-        self._made = _made(cause) if cause.details else self._made
+        self._attempts_made = _made(cause) if cause.details else self._attempts_made
         next_at = workflow.now() + (cause.next_retry_delay or timedelta(0))
-        return FirstAttempt(reason=cause.message, type=cause.type or UNSURE, next_at=to_ms(next_at))
+        return FirstAttempt(reason=cause.message, type=cause.type or OUTCOME_UNKNOWN, next_at=to_ms(next_at))
 
     async def _settled(self) -> Delivered:
         """Return the success of a first attempt that may have been made before the cancel request came.
@@ -173,11 +173,11 @@ class JobBeforeLedger:
             return await delivery
         except ActivityError as error:
             if workflow.cancellation_reason() is not None:
-                if self._first and self._first.type == UNSURE:
+                if self._first and self._first.type == OUTCOME_UNKNOWN:
                     return await self._settled()
                 return await self._taken_before_the_cancel(error)
             if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
-                return Held(reason=error.cause.message, made=_made(error.cause), since=workflow.now())
+                return Held(reason=error.cause.message, attempts_made=_made(error.cause), since=workflow.now())
             raise _not_delivered(error.cause) from error
 
     async def _taken_before_the_cancel(self, error: ActivityError) -> Delivered:
@@ -218,11 +218,18 @@ class JobBeforeLedger:
     def _delivery(self) -> Delivery:
         first_run = workflow.info().first_execution_run_id
         message = self._job.message_id or message_id(first_run)
-        return Delivery(job=self._job, message_id=message, made=self._made, first=self._first, run_id=first_run)
+        return Delivery(
+            job=self._job, message_id=message, attempts_made=self._attempts_made, first=self._first, run_id=first_run
+        )
 
     async def _hold_before_ledger(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._made, self._attempted, self._release_at, self._first = held.made, held.made > 0, None, None
+        self._attempts_made, self._attempted, self._release_at, self._first = (
+            held.attempts_made,
+            held.attempts_made > 0,
+            None,
+            None,
+        )
         workflow.upsert_memo({HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, patience = self._job, HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]

@@ -6,7 +6,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from activities.retention import Upkeep
+    from activities.retention import Retention
     from timemachine.domain.retention import Cleaned
     from timemachine.domain.task_queues import bulk_task_queue
 
@@ -19,7 +19,7 @@ class CleanAttemptsWorkflow:
     async def run(self) -> Cleaned:
         """Have the old attempts removed."""
         return await workflow.execute_activity_method(
-            Upkeep.clean_attempts,
+            Retention.clean_attempts,
             task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=timedelta(minutes=50),
             heartbeat_timeout=timedelta(seconds=30),

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import schemathesis
 
-from api.errors import ANSWERS
+from api.errors import ERROR_RESPONSES
 from tests.contract.server import Server
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
@@ -104,7 +104,7 @@ async def test_an_operation_has_its_errors_with_examples(document: Any, method: 
     assert set(examples(document, method, path, "429")) == {"E014"}
     assert set(examples(document, method, path, "500")) == {"E016"}
     assert set(examples(document, method, path, "503")) == {"E015"}
-    meanings = {answer.code: answer.meaning for answer in ANSWERS.values()}
+    meanings = {answer.code: answer.meaning for answer in ERROR_RESPONSES.values()}
     assert list(refusals.values()) == [{"error": meanings[code], "code": code} for code in refusals]
 
 

@@ -22,19 +22,19 @@ from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.dns_server import DnsServer, dns_serving
 from tests.support.service import ROUTE, Service, refused
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.errors import BlockedTargetError, NoAnswerError, OwnFaultError
-from timemachine.domain.targets import Targets, networks
+from timemachine.domain.address_guard import AddressGuard, networks
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.errors import BlockedAddressError, NoAnswerError, OwnFaultError
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
-from timemachine.webhooks.client import Answer, WebhookClient
+from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.dns import SystemResolver
 from timemachine.webhooks.network import Connector
 from worker import create_worker
 
 INSIDE, PUBLIC, ALSO_PUBLIC = "127.0.0.1", "127.0.0.2", "127.0.0.3"
-TARGETS = Targets(allowed=networks(f"{PUBLIC}, {ALSO_PUBLIC}"))
-ALL_OF_THEM = Targets(allow_private=True)
+TARGETS = AddressGuard(allowed=networks(f"{PUBLIC}, {ALSO_PUBLIC}"))
+ALL_OF_THEM = AddressGuard(allow_private=True)
 TIMEOUT = 2.0
 NAME = "hook.test"
 REFUSED = """
@@ -110,7 +110,11 @@ async def webhooks(names: DnsServer) -> AsyncIterator[WebhookClient]:
 
 
 def make_client(
-    names: DnsServer, targets: Targets = TARGETS, *, proxy: str | None = None, trust: trustme.CA | None = None
+    names: DnsServer,
+    address_guard: AddressGuard = TARGETS,
+    *,
+    proxy: str | None = None,
+    trust: trustme.CA | None = None,
 ) -> WebhookClient:
     context = ssl.create_default_context()
     if trust:
@@ -118,14 +122,14 @@ def make_client(
     return WebhookClient(
         timeout=TIMEOUT,
         max_connections=4,
-        targets=targets,
+        address_guard=address_guard,
         egress_proxy=proxy,
         resolve=names.resolve,
         ssl_context=context,
     )
 
 
-async def post(webhooks: WebhookClient, url: str) -> Answer:
+async def post(webhooks: WebhookClient, url: str) -> WebhookResponse:
     async with asyncio.timeout(TIMEOUT + 3):
         return await webhooks.post(url, b"{}", {"content-type": "application/json"})
 
@@ -139,8 +143,8 @@ async def failure(webhooks: WebhookClient, url: str) -> NoAnswerError:
 async def assert_blocked(webhooks: WebhookClient, url: str) -> None:
     """The message is the same whatever is behind it."""
     error = await failure(webhooks, url)
-    assert isinstance(error, BlockedTargetError)
-    assert (str(error), error.kind) == ("The webhook_url points where deliveries may not go.", Kind.BLOCKED)
+    assert isinstance(error, BlockedAddressError)
+    assert (str(error), error.kind) == ("The webhook_url points where deliveries may not go.", AttemptKind.BLOCKED)
 
 
 def port_of_both() -> int:
@@ -304,7 +308,7 @@ async def test_a_name_of_a_refused_ipv6_address(
 @pytest.mark.parametrize("host", [NAME, "[::1]", "[0:0::0:1]"])
 async def test_an_allowed_ipv6_address_is_called(names: DnsServer, host: str) -> None:
     names.says(NAME, ["::1"])
-    async with listening("::1") as listener, make_client(names, Targets(allowed=networks("::1"))) as webhooks:
+    async with listening("::1") as listener, make_client(names, AddressGuard(allowed=networks("::1"))) as webhooks:
         assert (await post(webhooks, f"http://{host}:{listener.port}/")).taken
 
         ((_, headers),) = listener.requests
@@ -312,9 +316,9 @@ async def test_an_allowed_ipv6_address_is_called(names: DnsServer, host: str) ->
 
 
 async def test_the_system_looks_up_too_and_is_checked(inside: Listener) -> None:
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=Targets()) as webhooks:
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=AddressGuard()) as webhooks:
         await assert_blocked(webhooks, f"http://localhost:{inside.port}/")
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ALL_OF_THEM) as webhooks:
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ALL_OF_THEM) as webhooks:
         assert (await post(webhooks, f"http://localhost:{inside.port}/")).taken
 
 
@@ -393,7 +397,7 @@ async def test_every_connection_is_refused_and_not_only_its_url(names: DnsServer
     connector = Connector(names.resolve, TARGETS.may_call)
     deadline = asyncio.get_running_loop().time() + TIMEOUT
 
-    with pytest.raises(BlockedTargetError):
+    with pytest.raises(BlockedAddressError):
         await connector.connect(INSIDE, inside.port, deadline)
     with pytest.raises(NoAnswerError):
         await connector.connect("1.2.3.4.5", inside.port, deadline)
@@ -406,28 +410,30 @@ async def test_every_connection_is_refused_and_not_only_its_url(names: DnsServer
 async def test_an_unknown_host(webhooks: WebhookClient) -> None:
     error = await failure(webhooks, "http://unknown.test/")
 
-    assert error.kind is Kind.DNS
+    assert error.kind is AttemptKind.DNS
     assert str(error) == "the host name of the receiver is not found: DNS says NXDOMAIN"
 
 
 async def test_a_name_without_an_address(webhooks: WebhookClient, names: DnsServer) -> None:
     names.says(NAME, [])
 
-    assert (await failure(webhooks, f"http://{NAME}/")).kind is Kind.DNS
+    assert (await failure(webhooks, f"http://{NAME}/")).kind is AttemptKind.DNS
 
 
 async def test_a_look_up_that_answers_no_address_reaches_nothing(names: DnsServer) -> None:
     async def resolve(host: str) -> list[str]:
         return ["localhost"]
 
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ALL_OF_THEM, resolve=resolve) as webhooks:
-        assert (await failure(webhooks, f"http://{NAME}/")).kind is Kind.DNS
+    async with WebhookClient(
+        timeout=TIMEOUT, max_connections=1, address_guard=ALL_OF_THEM, resolve=resolve
+    ) as webhooks:
+        assert (await failure(webhooks, f"http://{NAME}/")).kind is AttemptKind.DNS
 
 
 async def test_a_name_server_that_does_not_answer(webhooks: WebhookClient, names: DnsServer) -> None:
     names.silent = True
 
-    assert (await failure(webhooks, f"http://{NAME}/")).kind is Kind.TIMEOUT
+    assert (await failure(webhooks, f"http://{NAME}/")).kind is AttemptKind.TIMEOUT
 
 
 async def test_a_closed_port(webhooks: WebhookClient, names: DnsServer) -> None:
@@ -435,7 +441,7 @@ async def test_a_closed_port(webhooks: WebhookClient, names: DnsServer) -> None:
 
     error = await failure(webhooks, f"http://{NAME}:{closed_port(PUBLIC)}/")
 
-    assert (str(error), error.kind) == ("no connection to the receiver: connection refused", Kind.CONNECT)
+    assert (str(error), error.kind) == ("no connection to the receiver: connection refused", AttemptKind.CONNECT)
 
 
 async def test_an_address_that_does_not_take_the_connection(webhooks: WebhookClient, names: DnsServer) -> None:
@@ -451,13 +457,13 @@ async def test_an_address_that_does_not_take_the_connection(webhooks: WebhookCli
             for one in waiting:
                 one.close()
 
-    assert (str(error), error.kind) == ("no connection to the receiver in time", Kind.TIMEOUT)
+    assert (str(error), error.kind) == ("no connection to the receiver in time", AttemptKind.TIMEOUT)
 
 
 async def test_a_receiver_that_hangs_up(webhooks: WebhookClient, public: Listener) -> None:
     public.answer, public.keep_alive = b"", False
 
-    assert (await failure(webhooks, f"http://{PUBLIC}:{public.port}/")).kind is Kind.PROTOCOL
+    assert (await failure(webhooks, f"http://{PUBLIC}:{public.port}/")).kind is AttemptKind.PROTOCOL
 
 
 async def test_an_answer_that_is_no_http(webhooks: WebhookClient, public: Listener) -> None:
@@ -465,7 +471,7 @@ async def test_an_answer_that_is_no_http(webhooks: WebhookClient, public: Listen
 
     error = await failure(webhooks, f"http://{PUBLIC}:{public.port}/")
 
-    assert error.kind is Kind.PROTOCOL
+    assert error.kind is AttemptKind.PROTOCOL
     assert str(error).startswith("no HTTP answer: ")
     assert len(str(error)) < 250
 
@@ -474,7 +480,7 @@ async def test_a_header_that_cannot_be_sent_is_not_repeated(webhooks: WebhookCli
     with pytest.raises(NoAnswerError) as caught:
         await webhooks.post(f"http://{PUBLIC}:{public.port}/", b"", {"x-secret": "hidden\r\nx-other: 1"})
 
-    assert (str(caught.value), caught.value.kind) == ("the request cannot be put into HTTP", Kind.PROTOCOL)
+    assert (str(caught.value), caught.value.kind) == ("the request cannot be put into HTTP", AttemptKind.PROTOCOL)
     assert public.requests == []
 
 
@@ -524,7 +530,7 @@ async def test_tls_with_a_wrong_name(names: DnsServer, authority: trustme.CA) ->
     ):
         error = await failure(webhooks, f"https://{NAME}:{listener.port}/")
 
-    assert (error.kind, listener.requests) == (Kind.TLS, [])
+    assert (error.kind, listener.requests) == (AttemptKind.TLS, [])
     assert str(error) == "TLS failed: Hostname mismatch, certificate is not valid for 'hook.test'."
 
 
@@ -533,7 +539,7 @@ async def test_tls_with_a_certificate_that_nobody_knows(names: DnsServer) -> Non
     async with listening(PUBLIC, tls=certified(trustme.CA(), NAME)) as listener, make_client(names) as webhooks:
         error = await failure(webhooks, f"https://{NAME}:{listener.port}/")
 
-    assert (error.kind, listener.requests) == (Kind.TLS, [])
+    assert (error.kind, listener.requests) == (AttemptKind.TLS, [])
     assert "certificate" in str(error)
 
 
@@ -547,7 +553,7 @@ async def test_tls_where_none_is_spoken(webhooks: WebhookClient, answer: bytes) 
     async with await asyncio.start_server(handle, PUBLIC, 0) as server:
         error = await failure(webhooks, f"https://{PUBLIC}:{server.sockets[0].getsockname()[1]}/")
 
-    assert error.kind is Kind.TLS
+    assert error.kind is AttemptKind.TLS
     assert str(error) == f"TLS failed: {'wrong version number' if answer else 'the receiver hung up'}"
 
 
@@ -567,7 +573,7 @@ async def test_tls_that_comes_to_nothing_leaves_no_connection_behind(names: DnsS
         async with asyncio.timeout(1):
             await closed.wait()
 
-    assert caught.value.kind is Kind.TIMEOUT
+    assert caught.value.kind is AttemptKind.TIMEOUT
 
 
 async def test_tls_that_wants_our_certificate(names: DnsServer, authority: trustme.CA) -> None:
@@ -578,7 +584,7 @@ async def test_tls_that_wants_our_certificate(names: DnsServer, authority: trust
         error = await failure(webhooks, f"https://{PUBLIC}:{listener.port}/")
 
     # TLS 1.3 is set up for us before the receiver has seen that ours is missing.
-    assert error.kind in (Kind.TLS, Kind.PROTOCOL)
+    assert error.kind in (AttemptKind.TLS, AttemptKind.PROTOCOL)
     assert listener.requests == []
 
 
@@ -586,7 +592,7 @@ async def test_plain_http_where_tls_is_spoken(names: DnsServer, authority: trust
     async with listening(PUBLIC, tls=certified(authority, PUBLIC)) as listener, make_client(names) as webhooks:
         error = await failure(webhooks, f"http://{PUBLIC}:{listener.port}/")
 
-    assert error.kind is Kind.PROTOCOL
+    assert error.kind is AttemptKind.PROTOCOL
 
 
 # Proxies
@@ -712,7 +718,7 @@ async def test_what_the_egress_proxy_refuses(names: DnsServer, public: Listener)
         proxy.refuses = True
         error = await failure(webhooks, f"https://{NAME}/")
 
-    assert (str(error), error.kind) == ("the egress proxy refused: 403 Not That One", Kind.CONNECT)
+    assert (str(error), error.kind) == ("the egress proxy refused: 403 Not That One", AttemptKind.CONNECT)
 
 
 async def test_an_egress_proxy_that_is_down(names: DnsServer) -> None:
@@ -721,7 +727,7 @@ async def test_an_egress_proxy_that_is_down(names: DnsServer) -> None:
     async with make_client(names, proxy=url) as webhooks:
         error = await failure(webhooks, f"https://{NAME}/")
 
-    assert (str(error), error.kind) == ("no connection to the egress proxy: connection refused", Kind.CONNECT)
+    assert (str(error), error.kind) == ("no connection to the egress proxy: connection refused", AttemptKind.CONNECT)
 
 
 async def test_proxy_variables_are_not_used(
@@ -750,7 +756,7 @@ async def guarded(
         async with (
             serving(create_app(settings)) as api,
             open_pool(settings) as pool,
-            make_client(names, settings.targets) as webhooks,
+            make_client(names, settings.address_guard) as webhooks,
             create_worker(client, pool, webhooks, settings),
         ):
             yield Service(api, db)

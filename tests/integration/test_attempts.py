@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tests.support.ledger import log_attempt
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import to_ms
 from timemachine.postgres.attempt_log import Attempt, AttemptLog
 from timemachine.postgres.pool import open_pool
@@ -43,7 +43,7 @@ def an_attempt(db: str, **fields: Any) -> Attempt:
         started_at=datetime.now(UTC),
         duration_ms=12,
         status=200,
-        kind=Kind.TAKEN,
+        kind=AttemptKind.TAKEN,
         error=None,
         worker="w",
     )
@@ -51,7 +51,7 @@ def an_attempt(db: str, **fields: Any) -> Attempt:
 
 
 def refusal(db: str, **fields: Any) -> Attempt:
-    return an_attempt(db, kind=Kind.REFUSED, status=500, error="500 from the receiver", **fields)
+    return an_attempt(db, kind=AttemptKind.REFUSED, status=500, error="500 from the receiver", **fields)
 
 
 async def pages(api: httpx.AsyncClient, path: str, **query: Any) -> list[list[Any]]:

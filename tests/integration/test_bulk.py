@@ -1,4 +1,4 @@
-"""Releases, redeliveries of many, and upkeep: on a task queue of their own, a few at a time, all at one rate."""
+"""Releases, redeliveries of many, and retention: on a task queue of their own, a few at a time, all at one rate."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ async def a_service(
             api = await opened.enter_async_context(serving(create_app(settings)))
             pool = await opened.enter_async_context(open_pool(settings))
             webhooks = await opened.enter_async_context(
-                WebhookClient(timeout=5, max_connections=20, targets=settings.targets)
+                WebhookClient(timeout=5, max_connections=20, address_guard=settings.address_guard)
             )
             await opened.enter_async_context(working(client, pool, webhooks, settings))
             service = Service(api, db)
@@ -151,7 +151,7 @@ async def test_long_bulk_work_takes_turns_with_what_waits(
     own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With more redeliveries under way than there are slots, a route that is resumed does not wait for their end."""
-    monkeypatch.setattr(bulk, "LONGEST_TURN", 0.5)
+    monkeypatch.setattr(bulk, "LONGEST_RUN", 0.5)
     monkeypatch.setattr(redelivery, "PAGE", 2)
     monkeypatch.setattr(release, "PAGE", 2)
     busy, jobs = [f"busy-{n}" for n in range(BULK_SLOTS)], 8

@@ -43,7 +43,7 @@ async def test_without_a_worker_a_job_is_cancelled_and_never_fires(
 
     async with (
         open_pool(own) as pool,
-        WebhookClient(timeout=5, max_connections=9, targets=own.targets) as webhooks,
+        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
         create_worker(client, pool, webhooks, own),
     ):
         for job_id in (due, waiting):
@@ -97,7 +97,7 @@ async def in_each_state(another: AnotherWorker, db: str, run: str, state: str) -
         case "in doubt":
             await another.die(run)
             await another.ledger.cancel(run, due=datetime.now(UTC))
-            await another.ledger.cancel(run, due=datetime.now(UTC), sighted=str(claim))
+            await another.ledger.cancel(run, due=datetime.now(UTC), expired_claim=str(claim))
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_job
     own = replace(own, max_workflow_tasks=4, delivery_timeout=60.0)
     async with (
         open_pool(own) as pool,
-        WebhookClient(timeout=own.delivery_timeout, max_connections=20, targets=own.targets) as webhooks,
+        WebhookClient(timeout=own.delivery_timeout, max_connections=20, address_guard=own.address_guard) as webhooks,
         create_worker(client, pool, webhooks, own),
     ):
         job_ids = [await service.create(0) for _ in range(6)]

@@ -17,17 +17,17 @@ import trustme
 import uvloop
 
 from tests.support.scripts import Script, Wire, drip, proxying, scripted, silence
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.address_guard import AddressGuard
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
-from timemachine.domain.targets import Targets
 from timemachine.webhooks import client as http
-from timemachine.webhooks.client import Answer, WebhookClient
+from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.connection_pool import IDLE_TIME
 from timemachine.webhooks.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
 from timemachine.webhooks.network import Stream
 
 TIMEOUT = 2.0
-ANYWHERE = Targets(allow_private=True)
+ANYWHERE = AddressGuard(allow_private=True)
 AUTHORITY = trustme.CA()
 TAKEN = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 BUSY = b"HTTP/1.1 503 -\r\ncontent-length: 0\r\n\r\n"
@@ -45,7 +45,9 @@ def certified() -> ssl.SSLContext:
 def make_client(proxy: str | None = None, *, timeout: float = TIMEOUT) -> WebhookClient:
     trust = ssl.create_default_context()
     AUTHORITY.configure_trust(trust)
-    return WebhookClient(timeout=timeout, max_connections=100, targets=ANYWHERE, egress_proxy=proxy, ssl_context=trust)
+    return WebhookClient(
+        timeout=timeout, max_connections=100, address_guard=ANYWHERE, egress_proxy=proxy, ssl_context=trust
+    )
 
 
 @asynccontextmanager
@@ -60,7 +62,7 @@ async def reached(script: Script, way: str = "http") -> AsyncIterator[tuple[Webh
                 yield client, url
 
 
-async def post(client: WebhookClient, url: str) -> Answer:
+async def post(client: WebhookClient, url: str) -> WebhookResponse:
     async with asyncio.timeout(TIMEOUT + 3):
         return await client.post(url, b"{}", {"webhook-id": "msg_1"})
 
@@ -187,7 +189,7 @@ async def test_no_more_idle_connections_are_kept_than_there_may_be_in_use() -> N
     async with (
         scripted(wire) as url,
         scripted(wire) as other,
-        WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client,
+        WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE) as client,
     ):
         for target in (url, other, url, other):
             assert (await post(client, target)).taken
@@ -246,7 +248,7 @@ async def test_a_new_connection_that_breaks_is_a_failed_attempt(how: str) -> Non
     async with reached(closing) as (client, url):
         error = await failure(client, url)
 
-    assert (str(error), error.kind) == ("the connection broke before the answer", Kind.PROTOCOL)
+    assert (str(error), error.kind) == ("the connection broke before the answer", AttemptKind.PROTOCOL)
     assert closing.served == 1
 
 
@@ -254,7 +256,7 @@ async def test_the_replacement_is_not_replaced() -> None:
     closing = Closing(BUSY, None, TAKEN, how="end")
     async with reached(closing) as (client, url):
         assert (await post(client, url)).status == 503
-        assert (await failure(client, url)).kind is Kind.PROTOCOL
+        assert (await failure(client, url)).kind is AttemptKind.PROTOCOL
 
     assert closing.served == 2
 
@@ -272,7 +274,7 @@ async def test_a_kept_connection_that_breaks_within_an_answer_is_not_replaced() 
 
     async with reached(cut) as (client, url):
         assert (await post(client, url)).status == 503
-        assert (await failure(client, url)).kind is Kind.PROTOCOL
+        assert (await failure(client, url)).kind is AttemptKind.PROTOCOL
 
     assert wire.by == [0, 0]
 
@@ -284,7 +286,7 @@ async def test_a_kept_connection_without_an_answer_in_time_is_not_replaced() -> 
         with pytest.raises(NoAnswerError) as caught:
             await client.post(url, b"", {}, timeout=0.2)
 
-    assert caught.value.kind is Kind.TIMEOUT
+    assert caught.value.kind is AttemptKind.TIMEOUT
     assert wire.by == [0, 0]
 
 
@@ -389,7 +391,7 @@ async def test_answers_without_an_end_hold_up_nobody_else(data: bytes) -> None:
         ended = await asyncio.gather(*posts, return_exceptions=True)
 
     assert longest < 0.5
-    assert {getattr(end, "kind", None) for end in ended} == {None if b"chunked" in data else Kind.PROTOCOL}
+    assert {getattr(end, "kind", None) for end in ended} == {None if b"chunked" in data else AttemptKind.PROTOCOL}
 
 
 async def test_a_few_interim_answers_are_passed_over() -> None:
@@ -460,7 +462,7 @@ async def test_what_is_no_answer(head: bytes) -> None:
     async with reached(Wire(head)) as (client, url):
         error = await failure(client, url)
 
-    assert error.kind is Kind.PROTOCOL
+    assert error.kind is AttemptKind.PROTOCOL
     assert str(error).startswith("no HTTP answer: ")
 
 
@@ -491,7 +493,7 @@ async def test_what_comes_before_tls_is_not_the_receivers(head: bytes, extra: by
         error = await failure(client, url)
 
     assert str(error).startswith("the egress proxy ")
-    assert error.kind is Kind.CONNECT
+    assert error.kind is AttemptKind.CONNECT
     assert wire.requests == []
 
 
@@ -504,7 +506,7 @@ async def test_what_comes_into_the_tunnel_later_is_not_the_receivers_either() ->
         await reader.read()
 
     async with scripted(forge) as proxy, make_client(proxy) as client:
-        assert (await failure(client, "https://127.0.0.1:1/")).kind is Kind.TLS
+        assert (await failure(client, "https://127.0.0.1:1/")).kind is AttemptKind.TLS
 
 
 @pytest.mark.parametrize("turns", [0, 20])
@@ -522,7 +524,7 @@ async def test_what_a_receiver_says_before_tls_is_no_answer(turns: int, monkeypa
     start_tls = Stream.start_tls
     monkeypatch.setattr(Stream, "start_tls", late)
     async with reached(forge) as (client, url):
-        assert (await failure(client, url.replace("http", "https"))).kind is Kind.TLS
+        assert (await failure(client, url.replace("http", "https"))).kind is AttemptKind.TLS
 
 
 def at_connect(answer: bytes, then: Script | None = None) -> Script:
@@ -573,7 +575,7 @@ async def test_a_proxy_that_fails_is_named(script: Script, message: str) -> None
         error = await failure(client, "https://127.0.0.1:1/")
 
     assert re.match(f"the egress proxy {message}", str(error))
-    assert error.kind is Kind.CONNECT
+    assert error.kind is AttemptKind.CONNECT
 
 
 @pytest.mark.parametrize(
@@ -583,7 +585,7 @@ async def test_a_proxy_that_gives_no_answer_in_time_is_named(script: Script) -> 
     async with scripted(script) as proxy, make_client(proxy, timeout=0.5) as client:
         error = await failure(client, "https://127.0.0.1:1/")
 
-    assert (str(error), error.kind) == ("no answer from the egress proxy within 0.5 s", Kind.TIMEOUT)
+    assert (str(error), error.kind) == ("no answer from the egress proxy within 0.5 s", AttemptKind.TIMEOUT)
 
 
 async def test_no_tls_behind_a_proxy_is_the_receivers() -> None:
@@ -593,7 +595,7 @@ async def test_no_tls_behind_a_proxy_is_the_receivers() -> None:
     ):
         error = await failure(client, "https://127.0.0.1:1/")
 
-    assert (str(error), error.kind) == ("TLS failed: wrong version number", Kind.TLS)
+    assert (str(error), error.kind) == ("TLS failed: wrong version number", AttemptKind.TLS)
 
 
 async def test_a_receiver_behind_a_proxy_that_has_the_wrong_certificate_is_named() -> None:
@@ -602,7 +604,7 @@ async def test_a_receiver_behind_a_proxy_that_has_the_wrong_certificate_is_named
     async with scripted(silence, other) as url, scripted(proxying(url)) as proxy, make_client(proxy) as client:
         error = await failure(client, url)
 
-    assert (error.kind, str(error)[:12]) == (Kind.TLS, "TLS failed: ")
+    assert (error.kind, str(error)[:12]) == (AttemptKind.TLS, "TLS failed: ")
 
 
 async def test_a_forwarding_proxy_that_wants_a_password_is_named() -> None:
@@ -610,7 +612,7 @@ async def test_a_forwarding_proxy_that_wants_a_password_is_named() -> None:
     async with scripted(wire) as proxy, make_client(proxy) as client:
         error = await failure(client, "http://127.0.0.1:1/")
 
-    assert (str(error), error.kind) == ("the egress proxy refused: 407", Kind.CONNECT)
+    assert (str(error), error.kind) == ("the egress proxy refused: 407", AttemptKind.CONNECT)
 
 
 async def test_a_receiver_that_answers_407_is_a_receiver() -> None:
@@ -645,7 +647,7 @@ async def test_a_machine_without_ipv6_is_no_fault_of_ours(monkeypatch: pytest.Mo
 
     async with make_client() as client:
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
-        assert (await failure(client, "http://[::1]:1/")).kind is Kind.CONNECT
+        assert (await failure(client, "http://[::1]:1/")).kind is AttemptKind.CONNECT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "unknown.test"])
@@ -669,7 +671,7 @@ async def test_a_process_without_a_descriptor_left_makes_no_attempt(host: str) -
 async def test_a_process_without_a_place_left_makes_no_attempt() -> None:
     async with (
         scripted(silence) as url,
-        WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client,
+        WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE) as client,
     ):
         waiting = asyncio.create_task(client.post(url, b"", {}))
         await asyncio.sleep(0)
@@ -680,7 +682,7 @@ async def test_a_process_without_a_place_left_makes_no_attempt() -> None:
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 async def test_a_receiver_that_resets_before_tls_begins_is_told_and_leaves_no_trace(
-    run: Callable[[Coroutine[None, None, Kind]], Kind],
+    run: Callable[[Coroutine[None, None, AttemptKind]], AttemptKind],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
@@ -699,7 +701,7 @@ async def test_a_receiver_that_resets_before_tls_begins_is_told_and_leaves_no_tr
             await asyncio.sleep(0.01)
         await start_tls(stream, context, name)
 
-    async def call() -> Kind:
+    async def call() -> AttemptKind:
         async with make_client() as client:
             return (await failure(client, url.replace("http:", "https:"))).kind
 
@@ -707,6 +709,6 @@ async def test_a_receiver_that_resets_before_tls_begins_is_told_and_leaves_no_tr
     async with scripted(reset) as url:
         kind = await asyncio.to_thread(lambda: run(call()))
 
-    assert kind is Kind.TLS
+    assert kind is AttemptKind.TLS
     assert caplog.text == ""
     assert capfd.readouterr().err == ""

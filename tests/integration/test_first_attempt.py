@@ -35,7 +35,7 @@ from timemachine.domain.outcomes import (
     Unknown,
 )
 from timemachine.domain.retry import Retry
-from timemachine.postgres.delivery_ledger import DeliveryLedger, End
+from timemachine.postgres.delivery_ledger import DeliveryLedger, EndedAttempt
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -55,7 +55,7 @@ class FirstAttempts:
         settings = settings or self._settings
         async with (
             open_pool(settings) as pool,
-            WebhookClient(timeout=5, max_connections=9, targets=settings.targets) as webhooks,
+            WebhookClient(timeout=5, max_connections=9, address_guard=settings.address_guard) as webhooks,
         ):
             routes = RouteStore(pool, Vault(settings))
             ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
@@ -78,7 +78,7 @@ def a_delivery(db: str, *, due_in: float = 0, **fields: Any) -> Delivery:
     return Delivery(job=replace(job, **fields), message_id=f"msg_{run}", run_id=run)
 
 
-def answering(status: int) -> Callable[[Received], Awaitable[bytes]]:
+def temporal_timeout(status: int) -> Callable[[Received], Awaitable[bytes]]:
     async def answer(_: Received) -> bytes:
         return response(status, b"why")
 
@@ -104,7 +104,7 @@ async def test_the_receiver_took_it(
 async def test_the_receiver_refused_and_is_asked_again_later(
     service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
 ) -> None:
-    receiver.answer = answering(500)
+    receiver.answer = temporal_timeout(500)
     delivery = a_delivery(service.db, retry=Retry(waits=(60,)))
 
     outcome = await first.make(delivery)
@@ -114,14 +114,14 @@ async def test_the_receiver_refused_and_is_asked_again_later(
     assert outcome.next_at
     assert now_ms(30) < outcome.next_at < now_ms(73)
     row = await another.row(delivery.run_id)
-    assert (row.state, row.made) == (RowState.WAITING, 1)
+    assert (row.state, row.attempts_made) == (RowState.WAITING, 1)
 
 
 @pytest.mark.parametrize("status", [500, 410])
 async def test_the_receiver_refused_for_the_last_time(
     service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker, status: int
 ) -> None:
-    receiver.answer = answering(status)
+    receiver.answer = temporal_timeout(status)
     delivery = a_delivery(service.db, retry=Retry(maximum_attempts=1 if status == 500 else 5))
 
     assert await first.make(delivery) == Failed(reason=f"{status} from the receiver: why", attempts=1)
@@ -143,7 +143,7 @@ async def test_a_deadline_that_has_passed_fails_without_an_attempt(
 async def test_a_deadline_before_the_next_attempt_fails_at_once(
     service: Service, receiver: Receiver, first: FirstAttempts
 ) -> None:
-    receiver.answer = answering(500)
+    receiver.answer = temporal_timeout(500)
 
     outcome = await first.make(a_delivery(service.db, deadline=now_ms(30), retry=Retry(waits=(60,))))
 
@@ -175,7 +175,7 @@ async def test_a_paused_route_holds_and_leaves_no_row(
     outcome = await first.make(delivery)
 
     assert isinstance(outcome, Held)
-    assert (outcome.reason, outcome.made) == ("the route is paused: maintenance", 0)
+    assert (outcome.reason, outcome.attempts_made) == ("the route is paused: maintenance", 0)
     assert await another.ledger.find(delivery.run_id) is None
     assert receiver.received == []
 
@@ -190,7 +190,7 @@ async def test_secrets_that_cannot_be_read_use_up_no_attempt(
     assert isinstance(outcome, Deferred)
     assert now_ms(1) < outcome.next_at < now_ms(7)
     row = await another.row(delivery.run_id)
-    assert (row.state, row.made, row.doubt) == (RowState.WAITING, 0, False)
+    assert (row.state, row.attempts_made, row.has_lost_attempt) == (RowState.WAITING, 0, False)
     assert row.end
     assert row.end.reason == outcome.reason
     assert receiver.received == []
@@ -277,7 +277,7 @@ async def test_a_lost_attempt_is_taken_over_after_a_while(
     assert isinstance(await first.make(delivery), Unknown)
 
     row = await another.row(delivery.run_id)
-    assert (row.state, row.doubt) == (RowState.TAKEN, True)
+    assert (row.state, row.has_lost_attempt) == (RowState.TAKEN, True)
     assert [received.headers["timemachine-attempt"] for received in receiver.received] == ["1"]
 
 
@@ -291,7 +291,7 @@ async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
 ) -> None:
     write, refusals = DeliveryLedger._write_end, [asyncpg.InternalServerError("refused") for _ in range(4)]
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
         if refusals:
             raise refusals.pop()
         return await write(ledger, run_id, claim, end)
@@ -326,5 +326,5 @@ async def test_an_attempt_that_was_asked_for_long_ago_is_not_made_once_it_has_be
 
     assert isinstance(await first.make(delivery), Deferred)
 
-    assert (await another.row(delivery.run_id)).is_untouched
+    assert (await another.row(delivery.run_id)).is_unattempted
     assert receiver.received == []

@@ -1,4 +1,4 @@
-"""Routes that are paused or disabled hold their jobs, without using up attempts, and let them go again."""
+"""Routes that are paused or disabled hold their jobs, without using up attempts, and release them again."""
 
 import asyncio
 from datetime import timedelta
@@ -11,7 +11,7 @@ from temporalio.client import Client
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, refused
-from timemachine.postgres.delivery_ledger import End
+from timemachine.postgres.delivery_ledger import EndedAttempt
 
 
 async def pause(service: Service, reason: str = "maintenance") -> None:
@@ -220,7 +220,7 @@ async def test_a_lost_attempt_is_held_and_made_again_when_the_route_is_resumed(
     await resume(service)
 
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
-    assert (await another.row(run)).doubt
+    assert (await another.row(run)).has_lost_attempt
     assert len(receiver.of(job_id)) == 1
 
 
@@ -230,7 +230,7 @@ async def test_a_held_job_whose_attempt_was_given_back_can_be_changed(
     await service.add_route(receiver.url, "other")
     job_id = await service.create(2, meta="old")
     run = await first_run(client, service, job_id)
-    await another.end(run, await another.begin(service.db, run), End(made=False))
+    await another.end(run, await another.begin(service.db, run), EndedAttempt(counts=False))
     await pause(service)
     assert (await wait_until_held(service, job_id))["state"] == "scheduled"
 

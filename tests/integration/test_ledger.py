@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from devstack.postgres import embedded_postgres
 from tests.support import ledger_rules as rules
 from tests.support.ledger_rules import At, Row
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import (
     AttemptEnd,
@@ -33,7 +33,7 @@ from timemachine.domain.outcomes import (
 )
 from timemachine.domain.routes import RestRoute, RouteState
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, End, RouteClosed
+from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, EndedAttempt, RouteClosed
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -48,11 +48,13 @@ NUMBER = 3
 
 MINE, OTHERS = str(uuid.uuid4()), str(uuid.uuid4())
 ENDS = {
-    "taken": AttemptEnd(number=NUMBER, kind=Kind.TAKEN, status=204, ended_at=1, late_ms=2),
-    "again": AttemptEnd(number=NUMBER, kind=Kind.REFUSED, status=503, reason="503 from the receiver", ended_at=1),
-    "final": AttemptEnd(number=NUMBER, kind=Kind.EXPIRED, reason="the deadline has passed", ended_at=1),
-    "lost": AttemptEnd(number=0, kind=Kind.LOST, reason=LOST, ended_at=0),
-    "before": AttemptEnd(number=NUMBER - 1, kind=Kind.TIMEOUT, reason="no answer", ended_at=1),
+    "taken": AttemptEnd(number=NUMBER, kind=AttemptKind.TAKEN, status=204, ended_at=1, late_ms=2),
+    "again": AttemptEnd(
+        number=NUMBER, kind=AttemptKind.REFUSED, status=503, reason="503 from the receiver", ended_at=1
+    ),
+    "final": AttemptEnd(number=NUMBER, kind=AttemptKind.EXPIRED, reason="the deadline has passed", ended_at=1),
+    "lost": AttemptEnd(number=0, kind=AttemptKind.LOST, reason=LOST, ended_at=0),
+    "before": AttemptEnd(number=NUMBER - 1, kind=AttemptKind.TIMEOUT, reason="no answer", ended_at=1),
 }
 
 
@@ -77,15 +79,17 @@ class Run:
         self.pool, self.id, self.db = pool, uuid.uuid4().hex, db
 
     async def begin(
-        self, claim: str = MINE, *, sighted: str | None = None, route: str = "hook", made: int = 0
+        self, claim: str = MINE, *, expired_claim: str | None = None, route: str = "hook", attempts_made: int = 0
     ) -> Begun | LedgerRow | RouteClosed:
-        return await self.ledger.begin(self.id, self.db, route, uuid.UUID(claim), sighted=sighted, made=made)
+        return await self.ledger.begin(
+            self.id, self.db, route, uuid.UUID(claim), expired_claim=expired_claim, attempts_made=attempts_made
+        )
 
     async def end(self, how: str, claim: str = MINE) -> LedgerRow | None:
         return await self.ledger.end(self.id, uuid.UUID(claim), an_end(self, how))
 
-    async def cancel(self, *, sighted: str | None = None) -> LedgerRow:
-        return await self.ledger.cancel(self.id, due=DUE, sighted=sighted)
+    async def cancel(self, *, expired_claim: str | None = None) -> LedgerRow:
+        return await self.ledger.cancel(self.id, due=DUE, expired_claim=expired_claim)
 
     async def put(self, row: Row | None) -> datetime | None:
         """Go on with another run that has a given row, and return the row's time."""
@@ -99,7 +103,7 @@ class Run:
         await self.pool.execute(
             "INSERT INTO delivery_ledger (run_id, state, claim, at, made, doubt, outcome) "
             "VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            *(self.id, row.state, row.claim and uuid.UUID(row.claim), at, row.made, row.doubt, end),
+            *(self.id, row.state, row.claim and uuid.UUID(row.claim), at, row.attempts_made, row.has_lost_attempt, end),
         )
         return await self.at()
 
@@ -128,12 +132,12 @@ def run(pool: Pool, store: RouteStore, db: str) -> Run:
     return Run(pool, store, db)
 
 
-def an_end(run: Run, how: str) -> End:
+def an_end(run: Run, how: str) -> EndedAttempt:
     if how == "not made":
-        return End(made=False)
+        return EndedAttempt(counts=False)
     end = ENDS[how]
     logged = None if how == "final" else logged_of(run, end)
-    return End(made=True, attempts=NUMBER, outcome=end, wait=WAIT if how == "again" else None, logged=logged)
+    return EndedAttempt(counts=True, attempts=NUMBER, outcome=end, wait=WAIT if how == "again" else None, logged=logged)
 
 
 def logged_of(run: Run, end: AttemptEnd) -> Attempt:
@@ -167,12 +171,12 @@ ROWS = [*every_row()]
 
 
 def name_of(row: Row | None) -> str:
-    return f"{row.state} {row.at}{' doubt' if row.doubt else ''}" if row else "none"
+    return f"{row.state} {row.at}{' doubt' if row.has_lost_attempt else ''}" if row else "none"
 
 
 def check_answer(answer: LedgerRow | None, expected: Row | None) -> None:
-    said = answer and (answer.state, answer.claim, answer.made, answer.doubt)
-    assert said == (expected and (expected.state, expected.claim, expected.made, expected.doubt))
+    said = answer and (answer.state, answer.claim, answer.attempts_made, answer.has_lost_attempt)
+    assert said == (expected and (expected.state, expected.claim, expected.attempts_made, expected.has_lost_attempt))
 
 
 async def check_row(run: Run, expected: Row | None, before: datetime | None) -> None:
@@ -183,7 +187,7 @@ async def check_row(run: Run, expected: Row | None, before: datetime | None) -> 
         return
     assert found.state == expected.state
     assert found.claim == expected.claim
-    assert (found.made, found.doubt) == (expected.made, expected.doubt)
+    assert (found.attempts_made, found.has_lost_attempt) == (expected.attempts_made, expected.has_lost_attempt)
     assert found.end == (ENDS[expected.end] if expected.end else None)
     lasts = {At.CLAIM: ATTEMPT_TIME + CLAIM_MARGIN, At.NOW: 0, At.NEXT: WAIT.total_seconds()}
     if expected.at in lasts:
@@ -198,16 +202,19 @@ SIGHTED = [None, OTHERS, str(uuid.uuid4())]
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 async def test_begin(run: Run, row: Row | None) -> None:
     # Nobody takes his own claim over.
-    for claim, sighted in [(MINE, sighted) for sighted in SIGHTED] + [(OTHERS, None), (OTHERS, SIGHTED[2])]:
+    for claim, expired_claim in [(MINE, expired_claim) for expired_claim in SIGHTED] + [
+        (OTHERS, None),
+        (OTHERS, SIGHTED[2]),
+    ]:
         before = await run.put(row)
-        expected, may = rules.begin(row, claim, sighted)
+        expected, may = rules.begin(row, claim, expired_claim)
 
-        answer = await run.begin(claim, sighted=sighted)
+        answer = await run.begin(claim, expired_claim=expired_claim)
 
         await check_row(run, expected, before)
         if may:
             assert isinstance(answer, Begun)
-            assert answer.number == expected.made + 1
+            assert answer.number == expected.attempts_made + 1
             assert answer.target
             assert answer.target.route.id == "hook"
         else:
@@ -217,15 +224,15 @@ async def test_begin(run: Run, row: Row | None) -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 async def test_cancel(run: Run, row: Row | None) -> None:
-    for sighted in SIGHTED:
+    for expired_claim in SIGHTED:
         before = await run.put(row)
-        expected = rules.cancel(row, sighted)
+        expected = rules.cancel(row, expired_claim)
 
-        check_answer(await run.cancel(sighted=sighted), expected)
+        check_answer(await run.cancel(expired_claim=expired_claim), expected)
 
         await check_row(run, expected, before)
-        again = rules.cancel(expected, sighted)
-        check_answer(await run.cancel(sighted=sighted), again)
+        again = rules.cancel(expected, expired_claim)
+        check_answer(await run.cancel(expired_claim=expired_claim), again)
         await check_row(run, again, await run.at())
 
 
@@ -267,11 +274,11 @@ async def test_a_job_of_many_statements(run: Run) -> None:
 
 
 async def test_attempts_made_before_there_was_a_row_count(run: Run) -> None:
-    begun = await run.begin(made=4)
+    begun = await run.begin(attempts_made=4)
     assert isinstance(begun, Begun)
     assert begun.number == 5
     await run.end("not made")
-    begun = await run.begin(made=0)
+    begun = await run.begin(attempts_made=0)
     assert isinstance(begun, Begun)
     assert begun.number == 5
 
@@ -354,15 +361,15 @@ async def test_of_an_attempt_and_a_cancel_at_once_one_wins(run: Run) -> None:
 async def test_of_many_who_saw_a_claim_expire_one_takes_over(run: Run) -> None:
     await run.begin()
     await run.expire()
-    answers = await asyncio.gather(*(run.begin(str(uuid.uuid4()), sighted=MINE) for _ in range(30)))
+    answers = await asyncio.gather(*(run.begin(str(uuid.uuid4()), expired_claim=MINE) for _ in range(30)))
     assert sum(isinstance(answer, Begun) for answer in answers) == 1
 
 
 @pytest.mark.parametrize("reason", ["a null \0 in a body", "half a \ud800 pair", "long " * 10_000])
 async def test_what_a_receiver_says_cannot_keep_an_end_from_being_written(run: Run, reason: str) -> None:
     await run.begin()
-    end = AttemptEnd(number=1, kind=Kind.REFUSED, reason=reason, ended_at=1)
-    row = await run.ledger.end(run.id, uuid.UUID(MINE), End(made=True, attempts=1, outcome=end, wait=WAIT))
+    end = AttemptEnd(number=1, kind=AttemptKind.REFUSED, reason=reason, ended_at=1)
+    row = await run.ledger.end(run.id, uuid.UUID(MINE), EndedAttempt(counts=True, attempts=1, outcome=end, wait=WAIT))
     assert row
     assert row.state is RowState.WAITING
     assert row.end
@@ -372,7 +379,7 @@ async def test_what_a_receiver_says_cannot_keep_an_end_from_being_written(run: R
 
 async def test_a_job_can_be_taken_without_an_entry_in_the_log(run: Run) -> None:
     await run.begin()
-    row = await run.ledger.end(run.id, uuid.UUID(MINE), End(made=True, attempts=1, outcome=ENDS["taken"]))
+    row = await run.ledger.end(run.id, uuid.UUID(MINE), EndedAttempt(counts=True, attempts=1, outcome=ENDS["taken"]))
     assert row
     assert row.state is RowState.TAKEN
     assert await run.log() == []
@@ -433,7 +440,9 @@ async def test_what_was_answered_outlives_a_crash_of_postgres(tmp_path: Path, db
 
 
 def a_row(state: RowState, **fields: object) -> LedgerRow:
-    row = LedgerRow(state=state, claim=MINE, seconds_left=60.0, made=2, doubt=False, end=ENDS["before"])
+    row = LedgerRow(
+        state=state, claim=MINE, seconds_left=60.0, attempts_made=2, has_lost_attempt=False, end=ENDS["before"]
+    )
     return replace(row, **fields)
 
 
@@ -442,19 +451,22 @@ def a_row(state: RowState, **fields: object) -> LedgerRow:
     [
         (a_row(RowState.WAITING), Failed(reason="no answer", attempts=2, next_at=61_000)),
         (a_row(RowState.WAITING, seconds_left=-5.0), Failed(reason="no answer", attempts=2, next_at=1_000)),
-        (a_row(RowState.WAITING, made=0, end=None), Deferred(reason="no attempt was made yet", next_at=61_000)),
+        (
+            a_row(RowState.WAITING, attempts_made=0, end=None),
+            Deferred(reason="no attempt was made yet", next_at=61_000),
+        ),
         (a_row(RowState.UNDER_WAY), Unknown(reason="an attempt is under way", ask_after=2.0)),
         (a_row(RowState.CANCELLING, seconds_left=1.5), Unknown(reason="an attempt is under way", ask_after=1.5)),
         (a_row(RowState.UNDER_WAY, seconds_left=-9.0), Unknown(reason="an attempt is under way", ask_after=0.1)),
         (
-            a_row(RowState.TAKEN, made=3, end=ENDS["taken"]),
+            a_row(RowState.TAKEN, attempts_made=3, end=ENDS["taken"]),
             Delivered(status=204, attempts=3, delivered_at=1, late_ms=2),
         ),
         (a_row(RowState.FAILED), Failed(reason="no answer", attempts=2)),
         (a_row(RowState.FAILED, end=ENDS["lost"]), Failed(reason=LOST, attempts=2)),
         (a_row(RowState.FAILED, end=None), Failed(reason="not delivered", attempts=2)),
         (a_row(RowState.CANCELLED), Cancelled()),
-        (a_row(RowState.CANCELLED, claim=None, end=None, made=0), Cancelled()),
+        (a_row(RowState.CANCELLED, claim=None, end=None, attempts_made=0), Cancelled()),
     ],
 )
 def test_what_a_row_says_of_a_run(row: LedgerRow, outcome: Outcome) -> None:
@@ -471,15 +483,15 @@ def test_a_claim_is_expired_only_while_an_attempt_is_under_way(state: RowState) 
 
 def test_only_a_cancel_of_a_lost_attempt_is_in_doubt() -> None:
     assert a_row(RowState.FAILED, end=ENDS["lost"]).is_cancelled_in_doubt
-    assert not a_row(RowState.FAILED, doubt=True).is_cancelled_in_doubt
-    assert not a_row(RowState.TAKEN, doubt=True, end=ENDS["taken"]).is_cancelled_in_doubt
+    assert not a_row(RowState.FAILED, has_lost_attempt=True).is_cancelled_in_doubt
+    assert not a_row(RowState.TAKEN, has_lost_attempt=True, end=ENDS["taken"]).is_cancelled_in_doubt
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.PostgresError) -> None:
     """Let Postgres refuse the ends that are written first."""
     write, left = DeliveryLedger._write_end, list(errors)
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: End) -> LedgerRow | None:
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: EndedAttempt) -> LedgerRow | None:
         if left:
             raise left.pop(0)
         return await write(ledger, run_id, claim, end)
@@ -498,7 +510,7 @@ async def test_an_end_that_is_refused_for_its_words_is_written_without_them(
     row = await run.end(how)
 
     assert row
-    assert (row.state, row.made, row.end) == (state, NUMBER, replace(ENDS[how], reason=None))
+    assert (row.state, row.attempts_made, row.end) == (state, NUMBER, replace(ENDS[how], reason=None))
     assert await run.log() == [(NUMBER, ENDS[how].kind)]
 
 

@@ -25,12 +25,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tests.support.postgres_proxy import Cut, PostgresProxy
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres.attempt_log import Attempt as Logged
-from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, End
+from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, EndedAttempt
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -94,7 +94,7 @@ class Row(Struct, frozen=True):
     claim: uuid.UUID | None
     at: datetime
     is_past: bool
-    doubt: bool
+    has_lost_attempt: bool
 
 
 class Stage(Enum):
@@ -114,11 +114,11 @@ class Attempt:
     def __init__(self) -> None:
         self.claim = uuid.uuid4()
         self.stage = Stage.BEGIN
-        self.sighted: str | None = None
+        self.expired_claim: str | None = None
         self.asked = False
         """Whether an answer of `begin` was lost."""
         self.number = 0
-        self.kind: Kind | None = None
+        self.kind: AttemptKind | None = None
         """How it ended; None when it was not made."""
         self.late = False
         """Whether its claim has expired, which its clock tells it."""
@@ -131,7 +131,7 @@ class Attempt:
 
     @property
     def was_taken(self) -> bool:
-        return self.stage is Stage.END and self.kind is Kind.TAKEN
+        return self.stage is Stage.END and self.kind is AttemptKind.TAKEN
 
 
 class Worker:
@@ -153,7 +153,7 @@ class Canceller:
     def __init__(self) -> None:
         self.told = False
         """Whether it knows that the run is cancelled, and is about to answer 200."""
-        self.sighted: str | None = None
+        self.expired_claim: str | None = None
         self.waits = False
         """Whether it lets a grace pass since it saw a claim expired."""
 
@@ -260,10 +260,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert after, "the row is gone"
         if before.state in DECIDED and before.state != after.state:
             assert (before.state, after.state) == (RowState.FAILED, RowState.TAKEN), "decided once and for all"
-        assert after.doubt >= before.doubt, "a doubt is remembered"
-        assert not (after.doubt and after.state is RowState.CANCELLED), "what may have been taken is not cancelled"
+        assert after.has_lost_attempt >= before.has_lost_attempt, "a lost attempt is remembered"
+        assert not (after.has_lost_attempt and after.state is RowState.CANCELLED), (
+            "what may have been taken is not cancelled"
+        )
         if before.state is RowState.UNDER_WAY and after.state is RowState.UNDER_WAY and before.claim != after.claim:
-            assert after.doubt, "an attempt that was lost leaves a doubt"
+            assert after.has_lost_attempt, "a lost attempt is noted"
         if before.state in CLAIMED and after.state in CLAIMED and before.claim == after.claim:
             assert after.at <= before.at, "a claim is not prolonged"
 
@@ -304,7 +306,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
         attempt = worker.attempt = worker.attempt or Attempt()
         answer = self.ask(
-            self.world.ledger(cut).begin(self.run_id, DB, "hook", attempt.claim, sighted=attempt.sighted), cut
+            self.world.ledger(cut).begin(self.run_id, DB, "hook", attempt.claim, expired_claim=attempt.expired_claim),
+            cut,
         )
         match answer:
             case Lost.ANSWER:
@@ -314,7 +317,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert (self.row.state, self.row.claim) == (RowState.UNDER_WAY, attempt.claim), "I3: begun by nobody"
                 attempt.stage, attempt.number = Stage.BEGUN, number
             case LedgerRow(is_expired=True, claim=claim):
-                attempt.stage, attempt.sighted = Stage.SIGHTED, claim
+                attempt.stage, attempt.expired_claim = Stage.SIGHTED, claim
             case LedgerRow(state=state, is_decided=is_decided):
                 worker.attempt = None
                 if is_decided:
@@ -355,7 +358,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.requests.remove(request)
         if request.attempt:
             request.attempt.stage = Stage.END
-            request.attempt.kind = Kind.TAKEN if taken else Kind.REFUSED
+            request.attempt.kind = AttemptKind.TAKEN if taken else AttemptKind.REFUSED
 
     @step(8, when=lambda self: self.has_postgres and self.eligible(Stage.END))
     def ends(self, data: st.DataObject) -> None:
@@ -379,11 +382,11 @@ class LedgerMachine(RuleBasedStateMachine):
         if row and row.is_decided:
             self.told(row.state)
 
-    def end_of(self, attempt: Attempt) -> End:
+    def end_of(self, attempt: Attempt) -> EndedAttempt:
         if attempt.kind is None:
-            return End(made=False)
+            return EndedAttempt(counts=False)
         end = AttemptEnd(number=attempt.number, kind=attempt.kind, ended_at=1)
-        wait = FAR if attempt.kind is not Kind.TAKEN and attempt.number < ATTEMPTS else None
+        wait = FAR if attempt.kind is not AttemptKind.TAKEN and attempt.number < ATTEMPTS else None
         logged = Logged(
             db=DB,
             collection="c",
@@ -399,7 +402,7 @@ class LedgerMachine(RuleBasedStateMachine):
             error=None,
             worker="w",
         )
-        return End(made=True, attempts=attempt.number, outcome=end, wait=wait, logged=logged)
+        return EndedAttempt(counts=True, attempts=attempt.number, outcome=end, wait=wait, logged=logged)
 
     # Clients who cancel
 
@@ -407,12 +410,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def cancels(self, data: st.DataObject) -> None:
         canceller, cut = data.draw(st.sampled_from(self.asking())), data.draw(cuts)
         row = self.ask(
-            self.world.ledger(cut).cancel(self.run_id, due=datetime.now(UTC), sighted=canceller.sighted), cut
+            self.world.ledger(cut).cancel(self.run_id, due=datetime.now(UTC), expired_claim=canceller.expired_claim),
+            cut,
         )
         self.wished |= row is not Lost.ANSWER or cut != (Cut.BEFORE, 0)
         if not isinstance(row, LedgerRow):
             return
-        canceller.waits, canceller.sighted = row.is_expired, row.claim if row.is_expired else None
+        canceller.waits, canceller.expired_claim = row.is_expired, row.claim if row.is_expired else None
         if not row.is_decided:
             return
         assert self.row
@@ -473,14 +477,14 @@ class LedgerMachine(RuleBasedStateMachine):
             worker.attempt for worker in self.eligible(Stage.SIGHTED) if worker.attempt
         ]
         waiting += [canceller for canceller in self.cancellers if canceller.waits]
-        return [one for one in waiting if all(worker.frozen for worker, _ in self.owners(one.sighted))]
+        return [one for one in waiting if all(worker.frozen for worker, _ in self.owners(one.expired_claim))]
 
     @step(8, when=lambda self: self.has_postgres and self.graced())
     def a_grace_passes(self, data: st.DataObject) -> None:
         self.let_grace_pass(data.draw(st.sampled_from(self.graced())))
 
     def let_grace_pass(self, one: Attempt | Canceller) -> None:
-        for worker, attempt in self.owners(one.sighted):
+        for worker, attempt in self.owners(one.expired_claim):
             self.overtake(worker, attempt)
         if isinstance(one, Attempt):
             one.stage = Stage.BEGIN

@@ -55,7 +55,7 @@ async def lost(own: Settings, temporal: Temporal, db: str, receiver: Receiver) -
 async def working(client: Client, own: Settings) -> AsyncIterator[None]:
     async with (
         open_pool(own) as pool,
-        WebhookClient(timeout=5, max_connections=9, targets=own.targets) as webhooks,
+        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
         create_worker(client, pool, webhooks, own),
     ):
         yield

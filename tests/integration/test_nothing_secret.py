@@ -93,7 +93,7 @@ async def with_wrong_key(settings: Settings, temporal: Temporal, client: Client)
         async with (
             serving(create_app(settings)) as api,
             open_pool(settings) as pool,
-            WebhookClient(timeout=5, max_connections=5, targets=settings.targets) as webhooks,
+            WebhookClient(timeout=5, max_connections=5, address_guard=settings.address_guard) as webhooks,
             working(client, pool, webhooks, settings),
         ):
             yield api

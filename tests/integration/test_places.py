@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-from timemachine.domain.errors import NotYetError, UnavailableError
+from timemachine.domain.errors import NoSlotError, UnavailableError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres import route_store
 from timemachine.postgres.pool import connection, open_pool
@@ -56,7 +56,7 @@ async def ask(store: RouteStore, db: str, run_id: str, until: asyncio.Event | No
             if until:
                 await until.wait()
             return "held"
-    except NotYetError:
+    except NoSlotError:
         return "sent away"
 
 

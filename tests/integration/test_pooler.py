@@ -21,7 +21,7 @@ from devstack.postgres import Postgres, as_unprivileged
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.ledger import log_attempt, read_target, taken
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.routes import RestRoute
@@ -154,7 +154,7 @@ def _attempt(db: str, turn: int) -> Attempt:
         started_at=datetime.now(UTC),
         duration_ms=1,
         status=None,
-        kind=Kind.CONNECT,
+        kind=AttemptKind.CONNECT,
         error=f"{db} {turn}",
         worker="w",
     )

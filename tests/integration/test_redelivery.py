@@ -16,7 +16,7 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from timemachine.settings import Settings
 from timemachine.temporal import job_runs
-from timemachine.temporal.fail_fast import HastyServiceClient
+from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.job_runs import latest_run
 
 ONCE = {"maximum_attempts": 1}
@@ -175,13 +175,13 @@ async def test_a_page_of_the_failed_list_is_two_questions_to_temporal(
     await service.wait_for_end(ids[0])
     await eventually(lambda: sorted_ids(service), sorted(ids))
     asked: list[str] = []
-    made = HastyServiceClient._rpc_call
+    made = FailFastServiceClient._rpc_call
 
-    async def noted(client: HastyServiceClient, rpc: str, *arguments: Any, **how: Any) -> Any:
+    async def noted(client: FailFastServiceClient, rpc: str, *arguments: Any, **how: Any) -> Any:
         asked.append(rpc)
         return await made(client, rpc, *arguments, **how)
 
-    monkeypatch.setattr(HastyServiceClient, "_rpc_call", noted)
+    monkeypatch.setattr(FailFastServiceClient, "_rpc_call", noted)
     assert await sorted_ids(service) == sorted(ids)
 
     assert asked == ["list_workflow_executions"] * 2

@@ -1,4 +1,4 @@
-"""Letting go of the jobs that a paused route has held."""
+"""The release of the jobs that a paused route has held."""
 
 import asyncio
 

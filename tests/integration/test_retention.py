@@ -16,7 +16,7 @@ from temporalio.client import (
 )
 from temporalio.testing import ActivityEnvironment
 
-from activities.retention import BATCH, Upkeep
+from activities.retention import BATCH, Retention
 from tests.support.service import new_id
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import CLEAN_ATTEMPTS, Cleaned
@@ -70,7 +70,7 @@ async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> 
 
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned = await environment.run(Upkeep(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
 
     assert cleaned.removed >= 2 * BATCH + 5
     assert len(beats) >= 3
@@ -99,7 +99,7 @@ async def clean(settings: Settings) -> tuple[Cleaned, int]:
     environment.on_heartbeat = lambda *_: beats.append(1)
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned: Cleaned = await environment.run(Upkeep(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned: Cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
     return cleaned, len(beats)
 
 

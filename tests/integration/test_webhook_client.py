@@ -9,24 +9,24 @@ import time
 import pytest
 
 from tests.support.scripts import Script, drip, flood, says, scripted, silence
+from timemachine.domain.address_guard import AddressGuard
 from timemachine.domain.errors import NoAnswerError, OwnFaultError
-from timemachine.domain.targets import Targets
-from timemachine.webhooks.client import MAX_ANSWER_BYTES, Answer, WebhookClient
+from timemachine.webhooks.client import MAX_ANSWER_BYTES, WebhookClient, WebhookResponse
 
 TIMEOUT = 1.0
-ANYWHERE = Targets(allow_private=True)
+ANYWHERE = AddressGuard(allow_private=True)
 
 
 async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     return
 
 
-async def post(script: Script) -> Answer:
+async def post(script: Script) -> WebhookResponse:
     """POST once; the client's own limits must end it."""
     async with (
         asyncio.timeout(TIMEOUT + 3),
         scripted(script) as url,
-        WebhookClient(timeout=TIMEOUT, max_connections=4, targets=ANYWHERE) as client,
+        WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
     ):
         return await client.post(url, b"{}", {"content-type": "application/json"})
 
@@ -77,7 +77,7 @@ async def test_an_answer_counts_that_came_while_the_whole_process_was_stopped() 
             stopped.wait()
             connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client:
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE) as client:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             receiving = asyncio.create_task(asyncio.to_thread(receive, listener))
             posting = asyncio.create_task(client.post(f"http://127.0.0.1:{listener.getsockname()[1]}/", b"", {}))
@@ -107,13 +107,13 @@ async def test_a_broken_answer_is_none(script: Script) -> None:
 
 
 async def test_a_closed_port_is_no_answer() -> None:
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client:
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE) as client:
         with pytest.raises(NoAnswerError, match="connection refused"):
             await client.post("http://127.0.0.1:1/", b"", {})
 
 
 async def test_an_unknown_host_is_no_answer() -> None:
-    async with WebhookClient(timeout=TIMEOUT, max_connections=1, targets=ANYWHERE) as client:
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE) as client:
         with pytest.raises(NoAnswerError):
             await client.post("http://no-such-host.invalid/", b"", {})
 
@@ -134,7 +134,10 @@ async def test_a_connection_is_used_again() -> None:
         while True:
             await says("HTTP/1.1 200 OK\r\ncontent-length: 2", b"ok")(reader, writer)
 
-    async with scripted(count) as url, WebhookClient(timeout=TIMEOUT, max_connections=4, targets=ANYWHERE) as client:
+    async with (
+        scripted(count) as url,
+        WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
+    ):
         for _ in range(3):
             await client.post(url, b"", {})
 
@@ -148,7 +151,10 @@ async def test_a_cookie_is_not_kept() -> None:
         heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
         writer.write(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\ncontent-length: 0\r\n\r\n")
 
-    async with scripted(keep) as url, WebhookClient(timeout=TIMEOUT, max_connections=4, targets=ANYWHERE) as client:
+    async with (
+        scripted(keep) as url,
+        WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
+    ):
         for _ in range(2):
             await client.post(url, b"", {})
 
@@ -159,7 +165,7 @@ async def test_a_url_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with (
         scripted(says("HTTP/1.1 200 OK\r\ncontent-length: 0")) as url,
-        WebhookClient(timeout=TIMEOUT, max_connections=4, targets=ANYWHERE) as client,
+        WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
     ):
         assert (await client.post(f"{url}?token=hidden", b"", {})).taken
 
@@ -170,7 +176,7 @@ async def test_who_waits_in_vain_takes_no_place_from_those_who_come_after() -> N
     async with (
         scripted(silence) as black_hole,
         scripted(says("HTTP/1.1 200 OK\r\ncontent-length: 0")) as healthy,
-        WebhookClient(timeout=TIMEOUT, max_connections=4, targets=ANYWHERE) as client,
+        WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
     ):
         waiting = [asyncio.create_task(client.post(black_hole, b"", {}, timeout=0.3)) for _ in range(40)]
         await asyncio.sleep(0.1)

@@ -46,7 +46,9 @@ async def program(
     own = replace(settings, task_queue=f"end-{uuid.uuid4().hex}", shutdown_grace=30)
     async with AsyncExitStack() as opened:
         pool = await opened.enter_async_context(open_pool(own))
-        webhooks = await opened.enter_async_context(WebhookClient(timeout=30, max_connections=9, targets=own.targets))
+        webhooks = await opened.enter_async_context(
+            WebhookClient(timeout=30, max_connections=9, address_guard=own.address_guard)
+        )
         service = Service(await opened.enter_async_context(serving(create_app(own))), db)
         await service.add_route(receiver.url)
         in_progress = InProgress(9)

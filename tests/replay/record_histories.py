@@ -64,7 +64,7 @@ async def test_record_a_lost_task(alone: tuple[Service, Settings], receiver: Rec
     job = await task_lost(Stage(service, receiver, client), own.task_queue)
     async with (
         open_pool(own) as pool,
-        WebhookClient(timeout=5, max_connections=9, targets=own.targets) as webhooks,
+        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
         create_worker(client, pool, webhooks, own),
     ):
         await write(file, await closed(job))

@@ -32,7 +32,7 @@ QUIET = 5.0
 """Seconds in the end in which nothing may come any more."""
 
 
-class Kind(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptKind(msgspec.Struct, frozen=True, kw_only=True):
     """How a job is moved."""
 
     name: str
@@ -43,16 +43,16 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
 
 KINDS = (
-    Kind(name="small", moves=size("MOVES", smoke=100, full=5000)),
-    Kind(name="large", moves=size("LARGE_MOVES", smoke=6, full=500), meta_bytes=250_000),
-    Kind(name="held", moves=size("HELD_MOVES", smoke=10, full=5000), held=True),
+    AttemptKind(name="small", moves=size("MOVES", smoke=100, full=5000)),
+    AttemptKind(name="large", moves=size("LARGE_MOVES", smoke=6, full=500), meta_bytes=250_000),
+    AttemptKind(name="held", moves=size("HELD_MOVES", smoke=10, full=5000), held=True),
 )
 
 
 class Mover:
     """Moves one job through one API, and last of all to a time that is near."""
 
-    def __init__(self, callers: Callers, kind: Kind, story: Story, api: int) -> None:
+    def __init__(self, callers: Callers, kind: AttemptKind, story: Story, api: int) -> None:
         self._callers = callers
         self._kind = kind
         self._story = story
@@ -100,7 +100,7 @@ def each_move_is_taken(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
             yield f"version {call.version} was refused"
 
 
-async def move_all(kind: Kind, cluster: Cluster, callers: Callers, hook: Hook) -> Row:
+async def move_all(kind: AttemptKind, cluster: Cluster, callers: Callers, hook: Hook) -> Row:
     """Move jobs of a kind, and wait until they have ended.
 
     The first API dies as soon as it has confirmed its last moves. The jobs of the second one stop at a cut.

@@ -31,28 +31,28 @@ class Row(Struct, frozen=True):
     state: str
     claim: str | None
     at: At
-    made: int
-    doubt: bool = False
+    attempts_made: int
+    has_lost_attempt: bool = False
     end: str | None = None
 
 
-def begin(row: Row | None, claim: str, sighted: str | None = None) -> tuple[Row, bool]:
+def begin(row: Row | None, claim: str, expired_claim: str | None = None) -> tuple[Row, bool]:
     """Return the row after `begin`, and whether the attempt may be made."""
     if row is None:
         return Row(UNDER_WAY, claim, At.CLAIM, 0), True
     begun = replace(row, state=UNDER_WAY, claim=claim, at=At.CLAIM)
-    lost = row.at is At.PAST and row.claim == sighted
+    lost = row.at is At.PAST and row.claim == expired_claim
     match row.state:
         case "waiting" if row.at is At.PAST:
             return begun, True
         case "under_way" if row.claim == claim:
             return row, True
         case "under_way" if lost:
-            return replace(begun, doubt=True), True
+            return replace(begun, has_lost_attempt=True), True
         case "cancelling" if row.claim == claim:
             return _cancelled(row), False
         case "cancelling" if lost:
-            return _cancelled(replace(row, doubt=True)), False
+            return _cancelled(replace(row, has_lost_attempt=True)), False
     return row, False
 
 
@@ -62,7 +62,7 @@ def end(row: Row | None, claim: str, how: str, number: int) -> Row | None:
         return _taken(row, claim, number)
     if row is None or row.claim != claim or row.state not in (UNDER_WAY, CANCELLING):
         return row
-    ended = row if how == "not made" else replace(row, made=number, end=how)
+    ended = row if how == "not made" else replace(row, attempts_made=number, end=how)
     if row.state == CANCELLING:
         return _cancelled(ended)
     if how == "not made":
@@ -70,15 +70,15 @@ def end(row: Row | None, claim: str, how: str, number: int) -> Row | None:
     return replace(ended, state=WAITING, at=At.NEXT) if how == "again" else replace(ended, state=FAILED, at=At.ANY)
 
 
-def cancel(row: Row | None, sighted: str | None = None) -> Row:
+def cancel(row: Row | None, expired_claim: str | None = None) -> Row:
     """Return the row after `cancel`."""
     if row is None:
         return Row(CANCELLED, None, At.DUE, 0)
     if row.state == WAITING:
         return _cancelled(row)
     if row.state in (UNDER_WAY, CANCELLING):
-        if row.at is At.PAST and row.claim == sighted:
-            return _cancelled(replace(row, doubt=True))
+        if row.at is At.PAST and row.claim == expired_claim:
+            return _cancelled(replace(row, has_lost_attempt=True))
         return replace(row, state=CANCELLING)
     return row
 
@@ -88,11 +88,11 @@ def _taken(row: Row | None, claim: str, number: int) -> Row:
         return Row(TAKEN, claim, At.ANY, number, end=TAKEN)
     if row.state in (TAKEN, CANCELLED):
         return row
-    return replace(row, state=TAKEN, at=At.ANY, made=max(row.made, number), end=TAKEN)
+    return replace(row, state=TAKEN, at=At.ANY, attempts_made=max(row.attempts_made, number), end=TAKEN)
 
 
 def _cancelled(row: Row) -> Row:
     """Return what a cancel makes of a run: a job that may have been taken is never said to be cancelled."""
-    if row.doubt:
+    if row.has_lost_attempt:
         return replace(row, state=FAILED, at=At.ANY, end="lost")
     return replace(row, state=CANCELLED, at=At.ANY)

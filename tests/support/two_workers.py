@@ -42,6 +42,6 @@ async def two_workers(settings: Settings) -> AsyncIterator[TwoWorkers]:
 async def _worker(settings: Settings, opened: AsyncExitStack) -> Worker:
     pool = await opened.enter_async_context(open_pool(settings))
     webhooks = await opened.enter_async_context(
-        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, targets=settings.targets)
+        WebhookClient(timeout=settings.delivery_timeout, max_connections=100, address_guard=settings.address_guard)
     )
     return await opened.enter_async_context(create_worker(await connect(), pool, webhooks, settings))

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def one(
-    scenario: str, contestant: str, per_second: float, *, n: int = 0, late: tuple[float, ...] = (), **notes: float
+    scenario: str, implementation: str, per_second: float, *, n: int = 0, late: tuple[float, ...] = (), **notes: float
 ) -> Measurement:
     """A measurement whose CPU per job is 1000 divided by its rate, half of it the worker's."""
     each = 500 / per_second
@@ -42,7 +42,7 @@ def one(
     )
     return Measurement(
         scenario=scenario,
-        contestant=contestant,
+        implementation=implementation,
         round=n,
         jobs=100,
         seconds=100 / per_second,

@@ -1,4 +1,4 @@
-"""The door of the API, before an application that the tests hold up."""
+"""The limit on requests, before an application that the tests hold up."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.concurrency_limit import EXEMPT, Admission
+from api.concurrency_limit import EXEMPT, ConcurrencyLimit
 
 
 class App:
@@ -32,7 +32,7 @@ async def unread() -> Any:
     pytest.fail("the body of a request that is refused is read")
 
 
-async def ask(door: Admission, path: str = "/job/a/b", kind: str = "http", receive: Any = unread) -> list[Any]:
+async def ask(limit: ConcurrencyLimit, path: str = "/job/a/b", kind: str = "http", receive: Any = unread) -> list[Any]:
     """Return what is sent for a request."""
     sent: list[Any] = []
 
@@ -40,12 +40,12 @@ async def ask(door: Admission, path: str = "/job/a/b", kind: str = "http", recei
         sent.append(message)
 
     scope: Any = {"type": kind, "method": "POST", "path": path, "headers": [], "query_string": b""}
-    await door(scope, receive, send)
+    await limit(scope, receive, send)
     return sent
 
 
-async def fill(door: Admission, app: App, places: int) -> list[asyncio.Task[list[Any]]]:
-    tasks = [asyncio.create_task(ask(door)) for _ in range(places)]
+async def fill(limit: ConcurrencyLimit, app: App, places: int) -> list[asyncio.Task[list[Any]]]:
+    tasks = [asyncio.create_task(ask(limit)) for _ in range(places)]
     while app.inside < places:
         await asyncio.sleep(0)
     return tasks
@@ -53,10 +53,10 @@ async def fill(door: Admission, app: App, places: int) -> list[asyncio.Task[list
 
 @pytest.mark.parametrize("places", [1, 3])
 async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_refusals(places: int) -> None:
-    door = Admission(app := App(), places)
-    inside = await fill(door, app, places)
+    limit = ConcurrencyLimit(app := App(), places)
+    inside = await fill(limit, app, places)
 
-    start, body = await ask(door)
+    start, body = await ask(limit)
 
     assert start["status"] == 429
     assert dict(start["headers"])[b"retry-after"] == b"1"
@@ -70,8 +70,8 @@ async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_ref
 
 @pytest.mark.parametrize("how", ["answered", "failed", "given up"])
 async def test_a_place_is_free_again_however_its_request_ends(how: str) -> None:
-    door = Admission(app := App(), 1)
-    (inside,) = await fill(door, app, 1)
+    limit = ConcurrencyLimit(app := App(), 1)
+    (inside,) = await fill(limit, app, 1)
 
     app.fails = how == "failed"
     if how == "given up":
@@ -82,22 +82,22 @@ async def test_a_place_is_free_again_however_its_request_ends(how: str) -> None:
     app.go_on.set()
     app.fails = False
 
-    assert (await ask(door))[0]["status"] == 200
+    assert (await ask(limit))[0]["status"] == 200
 
 
 async def test_health_is_answered_when_all_places_are_taken() -> None:
-    door = Admission(app := App(), 1)
-    inside = await fill(door, app, 1)
-    exempt = [asyncio.create_task(ask(door, path)) for path in sorted(EXEMPT)]
+    limit = ConcurrencyLimit(app := App(), 1)
+    inside = await fill(limit, app, 1)
+    exempt = [asyncio.create_task(ask(limit, path)) for path in sorted(EXEMPT)]
     app.go_on.set()
 
     assert [sent[0]["status"] for sent in await asyncio.gather(*inside, *exempt)] == [200] * 3
 
 
 async def test_what_is_no_request_is_let_through() -> None:
-    door = Admission(app := App(), 1)
-    inside = await fill(door, app, 1)
-    other = asyncio.create_task(ask(door, kind="websocket"))
+    limit = ConcurrencyLimit(app := App(), 1)
+    inside = await fill(limit, app, 1)
+    other = asyncio.create_task(ask(limit, kind="websocket"))
     app.go_on.set()
 
     assert [sent[0]["status"] for sent in await asyncio.gather(*inside, other)] == [200] * 2
@@ -117,6 +117,6 @@ async def test_a_client_that_does_not_send_its_body_loses_its_place() -> None:
             read.append(await receive())
 
     async with asyncio.timeout(20):
-        await ask(Admission(reading, 1, body_limit=0.01), receive=stalled)
+        await ask(ConcurrencyLimit(reading, 1, body_limit=0.01), receive=stalled)
 
     assert [message["type"] for message in read][-1] == "http.disconnect"

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from api.pagination import decode_cursor, encode_cursor
 from timemachine.domain.errors import MalformedError
-from timemachine.postgres.attempt_log import Place
+from timemachine.postgres.attempt_log import PagePosition
 
 AT = 1_762_000_000_123_456
 
 
-@given(st.builds(Place, st.integers(0, AT * 2), st.integers(0, 2**63 - 1)))
-def test_a_place_comes_back_exactly(place: Place) -> None:
-    assert decode_cursor(encode_cursor(place), Place) == place
+@given(st.builds(PagePosition, st.integers(0, AT * 2), st.integers(0, 2**63 - 1)))
+def test_a_place_comes_back_exactly(place: PagePosition) -> None:
+    assert decode_cursor(encode_cursor(place), PagePosition) == place
 
 
 @given(st.binary(max_size=200))
@@ -28,7 +28,7 @@ def test_a_token_comes_back_and_stands_in_a_query_as_it_is(token: bytes) -> None
 @given(st.text(max_size=60))
 def test_what_was_not_given_out_is_refused_and_nothing_worse(cursor: str) -> None:
     try:
-        decode_cursor(cursor, Place)
+        decode_cursor(cursor, PagePosition)
     except MalformedError as error:
         assert str(error).startswith("cursor: ")  # noqa: PT017 - which of the two comes is not told before
 
@@ -51,14 +51,14 @@ def test_what_was_not_given_out_is_refused_and_nothing_worse(cursor: str) -> Non
 )
 def test_a_cursor_of_another_list_is_refused(place: object) -> None:
     with pytest.raises(MalformedError):
-        decode_cursor(encode_cursor(place), Place)
+        decode_cursor(encode_cursor(place), PagePosition)
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "====", "kg", "A" * 5000, "ä", "k g", "kg\n"])
 def test_a_malformed_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(MalformedError):
-        decode_cursor(cursor, Place)
+        decode_cursor(cursor, PagePosition)
 
 
 def test_a_place_is_exact_to_the_microsecond() -> None:
-    assert Place(AT, 1).started_at == datetime(2025, 11, 1, 12, 26, 40, 123456, UTC)
+    assert PagePosition(AT, 1).started_at == datetime(2025, 11, 1, 12, 26, 40, 123456, UTC)

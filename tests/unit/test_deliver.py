@@ -32,7 +32,7 @@ FAILURES: list[tuple[Failed | Held | Deferred | Unknown | Cancelled, str, float]
 ]
 FINAL: list[tuple[Failed | Held, str, int]] = [
     (Failed(reason="500 from the receiver", attempts=2), "AttemptFailed", 2),
-    (Held(reason="the route is paused", since=datetime.now(UTC), made=3), "Held", 3),
+    (Held(reason="the route is paused", since=datetime.now(UTC), attempts_made=3), "Held", 3),
 ]
 
 

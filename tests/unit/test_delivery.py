@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.delivery import SLOWDOWN, Ending, expired, plain_retry_after, wait_after, without
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.delivery import SLOWDOWN, RequestResult, expired, plain_retry_after, wait_after, without
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DEFAULT = Retry()
-PLAIN = Ending(kind=Kind.REFUSED, status=500)
+PLAIN = RequestResult(kind=AttemptKind.REFUSED, status=500)
 
 waits = st.floats(0.1, MAX_WAIT)
 policies = st.builds(
@@ -29,14 +29,14 @@ policies = st.builds(
 jitters = st.floats(0, 1)
 
 
-def seconds(ending: Ending, retry: Retry = DEFAULT, attempt: int = 1, *, jitter: float = 0) -> float:
-    wait = wait_after(ending, retry, attempt, now=NOW, jitter=jitter)
+def seconds(result: RequestResult, retry: Retry = DEFAULT, attempt: int = 1, *, jitter: float = 0) -> float:
+    wait = wait_after(result, retry, attempt, now=NOW, jitter=jitter)
     assert wait is not None
     return wait.total_seconds()
 
 
-def answered(status: int, retry_after: str | None = None) -> Ending:
-    return Ending(kind=Kind.REFUSED, status=status, retry_after=retry_after)
+def answered(status: int, retry_after: str | None = None) -> RequestResult:
+    return RequestResult(kind=AttemptKind.REFUSED, status=status, retry_after=retry_after)
 
 
 def test_the_default_grows_threefold_to_half_a_day() -> None:
@@ -84,18 +84,18 @@ def test_a_retry_after_that_means_nothing_is_ignored(nonsense: str) -> None:
     assert seconds(answered(503, nonsense)) == seconds(answered(503))
 
 
-@pytest.mark.parametrize("ending", [answered(410), Ending(kind=Kind.BLOCKED)], ids=["gone", "blocked"])
-def test_what_cannot_get_better_is_not_tried_again(ending: Ending) -> None:
-    assert wait_after(ending, DEFAULT, 1, now=NOW, jitter=0) is None
+@pytest.mark.parametrize("result", [answered(410), RequestResult(kind=AttemptKind.BLOCKED)], ids=["gone", "blocked"])
+def test_what_cannot_get_better_is_not_tried_again(result: RequestResult) -> None:
+    assert wait_after(result, DEFAULT, 1, now=NOW, jitter=0) is None
 
 
 @pytest.mark.parametrize(
-    "ending",
-    [answered(429), answered(502), answered(504), Ending(kind=Kind.TIMEOUT)],
+    "result",
+    [answered(429), answered(502), answered(504), RequestResult(kind=AttemptKind.TIMEOUT)],
     ids=["429", "502", "504", "timeout"],
 )
-def test_an_overloaded_receiver_is_given_a_longer_wait(ending: Ending) -> None:
-    assert seconds(ending) == SLOWDOWN * seconds(PLAIN)
+def test_an_overloaded_receiver_is_given_a_longer_wait(result: RequestResult) -> None:
+    assert seconds(result) == SLOWDOWN * seconds(PLAIN)
 
 
 @pytest.mark.parametrize("status", [301, 400, 404, 500, 503])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.errors import _FRAMEWORK_CODES, ANSWERS
+from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
 from timemachine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -62,11 +62,12 @@ def test_the_settings_table_is_the_settings() -> None:
 
 
 def test_the_error_table_is_what_the_api_answers() -> None:
-    statuses = {answer.code: {answer.status} for answer in ANSWERS.values()}
+    statuses = {answer.code: {answer.status} for answer in ERROR_RESPONSES.values()}
     for status, code in _FRAMEWORK_CODES.items():
         statuses[code].add(status)
     expected = {
-        answer.code: [", ".join(map(str, sorted(statuses[answer.code]))), answer.meaning] for answer in ANSWERS.values()
+        answer.code: [", ".join(map(str, sorted(statuses[answer.code]))), answer.meaning]
+        for answer in ERROR_RESPONSES.values()
     } | {code: [status, "reserved"] for code, status in RESERVED.items()}
 
     table = rows("docs/api.md", r"E\d+")

@@ -2,7 +2,7 @@ import inspect
 
 import pytest
 
-from api.errors import ANSWERS
+from api.errors import ERROR_RESPONSES
 from timemachine.domain import errors
 from timemachine.domain.errors import RefusedError, TimemachineError
 
@@ -43,13 +43,13 @@ def test_the_tree_in_the_docstring_is_that_of_the_classes() -> None:
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_every_refusal_has_an_answer_of_its_own(kind: type[RefusedError]) -> None:
-    assert kind in ANSWERS
+    assert kind in ERROR_RESPONSES
 
 
 def test_a_code_has_one_meaning_and_one_status() -> None:
-    assert {answer.code: answer.status for answer in ANSWERS.values()} == STATUSES
-    assert len({answer.code for answer in ANSWERS.values()}) == len(ANSWERS)
-    assert len({answer.meaning for answer in ANSWERS.values()}) == len(ANSWERS)
+    assert {answer.code: answer.status for answer in ERROR_RESPONSES.values()} == STATUSES
+    assert len({answer.code for answer in ERROR_RESPONSES.values()}) == len(ERROR_RESPONSES)
+    assert len({answer.meaning for answer in ERROR_RESPONSES.values()}) == len(ERROR_RESPONSES)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TREE.values() if not needs_more(kind)])

@@ -16,7 +16,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
 from timemachine.temporal import fail_fast
-from timemachine.temporal.fail_fast import HastyServiceClient
+from timemachine.temporal.fail_fast import FailFastServiceClient
 
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
 
@@ -63,7 +63,7 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def start(server: Server) -> None:
-    await HastyServiceClient(server).workflow_service.start_workflow_execution(
+    await FailFastServiceClient(server).workflow_service.start_workflow_execution(
         StartWorkflowExecutionRequest(request_id="one"), retry=True
     )
 
@@ -138,14 +138,14 @@ async def test_what_may_have_taken_effect_is_not_called_refused() -> None:
     ],
 )
 async def test_what_has_become_of_an_accepted_request_is_asked_with_patience(method: str, request_: Message) -> None:
-    await getattr(HastyServiceClient(server := Server(None)).workflow_service, method)(request_, retry=True)
+    await getattr(FailFastServiceClient(server := Server(None)).workflow_service, method)(request_, retry=True)
 
     assert [retry for _, retry in server.asked] == [True]
 
 
 async def test_a_call_that_is_not_to_be_made_again_is_made_once() -> None:
     with pytest.raises(RPCError):
-        await HastyServiceClient(server := Server(AWAY)).workflow_service.describe_workflow_execution(
+        await FailFastServiceClient(server := Server(AWAY)).workflow_service.describe_workflow_execution(
             DescribeWorkflowExecutionRequest(), retry=False
         )
 

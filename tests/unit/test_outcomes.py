@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.outcomes import (
     AttemptEnd,
     Cancelled,
@@ -21,9 +21,9 @@ from timemachine.domain.outcomes import (
 )
 
 NOW = 1_000_000
-TAKEN = AttemptEnd(number=2, kind=Kind.TAKEN, status=204, ended_at=7, late_ms=3)
-REFUSED = AttemptEnd(number=2, kind=Kind.REFUSED, status=500, reason="500 from the receiver", ended_at=7)
-LOST = AttemptEnd(number=0, kind=Kind.LOST, reason="lost", ended_at=0)
+TAKEN = AttemptEnd(number=2, kind=AttemptKind.TAKEN, status=204, ended_at=7, late_ms=3)
+REFUSED = AttemptEnd(number=2, kind=AttemptKind.REFUSED, status=500, reason="500 from the receiver", ended_at=7)
+LOST = AttemptEnd(number=0, kind=AttemptKind.LOST, reason="lost", ended_at=0)
 
 DELIVERED = Delivered(status=204, attempts=2, delivered_at=7, late_ms=3)
 
@@ -34,22 +34,22 @@ def a_row(state: RowState, end: AttemptEnd | None = None, **fields: Any) -> Ledg
 
 
 DECIDED: list[tuple[LedgerRow, Decision]] = [
-    (a_row(RowState.TAKEN, TAKEN, made=2), DELIVERED),
-    (a_row(RowState.FAILED, REFUSED, made=2), Failed(reason="500 from the receiver", attempts=2)),
-    (a_row(RowState.FAILED, LOST, made=1, doubt=True), Failed(reason="lost", attempts=1)),
+    (a_row(RowState.TAKEN, TAKEN, attempts_made=2), DELIVERED),
+    (a_row(RowState.FAILED, REFUSED, attempts_made=2), Failed(reason="500 from the receiver", attempts=2)),
+    (a_row(RowState.FAILED, LOST, attempts_made=1, has_lost_attempt=True), Failed(reason="lost", attempts=1)),
     (a_row(RowState.FAILED), Failed(reason="not delivered", attempts=0)),
     (a_row(RowState.CANCELLED), Cancelled()),
     # A cancel between two attempts leaves the end of the first one in the row.
-    (a_row(RowState.CANCELLED, REFUSED, made=2), Cancelled()),
+    (a_row(RowState.CANCELLED, REFUSED, attempts_made=2), Cancelled()),
 ]
 
 UNDECIDED: list[tuple[LedgerRow, Outcome]] = [
     (
-        a_row(RowState.WAITING, REFUSED, made=2),
+        a_row(RowState.WAITING, REFUSED, attempts_made=2),
         Failed(reason="500 from the receiver", attempts=2, next_at=NOW + 5000),
     ),
     (
-        a_row(RowState.WAITING, REFUSED, made=2, seconds_left=-9),
+        a_row(RowState.WAITING, REFUSED, attempts_made=2, seconds_left=-9),
         Failed(reason=REFUSED.reason or "", attempts=2, next_at=NOW),
     ),
     (a_row(RowState.WAITING), Deferred(reason="no attempt was made yet", next_at=NOW + 5000)),
@@ -91,10 +91,10 @@ def test_only_a_claim_expires(state: RowState, left: float) -> None:
 @pytest.mark.parametrize(
     ("row", "in_doubt"),
     [
-        (a_row(RowState.FAILED, LOST, doubt=True), True),
-        (a_row(RowState.FAILED, REFUSED, doubt=True), False),
+        (a_row(RowState.FAILED, LOST, has_lost_attempt=True), True),
+        (a_row(RowState.FAILED, REFUSED, has_lost_attempt=True), False),
         (a_row(RowState.FAILED), False),
-        (a_row(RowState.TAKEN, TAKEN, doubt=True), False),
+        (a_row(RowState.TAKEN, TAKEN, has_lost_attempt=True), False),
         (a_row(RowState.CANCELLED), False),
     ],
     ids=str,

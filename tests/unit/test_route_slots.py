@@ -6,7 +6,7 @@ import pytest
 
 from activities import route_slots
 from activities.route_slots import RouteSlots, _RouteUse
-from timemachine.domain.errors import NotYetError, UnavailableError
+from timemachine.domain.errors import NoSlotError, UnavailableError
 
 
 async def hold(slots: RouteSlots, route: str, until: asyncio.Event) -> None:
@@ -19,7 +19,7 @@ async def test_as_many_as_allowed_are_under_way_and_few_wait_in_place() -> None:
     held = [asyncio.create_task(hold(slots, "slow", free)) for _ in range(5)]
     await asyncio.sleep(0)
 
-    with pytest.raises(NotYetError):
+    with pytest.raises(NoSlotError):
         await hold(slots, "slow", free)
     free.set()
 
@@ -45,7 +45,7 @@ async def test_those_that_are_sent_away_are_called_back_one_after_the_other() ->
 
     waits = []
     for _ in range(3):
-        with pytest.raises(NotYetError) as sent_away:
+        with pytest.raises(NoSlotError) as sent_away:
             await hold(slots, "slow", free)
         waits.append(sent_away.value.after)
 
@@ -61,7 +61,7 @@ async def test_waiting_in_place_ends() -> None:
     await asyncio.sleep(0)
 
     async with asyncio.timeout(5):
-        with pytest.raises(NotYetError):
+        with pytest.raises(NoSlotError):
             await hold(slots, "slow", free)
 
     free.set()
@@ -85,7 +85,7 @@ async def test_routes_without_attempts_are_forgotten() -> None:
     assert slots._in_use == {}
 
 
-@pytest.mark.parametrize("error", [NotYetError(1), UnavailableError("Postgres does not answer")])
+@pytest.mark.parametrize("error", [NoSlotError(1), UnavailableError("Postgres does not answer")])
 async def test_what_was_not_attempted_is_no_measure(error: Exception) -> None:
     slots, free = RouteSlots(per_route=1), asyncio.Event()
     for _ in range(5):
@@ -95,7 +95,7 @@ async def test_what_was_not_attempted_is_no_measure(error: Exception) -> None:
     held = asyncio.create_task(hold(slots, "slow", free))
     await asyncio.sleep(0)
 
-    with pytest.raises(NotYetError) as sent_away:
+    with pytest.raises(NoSlotError) as sent_away:
         await hold(slots, "slow", free)
 
     assert sent_away.value.after >= 3 - 0.1
@@ -109,7 +109,7 @@ async def test_a_route_may_have_a_limit_of_its_own() -> None:
     held = asyncio.create_task(hold(slots, "narrow", free))
     await asyncio.sleep(0)
 
-    with pytest.raises(NotYetError):
+    with pytest.raises(NoSlotError):
         await hold(slots, "narrow", free)
     free.set()
     await held
@@ -159,14 +159,14 @@ async def test_a_lowered_limit_counts_while_the_route_is_busy() -> None:
     tasks = await running(slots, first, 3)
 
     slots.set_limit("busy", 1)
-    with pytest.raises(NotYetError):
+    with pytest.raises(NoSlotError):
         await hold(slots, "busy", second)
     first.set()
     await asyncio.gather(*tasks)
     tasks = await running(slots, second, 1)
 
     assert under_way(slots) == 1
-    with pytest.raises(NotYetError):
+    with pytest.raises(NoSlotError):
         await hold(slots, "busy", second)
     second.set()
     await asyncio.gather(*tasks)

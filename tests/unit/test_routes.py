@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timemachine.domain.address_guard import AddressGuard, literal_address
 from timemachine.domain.errors import WebhookUrlError
 from timemachine.domain.routes import MAX_URL, RestRoute, target_url
-from timemachine.domain.targets import Targets, literal_address
 from timemachine.webhooks.endpoint import Endpoint
 
 HOSTS = ["example.org", "a", "A_b-c.org.", "127.0.0.1", "[::1]", "[2001:db8::ff]", "xn--bcher-kva.example", "1.a"]
@@ -53,7 +53,7 @@ def test_the_url_that_was_checked_is_the_one_that_is_called(webhook_url: str) ->
     """Scheme, host and port are read as another parser reads them, or another host than the checked one is called."""
     if (url := target(webhook_url)) is None:
         return
-    called, other = Endpoint.of(Targets(allow_private=True), url), httpx.URL(url)
+    called, other = Endpoint.of(AddressGuard(allow_private=True), url), httpx.URL(url)
 
     assert called.scheme == other.scheme in ("http", "https")
     assert called.host == str(literal_address(other.raw_host.decode()) or other.raw_host.decode()) != ""
@@ -63,7 +63,7 @@ def test_the_url_that_was_checked_is_the_one_that_is_called(webhook_url: str) ->
 
 @given(paths)
 def test_what_comes_after_the_host_is_sent_as_it_was_given(path: str) -> None:
-    sent = Endpoint.of(Targets(), f"https://example.org{path}").target
+    sent = Endpoint.of(AddressGuard(), f"https://example.org{path}").target
 
     before, _, query = path.partition("?")
     assert sent == (before or "/") + (f"?{query}" if query else "")

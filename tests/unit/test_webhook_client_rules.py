@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 
 from tests.unit.test_routes import target, urls
-from timemachine.domain.errors import BlockedTargetError, NoAnswerError
-from timemachine.domain.targets import Targets, literal_address, networks
+from timemachine.domain.address_guard import AddressGuard, literal_address, networks
+from timemachine.domain.errors import BlockedAddressError, NoAnswerError
 from timemachine.webhooks.client import WebhookClient
 
-NOWHERE = Targets(denied=networks("0.0.0.0/0, ::/0"))
+NOWHERE = AddressGuard(denied=networks("0.0.0.0/0, ::/0"))
 
 
 async def nothing(host: str) -> list[str]:
@@ -22,7 +22,7 @@ async def nothing(host: str) -> list[str]:
 )
 async def test_a_host_that_the_client_cannot_read_is_no_answer(host: str) -> None:
     """Any other error would be no attempt that counts, and the job would be tried for ever."""
-    async with WebhookClient(timeout=1, max_connections=1, targets=Targets(), resolve=nothing) as webhooks:
+    async with WebhookClient(timeout=1, max_connections=1, address_guard=AddressGuard(), resolve=nothing) as webhooks:
         with pytest.raises(NoAnswerError):
             await webhooks.post(f"http://{host}/hook", b"", {})
 
@@ -41,7 +41,7 @@ async def test_the_host_that_was_checked_is_the_one_that_is_looked_up(webhook_ur
     client = WebhookClient(
         timeout=1,
         max_connections=1,
-        targets=NOWHERE,
+        address_guard=NOWHERE,
         resolve=look_up,
         ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
     )
@@ -51,4 +51,4 @@ async def test_the_host_that_was_checked_is_the_one_that_is_looked_up(webhook_ur
 
     host = urlsplit(url).hostname or ""
     assert looked_up == ([] if literal_address(host) else [host])
-    assert isinstance(caught.value, BlockedTargetError) == (looked_up == [])
+    assert isinstance(caught.value, BlockedAddressError) == (looked_up == [])

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 
-class Kind(StrEnum):
+class AttemptKind(StrEnum):
     """How an attempt ended. Stored in the log: names are not to be changed."""
 
     TAKEN = "taken"

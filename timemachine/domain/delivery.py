@@ -1,4 +1,4 @@
-"""Delivery: what an attempt is given and leaves behind, and how long to wait for the next one. Pure."""
+"""Delivery: what an attempt is given and leaves behind, and how long to wait for the next one."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -6,11 +6,11 @@ from email.utils import format_datetime, parsedate_to_datetime
 
 import msgspec
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_WAIT, Retry
 
-UNSURE = "Unsure"
+OUTCOME_UNKNOWN = "Unsure"
 """Error type of an attempt whose end was not waited for, or not known. Stored: do not rename."""
 
 GONE = 410
@@ -27,7 +27,7 @@ class FirstAttempt(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: str
     type: str
-    """The error's type: `UNSURE` when its end was not known yet."""
+    """The error's type: `OUTCOME_UNKNOWN` when its end was not known yet."""
     next_at: int
     """When the next attempt may be made, in milliseconds since the epoch."""
 
@@ -38,7 +38,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     job: Job
     message_id: str
     """The `webhook-id`: the same for all attempts, so that the receiver can drop a duplicate."""
-    made: int = 0
+    attempts_made: int = msgspec.field(default=0, name="made")
     """Attempts made before this activity was started: the first one, or those before the job was held."""
     first: FirstAttempt | None = None
     """How the first attempt ended, where it did not deliver the job; in runs from before the ledger."""
@@ -56,16 +56,16 @@ class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
     made: int = 0
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
+class RequestResult(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended, as far as it decides what comes next."""
 
-    kind: Kind
+    kind: AttemptKind
     status: int | None = None
     retry_after: str | None = None
     """The header's value, as the receiver gave it."""
 
 
-def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
+def wait_after(result: RequestResult, retry: Retry, attempt: int, *, now: datetime, jitter: float) -> timedelta | None:
     """Return how long to wait after a failed attempt, or None when there is to be no other.
 
     A receiver may ask for a longer wait by `Retry-After`, up to the longest of the schedule, but not for a shorter one:
@@ -77,12 +77,12 @@ def wait_after(ending: Ending, retry: Retry, attempt: int, *, now: datetime, jit
         jitter: Between 0 and 1; adds up to a fifth, so that jobs that failed together do not come back together.
     """
     planned = retry.wait_after(attempt)
-    if planned is None or ending.status == GONE or ending.kind is Kind.BLOCKED:
+    if planned is None or result.status == GONE or result.kind is AttemptKind.BLOCKED:
         return None
-    asked = _asked(ending.retry_after, now)
+    asked = _asked(result.retry_after, now)
     if asked is not None:
         planned = max(planned, asked)
-    elif ending.status in THROTTLING or ending.kind is Kind.TIMEOUT:
+    elif result.status in THROTTLING or result.kind is AttemptKind.TIMEOUT:
         planned *= SLOWDOWN
     return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
 

@@ -10,11 +10,11 @@ TimemachineError
 │   └── SlowStatementError
 ├── BusyError
 │   └── TooManySecretsError
-├── NotYetError
+├── NoSlotError
 ├── OwnFaultError
 ├── NotSentError
 ├── NoAnswerError
-│   └── BlockedTargetError
+│   └── BlockedAddressError
 └── RefusedError
     ├── MalformedError
     ├── ForbiddenNameError
@@ -31,7 +31,7 @@ TimemachineError
     └── ContentTypeError
 """
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 
 
 class TimemachineError(Exception):
@@ -83,7 +83,7 @@ class TooManySecretsError(BusyError):
     """As many secrets of the route sign already as may at a time."""
 
 
-class NotYetError(TimemachineError):
+class NoSlotError(TimemachineError):
     """The route has as many requests in flight as it may have."""
 
     def __init__(self, after: float, message: str | None = None) -> None:
@@ -103,16 +103,16 @@ class NotSentError(TimemachineError):
 class NoAnswerError(TimemachineError):
     """The receiver did not answer: it could not be reached, or not in time. The message is for a client to read."""
 
-    def __init__(self, message: str | None = None, *, kind: Kind) -> None:
+    def __init__(self, message: str | None = None, *, kind: AttemptKind) -> None:
         """Take the message, and what went wrong."""
         super().__init__(message)
         self.kind = kind
 
 
-class BlockedTargetError(NoAnswerError):
+class BlockedAddressError(NoAnswerError):
     """The webhook_url points where deliveries may not go."""
 
-    def __init__(self, *, kind: Kind, detail: str) -> None:
+    def __init__(self, *, kind: AttemptKind, detail: str) -> None:
         """Take what the log may know. The message says no more than that, or it would tell what is behind the guard."""
         super().__init__(kind=kind)
         self.detail = detail

@@ -1,4 +1,4 @@
-"""Jobs: what a client asks for, its identity in Temporal, and the rules it must keep. Pure."""
+"""Jobs: what a client asks for, its identity in Temporal, and the rules it must keep."""
 
 import hashlib
 import operator
@@ -56,10 +56,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds since the epoch after which the job is no longer worth delivering."""
     message_id: str | None = None
     """The `webhook-id` of an earlier run that this one delivers once more; a new one without it."""
-    at_once: bool = False
+    attempt_in_task: bool = msgspec.field(default=False, name="at_once")
     """Whether the first attempt is made within the workflow task. Set at the start of a run, for all that it does; runs
     from before there was such an attempt are without it."""
-    made: int = 0
+    attempts_made: int = msgspec.field(default=0, name="made")
     """Attempts made in the runs that this one continues with a short history."""
     ledger: bool = False
     """Whether the ledger decides what becomes of the run. Set at its start; runs from before the ledger are without."""

@@ -1,11 +1,11 @@
-"""Outcomes: what an attempt, or a cancel, came to. Values, which activities return and the workflow matches. Pure."""
+"""Outcomes: what an attempt, or a cancel, came to. Values, which activities return and the workflow matches."""
 
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
@@ -26,7 +26,7 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="
 
     reason: str
     since: datetime
-    made: int
+    attempts_made: int = msgspec.field(name="made")
     """Attempts made before."""
     release_at: int | None = None
     """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
@@ -74,7 +74,7 @@ class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
 
     number: int
     """From 1, within the run; 0 where it is no attempt's end."""
-    kind: Kind
+    kind: AttemptKind
     status: int | None = None
     """HTTP status of the answer; None without an answer."""
     reason: str | None = None
@@ -110,9 +110,9 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     """Who makes the attempt that is under way, or made the last one."""
     seconds_left: float
     """Seconds until the claim expires, or until the next attempt may begin; negative when that is past."""
-    made: int
+    attempts_made: int
     """Attempts whose end is known."""
-    doubt: bool
+    has_lost_attempt: bool
     """Whether an attempt was lost with its worker, so that nobody knows its end."""
     end: AttemptEnd | None
     """How the last attempt ended."""
@@ -123,9 +123,9 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in DECIDED
 
     @property
-    def is_untouched(self) -> bool:
+    def is_unattempted(self) -> bool:
         """Whether no attempt was made, nor is one under way: those that were begun were given back."""
-        return self.state is RowState.WAITING and not self.made and not self.doubt
+        return self.state is RowState.WAITING and not self.attempts_made and not self.has_lost_attempt
 
     @property
     def is_expired(self) -> bool:
@@ -135,7 +135,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_cancelled_in_doubt(self) -> bool:
         """Whether the run was cancelled after an attempt had been lost, which a receiver may have taken."""
-        return self.state is RowState.FAILED and self.end is not None and self.end.kind is Kind.LOST
+        return self.state is RowState.FAILED and self.end is not None and self.end.kind is AttemptKind.LOST
 
 
 def outcome_of(row: LedgerRow, now: int) -> Outcome:
@@ -149,8 +149,8 @@ def outcome_of(row: LedgerRow, now: int) -> Outcome:
     match row.state:
         case RowState.TAKEN | RowState.FAILED | RowState.CANCELLED:
             return decision_of(row)
-        case RowState.WAITING if row.made:
-            return Failed(reason=reason, attempts=row.made, next_at=next_at)
+        case RowState.WAITING if row.attempts_made:
+            return Failed(reason=reason, attempts=row.attempts_made, next_at=next_at)
         case RowState.WAITING:
             return Deferred(reason=reason, next_at=next_at)
         case _:
@@ -163,5 +163,5 @@ def decision_of(row: LedgerRow) -> Decision:
     if row.state is RowState.CANCELLED:
         return Cancelled()
     if row.state is RowState.FAILED or end is None:
-        return Failed(reason=(end.reason if end else None) or "not delivered", attempts=row.made)
+        return Failed(reason=(end.reason if end else None) or "not delivered", attempts=row.attempts_made)
     return Delivered(status=end.status or 0, attempts=end.number, delivered_at=end.ended_at, late_ms=end.late_ms)

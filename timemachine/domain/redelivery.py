@@ -1,4 +1,4 @@
-"""Redelivery of many: which failed jobs of a route are delivered once more, and how far that is. Pure."""
+"""Redelivery of many: which failed jobs of a route are delivered once more, and how far that is."""
 
 import msgspec
 

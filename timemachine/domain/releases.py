@@ -1,10 +1,10 @@
-"""Release: letting the held jobs of a resumed route go. Pure."""
+"""The release of the jobs that a paused or disabled route has held."""
 
 import msgspec
 
 
 class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose held jobs are let go. Stored in histories: fields may only be added, with defaults."""
+    """Whose held jobs are released. Stored in histories: fields may only be added, with defaults."""
 
     db: str
     route_id: str

@@ -1,4 +1,4 @@
-"""Upkeep: what keeps the log of attempts from growing for ever. Pure."""
+"""Retention: what keeps the log of attempts from growing for ever."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Retry: when a delivery is tried again. Pure."""
+"""Retry: when a delivery is tried again."""
 
 from typing import Annotated
 

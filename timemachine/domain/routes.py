@@ -1,4 +1,4 @@
-"""Routes: where the jobs of a database are delivered. Pure."""
+"""Routes: where the jobs of a database are delivered."""
 
 import ipaddress
 import re
@@ -82,7 +82,7 @@ class RouteState(StrEnum):
     """By its failures, until a client resumes it."""
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Whether deliveries may go to a route, since when and why."""
 
     state: RouteState = RouteState.ACTIVE

@@ -1,4 +1,4 @@
-"""Signatures of Standard Webhooks 1.0.0, symmetric scheme `v1`. Pure."""
+"""Signatures of Standard Webhooks 1.0.0, symmetric scheme `v1`."""
 
 import base64
 import hashlib

@@ -1,10 +1,10 @@
-"""Task queues: which work waits where. Pure."""
+"""Task queues: which work waits where."""
 
 BULK_SUFFIX = "-bulk"
 
 
 def bulk_task_queue(task_queue: str) -> str:
-    """Return the task queue of bulk work: releases, redeliveries of many, and upkeep. Deliveries never wait behind it.
+    """Return the task queue of releases, redeliveries of many, and retention. Deliveries never wait behind them.
 
     Args:
         task_queue: The one that jobs are delivered from, which is the setting.

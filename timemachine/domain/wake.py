@@ -1,4 +1,4 @@
-"""Waking a job that goes on as a new run. Pure."""
+"""Waking a job that goes on as a new run."""
 
 import msgspec
 

@@ -10,7 +10,7 @@ import msgspec
 from asyncpg import Pool, Record
 from msgspec import Meta
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.postgres.pool import connection, delete
 
 MAX_ANSWER = 1024
@@ -40,7 +40,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     duration_ms: int
     status: int | None
     """None without an answer."""
-    kind: Kind
+    kind: AttemptKind
     error: str | None
     """None when the receiver took the job."""
     answer: bytes = b""
@@ -52,7 +52,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class PagePosition(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended. Handed out as a cursor, so that what comes back may be anything."""
 
     at: Annotated[int, Meta(ge=0, le=(datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MICROSECOND)]
@@ -69,10 +69,10 @@ class Page(msgspec.Struct, frozen=True):
     """Some attempts, the latest first, and where to go on; None at the end."""
 
     attempts: list[Attempt]
-    next: Place | None
+    next: PagePosition | None
 
 
-class Outcome(StrEnum):
+class OutcomeFilter(StrEnum):
     """What attempts are asked for by."""
 
     TAKEN = "taken"
@@ -92,7 +92,9 @@ class AttemptLog:
             row = await postgres.fetchrow(_TAKEN, run_id)
         return _attempt(row) if row else None
 
-    async def of_job(self, db: str, collection: str, job_id: str, *, limit: int, after: Place | None = None) -> Page:
+    async def of_job(
+        self, db: str, collection: str, job_id: str, *, limit: int, after: PagePosition | None = None
+    ) -> Page:
         """Return attempts of a job, over all of its runs, the latest first.
 
         Args:
@@ -108,8 +110,8 @@ class AttemptLog:
         route_id: str,
         *,
         limit: int,
-        after: Place | None = None,
-        outcome: Outcome | None = None,
+        after: PagePosition | None = None,
+        outcome: OutcomeFilter | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> Page:
@@ -176,8 +178,8 @@ def _of_route(*kinds: str) -> str:
 
 _OF_ROUTE = {
     None: _of_route("kind = 'taken'", "kind <> 'taken'"),
-    Outcome.TAKEN: _of_route("kind = 'taken'"),
-    Outcome.FAILED: _of_route("kind <> 'taken'"),
+    OutcomeFilter.TAKEN: _of_route("kind = 'taken'"),
+    OutcomeFilter.FAILED: _of_route("kind <> 'taken'"),
 }
 
 _LAST_ERRORS = """
@@ -216,7 +218,7 @@ def storable(text: str) -> str:
     return text[:MAX_ERROR].replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
-def _from(after: Place | None) -> tuple[datetime | None, int | None]:
+def _from(after: PagePosition | None) -> tuple[datetime | None, int | None]:
     return (after.started_at, after.id) if after else (None, None)
 
 
@@ -227,10 +229,10 @@ def _page(rows: list[Record], limit: int) -> Page:
     return Page([_attempt(row) for row in shown], _place(shown[-1]) if more else None)
 
 
-def _place(row: Record) -> Place:
-    return Place((row["started_at"] - _EPOCH) // _MICROSECOND, row["id"])
+def _place(row: Record) -> PagePosition:
+    return PagePosition((row["started_at"] - _EPOCH) // _MICROSECOND, row["id"])
 
 
 def _attempt(row: Record) -> Attempt:
-    values = {name: row[name] for name in Attempt.__struct_fields__} | {"kind": Kind(row["kind"])}
+    values = {name: row[name] for name in Attempt.__struct_fields__} | {"kind": AttemptKind(row["kind"])}
     return Attempt(**values)

@@ -15,7 +15,7 @@ import msgspec
 from asyncpg import Pool, Record
 from msgspec.structs import replace
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
 from timemachine.domain.routes import RouteState
@@ -56,14 +56,14 @@ class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
 
     reason: str
     """For a person to read."""
-    made: int
+    attempts_made: int
     """Attempts made before."""
 
 
-class End(msgspec.Struct, frozen=True, kw_only=True):
+class EndedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt has come to, as `DeliveryLedger.end` writes it."""
 
-    made: bool
+    counts: bool
     """Whether it reached out to the receiver, or failed for good without that; else nothing is used up."""
     attempts: int = 0
     """Attempts made in all, this one included."""
@@ -89,14 +89,21 @@ class DeliveryLedger:
         self._attempt_time = attempt_time
 
     async def begin(
-        self, run_id: str, db: str, route_id: str, claim: UUID, *, sighted: str | None = None, made: int = 0
+        self,
+        run_id: str,
+        db: str,
+        route_id: str,
+        claim: UUID,
+        *,
+        expired_claim: str | None = None,
+        attempts_made: int = 0,
     ) -> Begun | LedgerRow | RouteClosed:
         """Claim the next attempt of a run, and read where it goes, in one look.
 
         Args:
             claim: Of this attempt alone. The same one may begin again, when its answer was lost.
-            sighted: An expired claim that the caller itself saw at least `GRACE` ago, to be taken over.
-            made: Attempts made before there was a row.
+            expired_claim: An expired claim that the caller itself saw at least `GRACE` ago, to be taken over.
+            attempts_made: Attempts made before there was a row.
 
         Returns:
             Begun: The attempt may be made.
@@ -108,7 +115,14 @@ class DeliveryLedger:
         """
         async with connection(self._pool) as postgres:
             answer = await postgres.fetchrow(
-                _BEGIN, db, route_id, run_id, claim, sighted and UUID(sighted), self._attempt_time, made
+                _BEGIN,
+                db,
+                route_id,
+                run_id,
+                claim,
+                expired_claim and UUID(expired_claim),
+                self._attempt_time,
+                attempts_made,
             )
         if answer is None:
             raise UnavailableError("Postgres returned no row")
@@ -118,18 +132,19 @@ class DeliveryLedger:
         row = await self.find(run_id)
         if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             # Begun, without our knowing, before the route was closed.
-            row = await self.end(run_id, claim, End(made=False))
-        is_lost = row is not None and row.is_expired and row.claim == sighted
+            row = await self.end(run_id, claim, EndedAttempt(counts=False))
+        is_lost = row is not None and row.is_expired and row.claim == expired_claim
         if row and not is_lost and (row.state is not RowState.WAITING or not _is_closed(answer)):
             return row
         if not _is_closed(answer):
             raise UnavailableError("the ledger's row went away")
         reason = answer["state_reason"]
         return RouteClosed(
-            reason=f"the route is {answer['state']}" + (f": {reason}" if reason else ""), made=row.made if row else 0
+            reason=f"the route is {answer['state']}" + (f": {reason}" if reason else ""),
+            attempts_made=row.attempts_made if row else 0,
         )
 
-    async def end(self, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+    async def end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
 
         That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
@@ -144,20 +159,20 @@ class DeliveryLedger:
         except asyncpg.PostgresError as error:
             raise UnavailableError("Postgres refuses the end of an attempt") from error
 
-    async def _write_end(self, run_id: str, claim: UUID, end: End) -> LedgerRow | None:
+    async def _write_end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
         outcome = _stored(end.outcome) if end.outcome else None
         log = attempt_values(end.logged, claim) if end.logged else []
         async with connection(self._pool) as postgres:
-            if end.outcome and end.outcome.kind is Kind.TAKEN:
+            if end.outcome and end.outcome.kind is AttemptKind.TAKEN:
                 query = _END_TAKEN_LOGGED if log else _END_TAKEN
                 row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log)
             else:
-                made = end.attempts if end.made else None
-                wait = end.wait if end.made else timedelta(0)
+                made = end.attempts if end.counts else None
+                wait = end.wait if end.counts else timedelta(0)
                 row = await postgres.fetchrow(_END_LOGGED if log else _END, run_id, claim, made, outcome, wait, *log)
         return _row(row) if row else await self.find(run_id)
 
-    async def cancel(self, run_id: str, *, due: datetime, sighted: str | None = None) -> LedgerRow:
+    async def cancel(self, run_id: str, *, due: datetime, expired_claim: str | None = None) -> LedgerRow:
         """Cancel a run, and return its row.
 
         While an attempt is under way the row says so; the wish is noted, no attempt begins any more, and to ask again
@@ -165,10 +180,10 @@ class DeliveryLedger:
 
         Args:
             due: When the job is due: so long the row is kept at least.
-            sighted: As for `begin`.
+            expired_claim: As for `begin`.
         """
         async with connection(self._pool) as postgres:
-            row = await postgres.fetchrow(_CANCEL, run_id, due, sighted and UUID(sighted))
+            row = await postgres.fetchrow(_CANCEL, run_id, due, expired_claim and UUID(expired_claim))
         found = _row(row) if row else await self.find(run_id)
         if found is None:
             raise UnavailableError("the ledger's row went away")
@@ -207,13 +222,13 @@ def _row(row: Record) -> LedgerRow:
         state=RowState(row["run_state"]),
         claim=str(row["claim"]) if row["claim"] else None,
         seconds_left=row["left"].total_seconds(),
-        made=row["made"],
-        doubt=row["doubt"],
+        attempts_made=row["made"],
+        has_lost_attempt=row["doubt"],
         end=msgspec.json.decode(row["outcome"], type=AttemptEnd) if row["outcome"] else None,
     )
 
 
-def _without_words(end: End) -> End:
+def _without_words(end: EndedAttempt) -> EndedAttempt:
     """Return an end with what it decides alone."""
     logged = replace(end.logged, error=end.logged.error and "?", answer=b"") if end.logged else None
     return replace(end, logged=logged, outcome=replace(end.outcome, reason=None) if end.outcome else None)
@@ -225,7 +240,7 @@ def _stored(end: AttemptEnd) -> str:
     return msgspec.json.encode(replace(end, reason=reason)).decode()
 
 
-_LOST = _stored(AttemptEnd(number=0, kind=Kind.LOST, reason=LOST, ended_at=0))
+_LOST = _stored(AttemptEnd(number=0, kind=AttemptKind.LOST, reason=LOST, ended_at=0))
 
 _ROW = "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.outcome"
 

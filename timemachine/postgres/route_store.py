@@ -15,13 +15,13 @@ from asyncpg.pool import PoolConnectionProxy
 
 from timemachine.clean_up import clean_up
 from timemachine.domain.errors import (
+    NoSlotError,
     NoSuchRouteError,
-    NotYetError,
     RouteExistsError,
     TooManySecretsError,
     UnavailableError,
 )
-from timemachine.domain.routes import Route, RouteState, Standing
+from timemachine.domain.routes import Route, RouteState, RouteStatus
 from timemachine.domain.signing import SECRET_BYTES
 from timemachine.postgres.pool import connection
 from timemachine.vault import Vault
@@ -41,10 +41,10 @@ _PLACE_PAUSE = 0.02
 
 
 class StoredRoute(msgspec.Struct, frozen=True, kw_only=True):
-    """A route with its standing."""
+    """A route with its status."""
 
     route: Route
-    standing: Standing
+    status: RouteStatus
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ class RouteStore:
             row = await postgres.fetchrow(query, db, route_id)
         if row is None:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
-        return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), standing=_standing(row))
+        return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), status=_standing(row))
 
     async def check(self, db: str, route_id: str) -> None:
         """Refuse a route that does not exist.
@@ -136,7 +136,7 @@ class RouteStore:
             raise RouteExistsError(f"another route {route.id} exists in {db}")
 
     async def replace(self, db: str, route: Route, headers: Headers) -> None:
-        """Replace a route; its secrets and standing stay. The next attempt of every job on it uses the new one.
+        """Replace a route; its secrets and status stay. The next attempt of every job on it uses the new one.
 
         Raises:
             NoSuchRouteError: There is none to replace.
@@ -252,11 +252,11 @@ class RouteStore:
         """Hold one of a route's places for requests in flight, which all workers share.
 
         Raises:
-            NotYetError: All are taken, or others have been asking for one for a while.
+            NoSlotError: All are taken, or others have been asking for one for a while.
             UnavailableError: Postgres does not answer. What is raised, or returned, inside is never replaced by it.
         """
         if not await self._take_place(db, route_id, run_id, limit):
-            raise NotYetError(1.0)
+            raise NoSlotError(1.0)
         try:
             yield
         finally:
@@ -266,7 +266,7 @@ class RouteStore:
         """Return whether there was a place. Whoever waits for others that ask holds no connection meanwhile.
 
         Raises:
-            NotYetError: The wait is over.
+            NoSlotError: The wait is over.
         """
         until = asyncio.get_running_loop().time() + PLACE_WAIT
         lock = self._place_locks.setdefault((db, route_id), asyncio.Lock())
@@ -274,14 +274,14 @@ class RouteStore:
             async with asyncio.timeout_at(until):
                 await lock.acquire()
         except TimeoutError:
-            raise NotYetError(_soon()) from None
+            raise NoSlotError(_soon()) from None
         try:
             while asyncio.get_running_loop().time() < until:
                 taken = await self._try_place(db, route_id, run_id, limit)
                 if taken is not None:
                     return taken
                 await asyncio.sleep(_PLACE_PAUSE * _soon())
-            raise NotYetError(_soon())
+            raise NoSlotError(_soon())
         finally:
             lock.release()
 
@@ -401,8 +401,8 @@ _TAKE_PLACE = """
 """
 
 
-def _standing(row: Record) -> Standing:
-    return Standing(state=RouteState(row["state"]), since=row["state_since"], reason=row["state_reason"])
+def _standing(row: Record) -> RouteStatus:
+    return RouteStatus(state=RouteState(row["state"]), since=row["state_since"], reason=row["state_reason"])
 
 
 def _soon() -> float:

@@ -11,7 +11,7 @@ from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
 
 from timemachine.domain.errors import BusyError, SetupError, UnavailableError
-from timemachine.temporal.fail_fast import HastyServiceClient
+from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.payloads import DATA_CONVERTER
 
 LATENESS = "timemachine_lateness"
@@ -47,12 +47,12 @@ def on_one_thread(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("TOKIO_WORKER_THREADS", "1")
 
 
-async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: str | None = None) -> Client:
+async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_address: str | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
 
     Args:
         lazy: Connect at the first call, so that a program can start while Temporal is away.
-        hasty: That Temporal takes no more is reported at once. Else the call is made again for seconds.
+        fail_fast: That Temporal takes no more is reported at once. Else the call is made again for seconds.
         metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
 
     Raises:
@@ -75,12 +75,12 @@ async def connect(*, lazy: bool = False, hasty: bool = False, metrics_address: s
         if config["target_host"].startswith(_ON_THIS_MACHINE)
         else GrpcCompression.GZIP,
     )
-    return _made_hasty(client) if hasty else client
+    return _with_fail_fast(client) if fail_fast else client
 
 
-def _made_hasty(client: Client) -> Client:
+def _with_fail_fast(client: Client) -> Client:
     config = client.config()
-    config["service_client"] = HastyServiceClient(client.service_client)
+    config["service_client"] = FailFastServiceClient(client.service_client)
     return Client(**config)
 
 
@@ -105,7 +105,7 @@ async def check_namespace(client: Client) -> None:
 
 
 @asynccontextmanager
-async def answering(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
+async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
     """Give Temporal `limit` seconds for what is done inside, with every way in which it can be away made one error.
 
     Args:

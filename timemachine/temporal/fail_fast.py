@@ -29,7 +29,7 @@ _PASSING = frozenset(
 _WAITS = tuple(0.1 * 1.5**n for n in range(10))
 
 
-class HastyServiceClient(ServiceClient):
+class FailFastServiceClient(ServiceClient):
     """A service client that hands on RESOURCE_EXHAUSTED, and tries everything else again as the SDK does.
 
     The SDK's own retries wait a second and more after RESOURCE_EXHAUSTED, and its `RetryConfig` cannot shorten that

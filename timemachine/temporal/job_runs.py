@@ -121,7 +121,7 @@ async def start_job(
     """
     await client.start_workflow(
         "Job",
-        msgspec.structs.replace(job, at_once=True, ledger=True),
+        msgspec.structs.replace(job, attempt_in_task=True, ledger=True),
         id=job.workflow_id,
         task_queue=task_queue,
         id_reuse_policy=reuse,
@@ -171,7 +171,7 @@ async def redeliver(
     delivered = run.status is WorkflowExecutionStatus.COMPLETED
     await start_job(
         client,
-        msgspec.structs.replace(run.job, message_id=run.message_id, made=0),
+        msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0),
         task_queue=task_queue,
         # Of two at once the second is then refused, though the first one's delivery may have come to its end.
         reuse=(

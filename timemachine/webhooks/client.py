@@ -15,11 +15,11 @@ import certifi
 import httpx
 import msgspec
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.address_guard import AddressGuard
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import plain_retry_after
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
-from timemachine.domain.targets import Targets
-from timemachine.webhooks.connection_pool import KeepAlive
+from timemachine.webhooks.connection_pool import ConnectionPool
 from timemachine.webhooks.dns import Resolve, SystemResolver
 from timemachine.webhooks.egress_proxy import EgressProxy, proxy_failed
 from timemachine.webhooks.endpoint import Endpoint
@@ -43,7 +43,7 @@ _OURS = {"accept": "*/*", "accept-encoding": "identity", "connection": "keep-ali
 _PROXY_AUTHENTICATION = 407
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class WebhookResponse(msgspec.Struct, frozen=True, kw_only=True):
     """What a receiver answered."""
 
     status: int
@@ -61,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class WebhookClient:
     """Makes deliveries. Open it once per process with `async with`.
 
-    Each connection goes to an address that `targets` lets be called, or else to the egress proxy. Redirects are not
+    Each connection goes to an address that the guard lets be called, or else to the egress proxy. Redirects are not
     followed, and nothing is taken from the process's proxy variables or netrc file.
     """
 
@@ -70,7 +70,7 @@ class WebhookClient:
         *,
         timeout: float,
         max_connections: int,
-        targets: Targets,
+        address_guard: AddressGuard,
         egress_proxy: str | None = None,
         resolve: Resolve | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -80,7 +80,7 @@ class WebhookClient:
         Args:
             timeout: Seconds for one POST in all, from look-up to the answer's head.
             max_connections: Connections at a time; no fewer than there are attempts at a time.
-            targets: Where deliveries may go.
+            address_guard: Where deliveries may go.
             egress_proxy: `http://[user:password@]host[:port]` that all deliveries go through. It looks the names up,
                 and must do so with rules of its own; only addresses in the URL itself are then checked here.
             resolve: Looks names up, if not the system.
@@ -88,9 +88,9 @@ class WebhookClient:
         """
         self._timeout = timeout
         # Depends on nothing else, and many deliveries go to the same URL.
-        self._endpoint = lru_cache(URLS_KEPT)(partial(Endpoint.of, targets))
+        self._endpoint = lru_cache(URLS_KEPT)(partial(Endpoint.of, address_guard))
         # Used without `httpx.AsyncClient`, which would keep cookies, read where a redirect goes, and log each URL.
-        self._transport = WebhookTransport(max_connections, targets, egress_proxy, resolve, ssl_context)
+        self._transport = WebhookTransport(max_connections, address_guard, egress_proxy, resolve, ssl_context)
 
     async def __aenter__(self) -> Self:
         """Open the client."""
@@ -110,7 +110,7 @@ class WebhookClient:
         *,
         timeout: float | None = None,  # noqa: ASYNC109 - a limit on all of it but the answer's body
         may_send: Callable[[], bool] | None = None,
-    ) -> Answer:
+    ) -> WebhookResponse:
         """POST `body` once.
 
         The first line of the answer's head decides; its body cannot take that back, however slowly it comes. Where a
@@ -124,7 +124,7 @@ class WebhookClient:
             may_send: Asked when the connection stands, in the same step in which the first byte is written.
 
         Raises:
-            BlockedTargetError: The URL points where deliveries may not go.
+            BlockedAddressError: The URL points where deliveries may not go.
             NoAnswerError: No answer in time, or none at all; the message tells why, for a person to read.
             NotSentError: `may_send` returned False, and nothing was written.
             OwnFaultError: This machine lacks what it takes, and nothing was written.
@@ -140,9 +140,9 @@ class WebhookClient:
             )
             response = await self._transport.handle_async_request(request)
         except (ValueError, httpx.InvalidURL) as error:  # its message may hold a header's value
-            raise NoAnswerError("the request cannot be put into HTTP", kind=Kind.PROTOCOL) from error
+            raise NoAnswerError("the request cannot be put into HTTP", kind=AttemptKind.PROTOCOL) from error
         retry_after = plain_retry_after(response.headers.get("retry-after"))
-        return Answer(status=response.status_code, body=response.content, retry_after=retry_after)
+        return WebhookResponse(status=response.status_code, body=response.content, retry_after=retry_after)
 
 
 class WebhookTransport(httpx.AsyncBaseTransport):
@@ -151,21 +151,21 @@ class WebhookTransport(httpx.AsyncBaseTransport):
     def __init__(
         self,
         max_connections: int,
-        targets: Targets,
+        address_guard: AddressGuard,
         egress_proxy: str | None,
         resolve: Resolve | None,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
         """Set the limits; see `WebhookClient`."""
         self._places = asyncio.Semaphore(max_connections)
-        self._kept = KeepAlive(max_connections)
+        self._kept = ConnectionPool(max_connections)
         self._system = SystemResolver()
         look_up = resolve or self._system
         self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
         self._connector = (
             Connector(look_up, lambda _: True, peer="the egress proxy")
             if egress_proxy
-            else Connector(look_up, targets.may_call)
+            else Connector(look_up, address_guard.may_call)
         )
         self._tls = ssl_context or _trusting()
         self._tls.set_alpn_protocols(["http/1.1"])
@@ -183,7 +183,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
 
         Raises:
             ValueError: The request cannot be put into HTTP.
-            BlockedTargetError, NoAnswerError, NotSentError, OwnFaultError: As `WebhookClient.post` raises them.
+            BlockedAddressError, NoAnswerError, NotSentError, OwnFaultError: As `WebhookClient.post` raises them.
         """
         endpoint, limit = request.extensions["endpoint"], request.extensions["limit"]
         exchange = self._exchange(endpoint, request)
@@ -259,11 +259,11 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         try:
             await stream.start_tls(self._tls, endpoint.host.removesuffix("."))
         except ssl.SSLError as error:
-            raise NoAnswerError(f"TLS failed: {_tls_reason(error)}", kind=Kind.TLS) from error
+            raise NoAnswerError(f"TLS failed: {_tls_reason(error)}", kind=AttemptKind.TLS) from error
         except OSError as error:
             if self._proxy:
                 raise proxy_failed("closed the tunnel before TLS stood") from error
-            raise NoAnswerError("TLS failed: the receiver hung up", kind=Kind.TLS) from error
+            raise NoAnswerError("TLS failed: the receiver hung up", kind=AttemptKind.TLS) from error
 
 
 class _Post:
@@ -306,11 +306,11 @@ def _told_apart(post: _Post, limit: float) -> Iterator[None]:
         yield
     except TimeoutError as error:
         whose = "" if post.waits_for == "the receiver" else f" from {post.waits_for}"
-        raise NoAnswerError(f"no answer{whose} within {limit:g} s", kind=Kind.TIMEOUT) from error
+        raise NoAnswerError(f"no answer{whose} within {limit:g} s", kind=AttemptKind.TIMEOUT) from error
     except NoHttpError as error:
-        raise NoAnswerError(f"no HTTP answer: {error}", kind=Kind.PROTOCOL) from error
+        raise NoAnswerError(f"no HTTP answer: {error}", kind=AttemptKind.PROTOCOL) from error
     except OSError as error:
-        raise NoAnswerError("the connection broke before the answer", kind=Kind.PROTOCOL) from error
+        raise NoAnswerError("the connection broke before the answer", kind=AttemptKind.PROTOCOL) from error
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

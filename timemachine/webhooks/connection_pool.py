@@ -9,7 +9,7 @@ IDLE_TIME = 4.0
 """Seconds that a connection is kept. Many receivers close theirs after five (uvicorn and Node do by default)."""
 
 
-class KeepAlive:
+class ConnectionPool:
     """Lends a connection at a time to each request."""
 
     def __init__(self, most: int) -> None:

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from timemachine.domain.attempt_kind import Kind
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import NoAnswerError
 from timemachine.webhooks.exchange import Exchange, NoHttpError, read_head
 from timemachine.webhooks.network import Stream
@@ -51,4 +51,4 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
 
 def proxy_failed(reason: str) -> NoAnswerError:
     """Return the error that blames the proxy."""
-    return NoAnswerError(f"the egress proxy {reason}", kind=Kind.CONNECT)
+    return NoAnswerError(f"the egress proxy {reason}", kind=AttemptKind.CONNECT)

@@ -1,13 +1,13 @@
-"""Endpoint: the parts of a URL that a delivery goes to. Pure."""
+"""Endpoint: the parts of a URL that a delivery goes to."""
 
 import re
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.errors import BlockedTargetError
-from timemachine.domain.targets import Targets, literal_address
+from timemachine.domain.address_guard import AddressGuard, literal_address
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.errors import BlockedAddressError
 
 _PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[a-z0-9._-]+")
@@ -25,11 +25,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Path and query."""
 
     @classmethod
-    def of(cls, targets: Targets, url: str) -> "Endpoint":
+    def of(cls, address_guard: AddressGuard, url: str) -> "Endpoint":
         """Take a URL apart.
 
         Raises:
-            BlockedTargetError: Its host is an address that may not be called.
+            BlockedAddressError: Its host is an address that may not be called.
             ValueError: Its scheme is not known, or its host is neither an address nor a name.
         """
         parts = urlsplit(url)
@@ -38,7 +38,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         path, query = quote(parts.path or "/", safe=_PATH_SAFE), quote(parts.query, safe=_QUERY_SAFE)
         return cls(
             scheme=parts.scheme,
-            host=_host(targets, parts.hostname or ""),
+            host=_host(address_guard, parts.hostname or ""),
             port=parts.port or _PORTS[parts.scheme],
             target=f"{path}?{query}" if query else path,
         )
@@ -68,16 +68,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"[{self.host}]" if ":" in self.host else self.host
 
 
-def _host(targets: Targets, name: str) -> str:
+def _host(address_guard: AddressGuard, name: str) -> str:
     """Return the host, and an address in its usual spelling, which nobody down the line reads otherwise.
 
     Raises:
-        BlockedTargetError: It is an address that may not be called.
+        BlockedAddressError: It is an address that may not be called.
         ValueError: It is neither an address nor a name.
     """
     literal = literal_address(name)
-    if literal and not targets.may_call(literal):
-        raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{name} is {literal}")
+    if literal and not address_guard.may_call(literal):
+        raise BlockedAddressError(kind=AttemptKind.BLOCKED, detail=f"{name} is {literal}")
     if not literal and not _HOST_NAME.fullmatch(name):
         raise ValueError("no host name")
     return str(literal or name)

@@ -15,9 +15,9 @@ from ipaddress import IPv6Address, ip_address
 from itertools import chain, zip_longest
 from typing import cast
 
-from timemachine.domain.attempt_kind import Kind
-from timemachine.domain.errors import BlockedTargetError, NoAnswerError, OwnFaultError
-from timemachine.domain.targets import Address, literal_address
+from timemachine.domain.address_guard import Address, literal_address
+from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.errors import BlockedAddressError, NoAnswerError, OwnFaultError
 from timemachine.webhooks.dns import Resolve
 
 CONNECT_TIME = 5.0
@@ -157,7 +157,7 @@ class Connector:
             deadline: By the loop's clock. Each address gets its share of the time until then.
 
         Raises:
-            BlockedTargetError: One of the addresses may not be called.
+            BlockedAddressError: One of the addresses may not be called.
             NoAnswerError: There is none, or none that takes the connection.
             OwnFaultError: This machine lacks what it takes.
         """
@@ -183,18 +183,20 @@ class Connector:
             found = [literal] if literal else [ip_address(answer) for answer in await self._resolve(host)]
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise NoAnswerError(f"the host name of {self._peer} is not found: {reason}", kind=Kind.DNS) from error
+            raise NoAnswerError(
+                f"the host name of {self._peer} is not found: {reason}", kind=AttemptKind.DNS
+            ) from error
         if not found:
-            raise NoAnswerError(f"the host name of {self._peer} has no address", kind=Kind.DNS)
+            raise NoAnswerError(f"the host name of {self._peer} has no address", kind=AttemptKind.DNS)
         for address in found:
             if not self._may_call(address):
-                raise BlockedTargetError(kind=Kind.BLOCKED, detail=f"{host} stands for {address}")
+                raise BlockedAddressError(kind=AttemptKind.BLOCKED, detail=f"{host} stands for {address}")
         return _taking_turns(found)[:MOST_ADDRESSES]
 
     def _unreachable(self, error: OSError | None) -> NoAnswerError:
         if isinstance(error, TimeoutError):
-            return NoAnswerError(f"no connection to {self._peer} in time", kind=Kind.TIMEOUT)
-        return NoAnswerError(f"no connection to {self._peer}: {_system_reason(error)}", kind=Kind.CONNECT)
+            return NoAnswerError(f"no connection to {self._peer} in time", kind=AttemptKind.TIMEOUT)
+        return NoAnswerError(f"no connection to {self._peer}: {_system_reason(error)}", kind=AttemptKind.CONNECT)
 
 
 def _taking_turns(addresses: list[Address]) -> list[Address]:

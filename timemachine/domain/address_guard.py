@@ -1,4 +1,4 @@
-"""Targets: the addresses that deliveries may go to. Pure.
+"""The address guard: the addresses that deliveries may go to.
 
 Without this, whoever may create a route could have our machines call the ones next to them: a metadata service, a
 database, the API itself. What counts is the address that is connected to, so the webhook client asks here each time
@@ -78,7 +78,7 @@ _NUMERIC = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?\Z")
 _PART = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
 
 
-class Targets(msgspec.Struct, frozen=True, kw_only=True):
+class AddressGuard(msgspec.Struct, frozen=True, kw_only=True):
     """Where deliveries may go: the deny-list counts before the allow-list, and that before the ranges."""
 
     allowed: tuple[Network, ...] = ()

@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timemachine.domain.address_guard import (
+    RECOMMENDED,
+    UNASSIGNED,
+    Address,
+    AddressGuard,
+    Network,
+    literal_address,
+    networks,
+)
 from timemachine.domain.errors import SettingsError
-from timemachine.domain.targets import RECOMMENDED, UNASSIGNED, Address, Network, Targets, literal_address, networks
 from timemachine.settings import Settings
 
 # research/systems.md, part D; written out once more, so that a range lost in the code is missed here.
@@ -81,12 +89,12 @@ def test_the_list_is_the_one_of_its_source() -> None:
 
 @each_range
 def test_a_range_is_refused_from_its_first_to_its_last_address(network: Network) -> None:
-    assert not any(Targets().may_call(address) for address in edges(network))
+    assert not any(AddressGuard().may_call(address) for address in edges(network))
 
 
 @each_range
 def test_what_is_beside_a_range_may_be_called(network: Network) -> None:
-    assert all(Targets().may_call(address) for address in just_outside(network))
+    assert all(AddressGuard().may_call(address) for address in just_outside(network))
 
 
 def test_there_is_something_beside_most_ranges() -> None:
@@ -98,28 +106,30 @@ def test_there_is_something_beside_most_ranges() -> None:
 
 @pytest.mark.parametrize("address", ["::2:0:0", "200::1", "1fff::", "4000::", "6000::1", "8000::", "fbff::1"])
 def test_what_is_no_global_unicast_is_refused(address: str) -> None:
-    assert not Targets().may_call(ip_address(address))
+    assert not AddressGuard().may_call(ip_address(address))
 
 
 @each_v4_range
 @spelled_in_ipv6
 def test_a_range_is_refused_within_ipv6(network: IPv4Network, spelling: str) -> None:
-    # What surrounds it is allowed, as on a network that reaches IPv4 by NAT64, or Targets() would refuse it anyway.
-    targets = Targets(allowed=networks("::ffff:0:0:0/96, 64:ff9b::/96, 64:ff9b:1::/48, 2002::/16, ::/96, 2001::/32"))
+    # What surrounds it is allowed, as on a network that reaches IPv4 by NAT64, or it would be refused anyway.
+    address_guard = AddressGuard(
+        allowed=networks("::ffff:0:0:0/96, 64:ff9b::/96, 64:ff9b:1::/48, 2002::/16, ::/96, 2001::/32")
+    )
     for address in edges(network):
         form = ip_address(IN_IPV6[spelling](int(address)))
-        assert not Targets().may_call(form)
+        assert not AddressGuard().may_call(form)
         # Above 1: `::` and `::1` are no IPv4 addresses but the unspecified one and loopback.
-        assert int(form) <= 1 or not targets.may_call(form)
+        assert int(form) <= 1 or not address_guard.may_call(form)
     for address in just_outside(network):
-        assert targets.may_call(ip_address(IN_IPV6[spelling](int(address))))
+        assert address_guard.may_call(ip_address(IN_IPV6[spelling](int(address))))
 
 
 @each_v4_range
 @spelled_in_a_url
 def test_a_range_is_refused_in_a_url(network: IPv4Network, spelling: str) -> None:
     for address in edges(network):
-        assert not Targets().may_point_to(IN_A_URL[spelling](int(address)))
+        assert not AddressGuard().may_point_to(IN_A_URL[spelling](int(address)))
 
 
 @pytest.mark.parametrize("spelling", [name for name in IN_A_URL if name not in IN_IPV6 or "mapped" in name])
@@ -130,7 +140,7 @@ def test_what_is_beside_a_range_may_stand_in_a_url(network: IPv4Network, spellin
         literal = literal_address(host)
         assert literal
         assert getattr(literal, "ipv4_mapped", None) or literal == address
-        assert Targets().may_point_to(host)
+        assert AddressGuard().may_point_to(host)
 
 
 @given(data=st.data(), network=st.sampled_from(REFUSED), spelling=st.sampled_from(sorted(IN_A_URL)))
@@ -139,8 +149,8 @@ def test_no_address_of_a_range_is_let_through(data: st.DataObject, network: Netw
     address = type(network[0])(number)
     host = IN_A_URL[spelling](number) if isinstance(address, IPv4Address) else f"[{address.exploded}]"
 
-    assert not Targets().may_call(address)
-    assert not Targets().may_point_to(host)
+    assert not AddressGuard().may_call(address)
+    assert not AddressGuard().may_point_to(host)
 
 
 @given(number=st.integers(0, 2**32 - 1), spelling=st.sampled_from([name for name in IN_A_URL if name not in IN_IPV6]))
@@ -162,7 +172,7 @@ def test_what_the_system_takes_for_an_address_is_one(host: str) -> None:
 )
 def test_a_name_may_stand_in_a_url_and_is_no_address(host: str) -> None:
     assert literal_address(host) is None
-    assert Targets().may_point_to(host)
+    assert AddressGuard().may_point_to(host)
 
 
 @pytest.mark.parametrize(
@@ -175,45 +185,47 @@ def test_what_only_looks_like_an_address_is_neither(host: str) -> None:
 
 
 def test_a_zone_is_refused_whatever_is_allowed() -> None:
-    assert not Targets(allow_private=True).may_call(IPv6Address("fe80::1%eth0"))
+    assert not AddressGuard(allow_private=True).may_call(IPv6Address("fe80::1%eth0"))
 
 
 def test_the_allow_list_beats_the_ranges_and_the_deny_list_beats_both() -> None:
-    targets = Targets(allowed=networks("10.1.0.0/16, 127.0.0.2, fd00::/8"), denied=networks("10.1.2.0/24, 9.9.9.9"))
+    address_guard = AddressGuard(
+        allowed=networks("10.1.0.0/16, 127.0.0.2, fd00::/8"), denied=networks("10.1.2.0/24, 9.9.9.9")
+    )
 
     for allowed in ("10.1.0.1", "127.0.0.2", "::ffff:127.0.0.2", "fd00::1", "9.9.9.8", "2606:4700::1111"):
-        assert targets.may_call(ip_address(allowed))
+        assert address_guard.may_call(ip_address(allowed))
     for refused in ("10.1.2.3", "::ffff:10.1.2.3", "9.9.9.9", "::ffff:9.9.9.9", "127.0.0.1", "10.2.0.0", "fc00::1"):
-        assert not targets.may_call(ip_address(refused))
+        assert not address_guard.may_call(ip_address(refused))
 
 
 @spelled_in_ipv6
 def test_what_is_denied_is_refused_in_every_form_where_all_else_is_allowed(spelling: str) -> None:
-    targets = Targets(allow_private=True, denied=networks("169.254.169.254"))
+    address_guard = AddressGuard(allow_private=True, denied=networks("169.254.169.254"))
 
-    assert not targets.may_call(ip_address(IN_IPV6[spelling](0xA9FEA9FE)))
-    assert targets.may_call(ip_address(IN_IPV6[spelling](0xA9FEA9FD)))
+    assert not address_guard.may_call(ip_address(IN_IPV6[spelling](0xA9FEA9FE)))
+    assert address_guard.may_call(ip_address(IN_IPV6[spelling](0xA9FEA9FD)))
 
 
 def test_everything_else_is_allowed_where_private_addresses_are() -> None:
-    assert all(Targets(allow_private=True).may_call(address) for network in REFUSED for address in edges(network))
+    assert all(AddressGuard(allow_private=True).may_call(address) for network in REFUSED for address in edges(network))
 
 
 def test_nat64_can_be_allowed_without_what_it_would_reach_inside() -> None:
-    targets = Targets(allowed=networks("64:ff9b::/96"))
+    address_guard = AddressGuard(allowed=networks("64:ff9b::/96"))
 
-    assert targets.may_call(ip_address(IN_IPV6["NAT64"](PUBLIC)))
-    assert not targets.may_call(ip_address("64:ff9b::10.0.0.1"))
+    assert address_guard.may_call(ip_address(IN_IPV6["NAT64"](PUBLIC)))
+    assert not address_guard.may_call(ip_address("64:ff9b::10.0.0.1"))
 
 
 def test_the_settings_allow_nothing_private() -> None:
-    assert Settings().targets == Targets()
+    assert Settings().address_guard == AddressGuard()
 
 
 def test_the_settings_take_lists_of_networks() -> None:
     settings = Settings.from_env({"TIMEMACHINE_ALLOWED_TARGETS": "10.0.0.0/8, ::1,", "TIMEMACHINE_DENIED_TARGETS": ""})
 
-    assert settings.targets == Targets(allowed=(ip_network("10.0.0.0/8"), ip_network("::1/128")))
+    assert settings.address_guard == AddressGuard(allowed=(ip_network("10.0.0.0/8"), ip_network("::1/128")))
 
 
 @pytest.mark.parametrize(
