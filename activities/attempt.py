@@ -224,7 +224,7 @@ class Attempts:
             result = RequestResult(kind=AttemptKind.REFUSED)
             return failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, result)
         try:
-            async with self._place(delivery, target.route.max_in_flight):
+            async with self._slot(delivery, target.route.max_in_flight):
                 if boot_time() > begin_by:
                     return deferred("the worker was stopped meanwhile", 1.0)
                 note_attempt()
@@ -240,8 +240,8 @@ class Attempts:
             return deferred(str(error), OWN_FAULT_RETRY)
 
     @asynccontextmanager
-    async def _place(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
-        """Hold one of the places of a route with a limit of its own: on this worker, and then among all.
+    async def _slot(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
+        """Hold one of the slots of a route with a limit of its own: on this worker, and then among all.
 
         Raises:
             NoSlotError, UnavailableError: There is none now, or nobody can tell.
@@ -253,7 +253,7 @@ class Attempts:
         self._limited.set_limit(job.route_key, limit)
         async with (
             self._limited.slot(job.route_key) as note_attempt,
-            self._routes.place(job.db, job.route, delivery.run_id, limit),
+            self._routes.in_flight_slot(job.db, job.route, delivery.run_id, limit),
         ):
             note_attempt()
             yield

@@ -20,7 +20,7 @@ LIMITS_KEPT = 10_000
 _SMOOTHING = 0.2
 
 _Slot = asyncio.Future[None]
-"""A place of a route: done once it is taken."""
+"""Done once the slot is held."""
 
 
 class _RouteUse:

@@ -18,7 +18,7 @@ from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
-from api.http_protocol import EveryMethod, OneReading
+from api.http_protocol import HeadAndOptions, UnambiguousRequests
 from api.jobs import JobController, Jobs
 from api.litestar_json import RawSchema, StrictSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
@@ -94,7 +94,7 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=MAX_BODY_BYTES,
     )
     admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
-    app.asgi_handler = OneReading(EveryMethod(admitted))
+    app.asgi_handler = UnambiguousRequests(HeadAndOptions(admitted))
     return app
 
 

@@ -48,7 +48,7 @@ class Attempts:
             ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
             NoSuchJobError: There are no attempts, and no such job.
         """
-        workflow_id, after = check_key(db, collection, job_id), _place(cursor)
+        workflow_id, after = check_key(db, collection, job_id), _position(cursor)
         page = await self._log.of_job(db, collection, job_id, limit=limit, after=after)
         if not page.attempts:
             async with temporal_timeout(self._limit):
@@ -78,7 +78,7 @@ class Attempts:
             db,
             route_id,
             limit=limit,
-            after=_place(cursor),
+            after=_position(cursor),
             outcome=outcome,
             since=None if since is None else from_ms(since),
             until=None if until is None else from_ms(until),
@@ -88,7 +88,7 @@ class Attempts:
         return _shown(page)
 
 
-def _place(cursor: str | None) -> PagePosition | None:
+def _position(cursor: str | None) -> PagePosition | None:
     return None if cursor is None else decode_cursor(cursor, PagePosition)
 
 

@@ -19,10 +19,10 @@ BODY_LIMIT = 10.0
 class ConcurrencyLimit:
     """Lets so many requests into the application at a time, and refuses the others."""
 
-    def __init__(self, app: ASGIApp, places: int, *, body_limit: float = BODY_LIMIT) -> None:
+    def __init__(self, app: ASGIApp, limit: int, *, body_limit: float = BODY_LIMIT) -> None:
         """Take the application, and how many requests may be in it at a time."""
         self._app = app
-        self._free = places
+        self._free = limit
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +41,7 @@ class ConcurrencyLimit:
 
 
 def _in_time(receive: Receive, limit: float) -> Receive:
-    """Take a client that is slow with its body for one that went away, or a few of them would hold every place."""
+    """Take a client that is slow with its body for one that went away, or a few of them would hold every slot."""
     until = asyncio.get_running_loop().time() + limit
 
     async def receive_in_time() -> HTTPReceiveMessage:

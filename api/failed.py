@@ -93,9 +93,9 @@ class FailedJobs:
         if cursor is None:
             return None
         with suppress(VaultError, UnicodeError):
-            place = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
-            if place.query == query:
-                return place.token
+            position = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
+            if position.query == query:
+                return position.token
         raise MalformedError("cursor: it must be the `next` of a page of this very list")
 
     async def _still_failed(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:

@@ -46,7 +46,7 @@ class JsonErrorProtocol(H11Protocol):
         self.transport.close()
 
 
-class OneReading:
+class UnambiguousRequests:
     """Lets pass only requests that everybody between the client and us reads in the same way.
 
     A request that a proxy could read differently is answered 400, and its connection closed, so that no byte after its
@@ -70,7 +70,7 @@ class OneReading:
             await self._app(scope, receive, send)
 
 
-class EveryMethod:
+class HeadAndOptions:
     """Answers HEAD and OPTIONS as HTTP wants them (RFC 9110, 9.3), for whatever methods the application has."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -51,13 +51,13 @@ def check_window(since: int | None, until: int | None) -> None:
 T = TypeVar("T")
 
 
-def encode_cursor(place: object) -> str:
-    """Return a place as text that stands unescaped in a query. Clients are not to read it: it may change its form."""
-    return base64.urlsafe_b64encode(msgspec.msgpack.encode(place)).decode().rstrip("=")
+def encode_cursor(position: object) -> str:
+    """Return a position as text that needs no escape in a query. Its form may change: clients must not read it."""
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(position)).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, kind: type[T]) -> T:
-    """Return the place that a cursor stands for.
+    """Return the position that a cursor stands for.
 
     Raises:
         MalformedError: It is not one that this list gave out.

@@ -91,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     egress_proxy: ProxyUrl | None = None
     """`http://[user:password@]host[:port]` that all deliveries go through. It looks names up itself, so it is the proxy
-    that must keep them from private addresses; the settings on address_guard then hold for addresses in URLs only."""
+    that must keep them from private addresses; the settings on targets then hold for addresses in URLs only."""
 
     max_deliveries: Count = 1000
     """Delivery attempts that one worker makes at a time: so many first ones, and so many others. Each costs some

@@ -123,7 +123,7 @@ async def _use(pool: asyncpg.Pool, settings: Settings, db: str) -> None:
         assert (target.route, target.headers) == (route, {"x-client": f"{db}-{turn}"})
         assert len(target.secrets) == len(await store.secrets(db, route.id)) == 2
         await _decide(DeliveryLedger(pool, store, attempt_time=1), db, route.id, f"{db}-{turn}")
-        async with store.place(db, route.id, f"{db}-{turn}", 1):
+        async with store.in_flight_slot(db, route.id, f"{db}-{turn}", 1):
             await ping(pool)
         await store.note_failure(db, route.id, disable_after=timedelta(hours=1))
         await log_attempt(pool, _attempt(db, turn))

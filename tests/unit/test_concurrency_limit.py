@@ -44,17 +44,17 @@ async def ask(limit: ConcurrencyLimit, path: str = "/job/a/b", kind: str = "http
     return sent
 
 
-async def fill(limit: ConcurrencyLimit, app: App, places: int) -> list[asyncio.Task[list[Any]]]:
-    tasks = [asyncio.create_task(ask(limit)) for _ in range(places)]
-    while app.inside < places:
+async def fill(limit: ConcurrencyLimit, app: App, slots: int) -> list[asyncio.Task[list[Any]]]:
+    tasks = [asyncio.create_task(ask(limit)) for _ in range(slots)]
+    while app.inside < slots:
         await asyncio.sleep(0)
     return tasks
 
 
-@pytest.mark.parametrize("places", [1, 3])
-async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_refusals(places: int) -> None:
-    limit = ConcurrencyLimit(app := App(), places)
-    inside = await fill(limit, app, places)
+@pytest.mark.parametrize("slots", [1, 3])
+async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_refusals(slots: int) -> None:
+    limit = ConcurrencyLimit(app := App(), slots)
+    inside = await fill(limit, app, slots)
 
     start, body = await ask(limit)
 
@@ -63,9 +63,9 @@ async def test_what_is_one_too_many_is_refused_unread_and_in_the_form_of_all_ref
     assert dict(start["headers"])[b"content-type"] == b"application/json"
     assert set(answer := json.loads(body["body"])) == {"error", "code"}
     assert answer["code"] == "E014"
-    assert app.inside == places
+    assert app.inside == slots
     app.go_on.set()
-    assert [sent[0]["status"] for sent in await asyncio.gather(*inside)] == [200] * places
+    assert [sent[0]["status"] for sent in await asyncio.gather(*inside)] == [200] * slots
 
 
 @pytest.mark.parametrize("how", ["answered", "failed", "given up"])

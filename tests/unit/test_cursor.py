@@ -13,8 +13,8 @@ AT = 1_762_000_000_123_456
 
 
 @given(st.builds(PagePosition, st.integers(0, AT * 2), st.integers(0, 2**63 - 1)))
-def test_a_place_comes_back_exactly(place: PagePosition) -> None:
-    assert decode_cursor(encode_cursor(place), PagePosition) == place
+def test_a_position_comes_back_exactly(position: PagePosition) -> None:
+    assert decode_cursor(encode_cursor(position), PagePosition) == position
 
 
 @given(st.binary(max_size=200))
@@ -34,7 +34,7 @@ def test_what_was_not_given_out_is_refused_and_nothing_worse(cursor: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "place",
+    "position",
     [
         b"token",
         7,
@@ -49,9 +49,9 @@ def test_what_was_not_given_out_is_refused_and_nothing_worse(cursor: str) -> Non
     ],
     ids=str,
 )
-def test_a_cursor_of_another_list_is_refused(place: object) -> None:
+def test_a_cursor_of_another_list_is_refused(position: object) -> None:
     with pytest.raises(MalformedError):
-        decode_cursor(encode_cursor(place), PagePosition)
+        decode_cursor(encode_cursor(position), PagePosition)
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "====", "kg", "A" * 5000, "ä", "k g", "kg\n"])

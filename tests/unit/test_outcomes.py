@@ -29,7 +29,7 @@ DELIVERED = Delivered(status=204, attempts=2, delivered_at=7, late_ms=3)
 
 
 def a_row(state: RowState, end: AttemptEnd | None = None, **fields: Any) -> LedgerRow:
-    values: dict[str, Any] = {"claim": "c", "seconds_left": 5.0, "made": 0, "doubt": False}
+    values: dict[str, Any] = {"claim": "c", "seconds_left": 5.0, "attempts_made": 0, "has_lost_attempt": False}
     return LedgerRow(state=state, end=end, **values | fields)
 
 

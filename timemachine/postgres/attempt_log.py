@@ -226,10 +226,10 @@ def _page(rows: list[Record], limit: int) -> Page:
     """Return a page of the rows, of which one more than the limit was asked for to see whether there is a next one."""
     shown = rows[:limit]
     more = len(rows) > limit
-    return Page([_attempt(row) for row in shown], _place(shown[-1]) if more else None)
+    return Page([_attempt(row) for row in shown], _position(shown[-1]) if more else None)
 
 
-def _place(row: Record) -> PagePosition:
+def _position(row: Record) -> PagePosition:
     return PagePosition((row["started_at"] - _EPOCH) // _MICROSECOND, row["id"])
 
 

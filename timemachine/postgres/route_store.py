@@ -32,10 +32,10 @@ MAX_SECRETS = 5
 """Secrets of one route that may sign at a time: each adds 48 bytes to a header of every request."""
 
 PLACE_TIME = timedelta(seconds=75)
-"""Time after which a place is free again whose worker died. Longer than an attempt can take."""
+"""Time after which a slot is free again whose worker died. Longer than an attempt can take."""
 
 PLACE_WAIT = 1.0
-"""Seconds that an attempt waits in place for others that ask for a place of the same route."""
+"""Seconds that an attempt waits in place for others that ask for a slot of the same route."""
 
 _PLACE_PAUSE = 0.02
 
@@ -73,8 +73,8 @@ class RouteStore:
         """Use the given pool, which the caller opens and closes, and the vault for what is secret."""
         self._pool = pool
         self._vault = vault
-        self._place_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        """One for each route that places are being asked for, so that no more than one connection asks."""
+        self._slot_locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """One for each route that slots are being asked for, so that no more than one connection asks."""
 
     async def find(self, db: str, route_id: str) -> StoredRoute:
         """Return a route.
@@ -248,28 +248,28 @@ class RouteStore:
             )
 
     @asynccontextmanager
-    async def place(self, db: str, route_id: str, run_id: str, limit: int) -> AsyncIterator[None]:
-        """Hold one of a route's places for requests in flight, which all workers share.
+    async def in_flight_slot(self, db: str, route_id: str, run_id: str, limit: int) -> AsyncIterator[None]:
+        """Hold one of a route's slots for requests in flight, which all workers share.
 
         Raises:
             NoSlotError: All are taken, or others have been asking for one for a while.
             UnavailableError: Postgres does not answer. What is raised, or returned, inside is never replaced by it.
         """
-        if not await self._take_place(db, route_id, run_id, limit):
+        if not await self._acquire_slot(db, route_id, run_id, limit):
             raise NoSlotError(1.0)
         try:
             yield
         finally:
-            await clean_up(self._give_place_back(db, route_id, run_id), "give a route's place back")
+            await clean_up(self._release_slot(db, route_id, run_id), "release a route's slot")
 
-    async def _take_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool:
-        """Return whether there was a place. Whoever waits for others that ask holds no connection meanwhile.
+    async def _acquire_slot(self, db: str, route_id: str, run_id: str, limit: int) -> bool:
+        """Return whether there was a slot. Whoever waits for others that ask holds no connection meanwhile.
 
         Raises:
             NoSlotError: The wait is over.
         """
         until = asyncio.get_running_loop().time() + PLACE_WAIT
-        lock = self._place_locks.setdefault((db, route_id), asyncio.Lock())
+        lock = self._slot_locks.setdefault((db, route_id), asyncio.Lock())
         try:
             async with asyncio.timeout_at(until):
                 await lock.acquire()
@@ -277,7 +277,7 @@ class RouteStore:
             raise NoSlotError(_soon()) from None
         try:
             while asyncio.get_running_loop().time() < until:
-                taken = await self._try_place(db, route_id, run_id, limit)
+                taken = await self._try_acquire(db, route_id, run_id, limit)
                 if taken is not None:
                     return taken
                 await asyncio.sleep(_PLACE_PAUSE * _soon())
@@ -285,15 +285,15 @@ class RouteStore:
         finally:
             lock.release()
 
-    async def _try_place(self, db: str, route_id: str, run_id: str, limit: int) -> bool | None:
-        """Return whether there was a place; None while another transaction holds the route, or when it is gone."""
+    async def _try_acquire(self, db: str, route_id: str, run_id: str, limit: int) -> bool | None:
+        """Return whether there was a slot; None while another transaction holds the route, or when it is gone."""
         async with connection(self._pool) as postgres, postgres.transaction():
             # Locks the route, so that two who ask at once are counted one after the other.
             if not await postgres.fetchval(_LOCK_FOR_PLACE, db, route_id):
                 return None
             return await postgres.fetchval(_TAKE_PLACE, db, route_id, run_id, PLACE_TIME, limit) is not None
 
-    async def _give_place_back(self, db: str, route_id: str, run_id: str) -> None:
+    async def _release_slot(self, db: str, route_id: str, run_id: str) -> None:
         async with connection(self._pool) as postgres:
             await postgres.execute(_GIVE_PLACE_BACK, db, route_id, run_id)
 
@@ -426,7 +426,7 @@ async def _lock_route(postgres: PoolConnectionProxy, db: str, route_id: str) -> 
 
 
 def _too_many(present: list[Secret]) -> TooManySecretsError:
-    """Return the error that says when the next place is free."""
+    """Return the error that says when the next slot is free."""
     first = min(secret.expires_at for secret in present if secret.expires_at)
     return TooManySecretsError(
         f"{len(present)} secrets sign already, the first of them until {first.isoformat(timespec='seconds')}; "

@@ -157,7 +157,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         ssl_context: ssl.SSLContext | None,
     ) -> None:
         """Set the limits; see `WebhookClient`."""
-        self._places = asyncio.Semaphore(max_connections)
+        self._slots = asyncio.Semaphore(max_connections)
         self._kept = ConnectionPool(max_connections)
         self._system = SystemResolver()
         look_up = resolve or self._system
@@ -189,7 +189,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         exchange = self._exchange(endpoint, request)
         post = _Post(endpoint, exchange, request.extensions["may_send"], asyncio.get_running_loop().time() + limit)
         with _told_apart(post, limit):
-            async with self._place(post.deadline):
+            async with self._connection_slot(post.deadline):
                 return await self._answer(post)
 
     def _exchange(self, endpoint: Endpoint, request: httpx.Request) -> Exchange:
@@ -200,17 +200,17 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         return Exchange(request.method, target, headers, request.content)
 
     @asynccontextmanager
-    async def _place(self, deadline: float) -> AsyncIterator[None]:
-        """Hold one of the places for connections."""
+    async def _connection_slot(self, deadline: float) -> AsyncIterator[None]:
+        """Hold one of the slots for connections."""
         try:
             async with asyncio.timeout_at(deadline):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError as error:
-            raise OwnFaultError("no place for another connection") from error
+            raise OwnFaultError("no slot for another connection") from error
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
     async def _answer(self, post: "_Post") -> httpx.Response:
         """Make the request on a kept connection, or on a new one if that was closed meanwhile."""

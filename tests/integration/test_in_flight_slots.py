@@ -34,7 +34,7 @@ async def store(settings: Settings, pool: asyncpg.Pool, db: str) -> RouteStore:
 
 @asynccontextmanager
 async def route_locked(settings: Settings, db: str) -> AsyncIterator[None]:
-    """Hold the route in another transaction, as another worker does that asks for a place."""
+    """Hold the route in another transaction, as another worker does that asks for a slot."""
     holder = await asyncpg.connect(settings.postgres_dsn)
     try:
         async with holder.transaction():
@@ -44,7 +44,7 @@ async def route_locked(settings: Settings, db: str) -> AsyncIterator[None]:
         await holder.close()
 
 
-async def places(pool: asyncpg.Pool, db: str) -> int:
+async def slots_in_use(pool: asyncpg.Pool, db: str) -> int:
     async with connection(pool) as postgres:
         count: int = await postgres.fetchval("SELECT count(*) FROM in_flight WHERE db = $1", db)
         return count
@@ -52,7 +52,7 @@ async def places(pool: asyncpg.Pool, db: str) -> int:
 
 async def ask(store: RouteStore, db: str, run_id: str, until: asyncio.Event | None = None) -> str:
     try:
-        async with store.place(db, ROUTE, run_id, LIMIT):
+        async with store.in_flight_slot(db, ROUTE, run_id, LIMIT):
             if until:
                 await until.wait()
             return "held"
@@ -60,7 +60,7 @@ async def ask(store: RouteStore, db: str, run_id: str, until: asyncio.Event | No
         return "sent away"
 
 
-async def test_of_many_that_ask_at_once_no_more_get_a_place_than_there_are(
+async def test_of_many_that_ask_at_once_no_more_get_a_slot_than_there_are(
     store: RouteStore, pool: asyncpg.Pool, db: str
 ) -> None:
     until = asyncio.Event()
@@ -68,12 +68,12 @@ async def test_of_many_that_ask_at_once_no_more_get_a_place_than_there_are(
     async with asyncio.timeout(20):
         while sum(task.done() for task in tasks) < 40 - LIMIT:
             await asyncio.sleep(0.02)
-    assert await places(pool, db) == LIMIT
+    assert await slots_in_use(pool, db) == LIMIT
 
     until.set()
 
     assert sorted(await asyncio.gather(*tasks)) == ["held"] * LIMIT + ["sent away"] * (40 - LIMIT)
-    assert await places(pool, db) == 0
+    assert await slots_in_use(pool, db) == 0
 
 
 async def test_nobody_else_waits_while_a_route_is_held(
@@ -107,7 +107,7 @@ async def test_a_route_that_is_held_for_a_moment_is_waited_for(
     assert await asking == "held"
 
 
-async def test_a_route_that_was_deleted_meanwhile_has_no_place(store: RouteStore, db: str) -> None:
+async def test_a_route_that_was_deleted_meanwhile_has_no_slot(store: RouteStore, db: str) -> None:
     await store.remove(db, ROUTE)
 
     assert await ask(store, db, "run") == "sent away"
@@ -129,11 +129,11 @@ async def test_the_clean_up_replaces_neither_a_success_nor_an_error(
     async def fail(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(store, "_give_place_back", fail)
+    monkeypatch.setattr(store, "_release_slot", fail)
 
     assert await ask(store, db, "run") == "held"
     with pytest.raises(ZeroDivisionError):
-        async with store.place(db, ROUTE, "other run", LIMIT):
+        async with store.in_flight_slot(db, ROUTE, "other run", LIMIT):
             raise ZeroDivisionError
 
 
@@ -142,7 +142,7 @@ async def test_sessions_that_are_ended_during_the_attempt_do_not_replace_its_out
 ) -> None:
     admin = await asyncpg.connect(settings.postgres_dsn)
     for n in range(10):
-        async with store.place(db, ROUTE, f"run-{n}", LIMIT):
+        async with store.in_flight_slot(db, ROUTE, f"run-{n}", LIMIT):
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
                 "AND application_name = 'timemachine'"
@@ -156,14 +156,14 @@ async def test_sessions_that_are_ended_during_the_attempt_do_not_replace_its_out
 async def test_a_cancel_request_does_not_skip_the_clean_up(
     store: RouteStore, pool: asyncpg.Pool, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began, give_back = asyncio.Event(), store._give_place_back
+    began, give_back = asyncio.Event(), store._release_slot
 
     async def slow(*key: str) -> None:
         began.set()
         await asyncio.sleep(0.1)
         await give_back(*key)
 
-    monkeypatch.setattr(store, "_give_place_back", slow)
+    monkeypatch.setattr(store, "_release_slot", slow)
     asking = asyncio.create_task(ask(store, db, "run"))
     await began.wait()
     asking.cancel()
@@ -171,17 +171,17 @@ async def test_a_cancel_request_does_not_skip_the_clean_up(
     asking.cancel()
 
     assert await asking == "held"
-    assert await places(pool, db) == 0
+    assert await slots_in_use(pool, db) == 0
 
 
-async def test_a_cancelled_attempt_gives_its_place_back(store: RouteStore, pool: asyncpg.Pool, db: str) -> None:
+async def test_a_cancelled_attempt_releases_its_slot(store: RouteStore, pool: asyncpg.Pool, db: str) -> None:
     asking = asyncio.create_task(ask(store, db, "run", asyncio.Event()))
     async with asyncio.timeout(5):
-        while await places(pool, db) == 0:
+        while await slots_in_use(pool, db) == 0:
             await asyncio.sleep(0.01)
 
     asking.cancel()
 
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert await places(pool, db) == 0
+    assert await slots_in_use(pool, db) == 0
