@@ -14,7 +14,8 @@ from temporalio.client import Client
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade, Delivery, FirstAttempt
+from timemachine.domain import stored_names
+from timemachine.domain.delivery import AttemptsMade, Delivery, FirstAttempt
 from timemachine.domain.jobs import Job, from_ms, to_ms
 from timemachine.domain.outcomes import Delivered
 from timemachine.postgres.attempt_log import Attempt, AttemptLog
@@ -32,7 +33,7 @@ class DeliveriesBeforeLedger(Deliveries):
         super().__init__(client, attempts, ledger)
         self._log = attempt_log
 
-    @activity.defn(name="deliver")
+    @activity.defn(name=stored_names.DELIVER)
     async def deliver(self, delivery: Delivery) -> Delivered:
         """Make one attempt, unless an old worker has made it or may be making it.
 
@@ -46,7 +47,7 @@ class DeliveriesBeforeLedger(Deliveries):
             await self._check_time(delivery.run_id, delivery.first)
         return await super().deliver(delivery)
 
-    @activity.defn(name="deliver_at_once")
+    @activity.defn(name=stored_names.DELIVER_AT_ONCE)
     async def deliver_at_once(self, delivery: Delivery) -> Delivered:
         """Make the first attempt within the workflow task.
 
@@ -56,7 +57,7 @@ class DeliveriesBeforeLedger(Deliveries):
         taken = await self._taken_before(delivery)
         return taken or success_of(await self.first_attempt(_known_to_ledger(delivery)))
 
-    @activity.defn(name="settle")
+    @activity.defn(name=stored_names.SETTLE)
     async def settle(self, delivery: Delivery) -> Delivered | None:
         """Cancel a run, and return the success of an attempt that was made before; None where there is none.
 
@@ -80,12 +81,12 @@ class DeliveriesBeforeLedger(Deliveries):
             ApplicationError: It is too early.
         """
         next_at = from_ms(first.next_at)
-        if first.type == OUTCOME_UNKNOWN and not await self._ledger.find(run_id):
+        if first.type == stored_names.OUTCOME_UNKNOWN and not await self._ledger.find(run_id):
             next_at += LONGEST_BEFORE
         if (early := next_at - datetime.now(UTC)) > timedelta(0):
             raise retryable(first.reason, early, type=first.type)
 
-    @activity.defn(name="find_taken")
+    @activity.defn(name=stored_names.FIND_TAKEN)
     async def find_taken(self, delivery: Delivery) -> Delivered | None:
         """Do what `settle` does, which was another thing once."""
         return await self.settle(delivery)

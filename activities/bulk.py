@@ -7,6 +7,8 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
+from timemachine.domain import stored_names
+
 LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
 
@@ -28,7 +30,7 @@ class BulkRun:
         """
         activity.heartbeat(*progress)
         if activity.is_worker_shutdown():
-            raise ApplicationError("the worker stops; another one goes on", type="Stopping")
+            raise ApplicationError("the worker stops; another one goes on", type=stored_names.WORKER_STOPS)
 
     def yield_slot(self) -> None:
         """Go to the end of the task queue after a long run. To be called where nothing would be done again.
@@ -39,7 +41,7 @@ class BulkRun:
         if time.monotonic() > self._ends:
             raise ApplicationError(
                 "others take their turn",
-                type="GivesWay",
+                type=stored_names.YIELDS_SLOT,
                 next_retry_delay=_AT_THE_END_OF_THE_QUEUE,
                 category=ApplicationErrorCategory.BENIGN,
             )

@@ -10,8 +10,10 @@ from temporalio.service import RPCError
 
 from activities.attempt import Attempts
 from activities.failures import retryable, success_of
-from timemachine.domain.delivery import OUTCOME_UNKNOWN, Delivery
+from timemachine.domain import stored_names
+from timemachine.domain.delivery import Delivery
 from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Outcome, Unknown, decision_of
+from timemachine.domain.stored_names import OUTCOME_UNKNOWN
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 
 log = logging.getLogger(__name__)
@@ -23,7 +25,7 @@ HEARTBEAT_EVERY = 3.0
 """Seconds after which an activity that waits for its attempt tells Temporal that its worker lives."""
 
 
-@activity.defn(name="nothing")
+@activity.defn(name=stored_names.NOTHING)
 async def nothing() -> None:
     """Do nothing, for a workflow that has to wait until it was told all that came together."""
 
@@ -37,13 +39,13 @@ class Deliveries:
         self._attempts = attempts
         self._ledger = ledger
 
-    @activity.defn(name="first_attempt")
+    @activity.defn(name=stored_names.FIRST_ATTEMPT)
     async def first_attempt(self, delivery: Delivery) -> Outcome:
         """Make the first attempt within the workflow task, as long as that does not hold the task up."""
         attempt = await self._attempts.outcome(delivery, patience=TASK_PATIENCE)
         return attempt or Unknown(reason="the attempt is under way")
 
-    @activity.defn(name="deliver")
+    @activity.defn(name=stored_names.DELIVER)
     async def deliver(self, delivery: Delivery) -> Delivered:
         """Make one attempt. The route is read anew, so that it goes where the route points now.
 
@@ -57,7 +59,7 @@ class Deliveries:
             await self._ask_to_close(delivery)
         return success_of(attempt)
 
-    @activity.defn(name="cancel_delivery")
+    @activity.defn(name=stored_names.CANCEL_DELIVERY)
     async def cancel_delivery(self, delivery: Delivery) -> Decision:
         """Cancel a run, and return what has become of it: what a receiver took counts as taken.
 

@@ -7,15 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade
+from timemachine.domain import stored_names
+from timemachine.domain.delivery import AttemptsMade
 from timemachine.domain.jobs import from_ms
 from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
 
 ASK_AGAIN = timedelta(seconds=5)
 """Time after which a run is looked at again that was cancelled, and has been asked to close."""
-
-HELD = "Held"
-"""Error type of an attempt that was not made because its route is paused or disabled. Known to the workflow."""
 
 
 def success_of(outcome: Outcome) -> Delivered:
@@ -33,16 +31,16 @@ def error_of(outcome: Failed | Held | Deferred | Unknown | Cancelled) -> Applica
     """Return what Temporal has to know of an outcome: when to try again, or that it is over."""
     match outcome:
         case Failed(next_at=None):
-            return _final(outcome.reason, outcome.attempts, type="AttemptFailed")
+            return _final(outcome.reason, outcome.attempts, type=stored_names.ATTEMPT_FAILED)
         case Failed(next_at=int(next_at)):
-            return retryable(outcome.reason, from_ms(next_at) - datetime.now(UTC), type="AttemptFailed")
+            return retryable(outcome.reason, from_ms(next_at) - datetime.now(UTC), type=stored_names.ATTEMPT_FAILED)
         case Deferred():
-            return retryable(outcome.reason, from_ms(outcome.next_at) - datetime.now(UTC), type="NotYet")
+            return retryable(outcome.reason, from_ms(outcome.next_at) - datetime.now(UTC), type=stored_names.DEFERRED)
         case Held():
-            return _final(outcome.reason, outcome.attempts_made, type=HELD)
+            return _final(outcome.reason, outcome.attempts_made, type=stored_names.HELD)
         case Unknown():
-            return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=OUTCOME_UNKNOWN)
-    return retryable("the job was cancelled", ASK_AGAIN, type=OUTCOME_UNKNOWN)
+            return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=stored_names.OUTCOME_UNKNOWN)
+    return retryable("the job was cancelled", ASK_AGAIN, type=stored_names.OUTCOME_UNKNOWN)
 
 
 def retryable(reason: str, wait: timedelta, *, type: str) -> ApplicationError:  # noqa: A002 - Temporal's word

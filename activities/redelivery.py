@@ -7,6 +7,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.bulk import BulkRun
 from activities.rate_limit import RateLimiter
+from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.redelivery import FailedJobs, PageStart, Progress
@@ -28,7 +29,7 @@ class Redeliveries:
         self._task_queue = settings.task_queue
         self._rate = rate
 
-    @activity.defn(name="redeliver_failed")
+    @activity.defn(name=stored_names.REDELIVER_FAILED)
     async def redeliver_failed(self, failed: FailedJobs) -> Progress:
         """Start each job again that failed within the window and to which nothing has happened since.
 

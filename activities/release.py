@@ -9,6 +9,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bulk import BulkRun
 from activities.rate_limit import RateLimiter
+from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchRouteError
 from timemachine.domain.releases import Released, ReleaseHeld
 from timemachine.domain.routes import RouteState
@@ -27,7 +28,7 @@ class Releases:
         self._routes = routes
         self._rate = rate
 
-    @activity.defn(name="release_held")
+    @activity.defn(name=stored_names.RELEASE_HELD)
     async def release_held(self, release: ReleaseHeld) -> Released:
         """Signal each job of the route that is held now, unless the route is paused or disabled again.
 
@@ -66,7 +67,7 @@ class Releases:
 
     async def _signal(self, workflow_id: str, spread: float) -> None:
         try:
-            await self._client.get_workflow_handle(workflow_id).signal("release", spread)
+            await self._client.get_workflow_handle(workflow_id).signal(stored_names.RELEASE_JOB, spread)
         except RPCError as error:
             # It has ended since.
             if error.status is not RPCStatusCode.NOT_FOUND:
@@ -78,7 +79,7 @@ def _query(release: ReleaseHeld) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     released_before = f" OR {TRIGGER_TIME.name} <= '{now}'" if release.all_due else ""
     return (
-        f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{release.route_key}' "
+        f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{release.route_key}' "
         f"AND ({IS_HELD.name} = true{released_before})"
     )
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from temporalio import activity
 
+from timemachine.domain import stored_names
 from timemachine.domain.errors import SlowStatementError
 from timemachine.domain.retention import Cleaned
 from timemachine.postgres.attempt_log import AttemptLog
@@ -42,7 +43,7 @@ class Retention:
         self._ledger = ledger
         self._kept = timedelta(days=settings.attempts_kept_days)
 
-    @activity.defn(name="clean_attempts")
+    @activity.defn(name=stored_names.REMOVE_OLD_ROWS)
     async def clean_attempts(self) -> Cleaned:
         """Remove the attempts that are older than they are kept, and what else is not needed any more.
 

@@ -8,6 +8,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateRPC
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
+from timemachine.domain import stored_names
 from timemachine.domain.wake import ContinuedRun
 from timemachine.temporal.job_runs import first_run_id
 
@@ -25,7 +26,7 @@ class Wakes:
         """Take the client of Temporal."""
         self._client = client
 
-    @activity.defn(name="wake")
+    @activity.defn(name=stored_names.WAKE_RUN)
     async def wake(self, continued: ContinuedRun) -> None:
         """Return once a run after the one that is continued is awake, or the job has ended.
 
@@ -39,7 +40,7 @@ class Wakes:
         """Wake the job's run, and return whether that was still the old one."""
         job = self._client.get_workflow_handle(continued.workflow_id, first_execution_run_id=continued.first_run_id)
         try:
-            awake: str = await job.execute_update("wake", result_type=str, rpc_timeout=UPDATE_LIMIT)
+            awake: str = await job.execute_update(stored_names.WAKE, result_type=str, rpc_timeout=UPDATE_LIMIT)
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             raise ApplicationError("no answer yet", category=ApplicationErrorCategory.BENIGN) from error
         except RPCError as error:

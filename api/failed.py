@@ -15,6 +15,7 @@ from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Db
 from api.schemas import FailedOut, FailedPage, name_schema
+from timemachine.domain import stored_names
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
 from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
 from timemachine.postgres.attempt_log import AttemptLog
@@ -109,7 +110,7 @@ class FailedJobs:
         """Return when the latest run of each job began, where one began after the first of these runs ended."""
         ids = ", ".join(f"'{workflow_id}'" for workflow_id in sorted({run.id for run in runs}))
         since = min(_ended_at(run) for run in runs).isoformat(timespec="milliseconds")
-        query = f"WorkflowType = 'Job' AND StartTime >= '{since}' AND WorkflowId IN ({ids})"
+        query = f"WorkflowType = '{stored_names.JOB}' AND StartTime >= '{since}' AND WorkflowId IN ({ids})"
         latest: dict[str, datetime] = {}
         async for run in self._client.list_workflows(query, page_size=LATER_RUNS_AT_ONCE):
             latest[run.id] = max(run.start_time, latest.get(run.id, run.start_time))
@@ -136,7 +137,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def query(self) -> str:
         """What to ask visibility for."""
-        query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND WorkflowId STARTS_WITH '{self._prefix}'"
+        query = (
+            f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Failed' "
+            f"AND WorkflowId STARTS_WITH '{self._prefix}'"
+        )
         return query if self.route is None else f"{query} AND {ROUTE.name} = '{self._route_key}'"
 
     def includes(self, run: WorkflowExecution) -> bool:

@@ -14,10 +14,10 @@ from timemachine.domain.delivery import AttemptsMade
 from timemachine.domain.errors import NoSuchJobError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Failed, Held, LedgerRow, RowState, decision_of
+from timemachine.domain.stored_names import HELD_SINCE
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.temporal.job_runs import CANCELLED, JobRun, latest_run
 from workflows.job import JobWorkflow
-from workflows.job_before_ledger import HELD_SINCE
 
 Run = WorkflowHandle[JobWorkflow, Delivered]
 

@@ -40,13 +40,14 @@ from timemachine.domain.errors import (
 )
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
 from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.domain.stored_names import TOO_LATE
 from timemachine.postgres.delivery_ledger import GRACE, LOST, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import JobRun, first_run_id, start_job
 from timemachine.temporal.search_attributes import TRIGGER_TIME
-from workflows.job import TOO_LATE, JobWorkflow
+from workflows.job import JobWorkflow
 
 log = logging.getLogger(__name__)
 

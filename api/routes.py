@@ -13,6 +13,7 @@ from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteOut
+from timemachine.domain import stored_names
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -103,7 +104,7 @@ class Routes:
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
         async with temporal_timeout(self._settings.request_timeout, begun=True):
             await self._client.start_workflow(
-                "Release",
+                stored_names.RELEASE,
                 release,
                 id=release.workflow_id,
                 task_queue=self._settings.task_queue,
@@ -122,7 +123,10 @@ class Routes:
         """
         await self._store.check(db, route_id)
         if not force:
-            query = f"WorkflowType = 'Job' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{db}/{route_id}'"
+            query = (
+                f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' "
+                f"AND {ROUTE.name} = '{db}/{route_id}'"
+            )
             async with temporal_timeout(self._settings.request_timeout):
                 waiting = (await self._client.count_workflows(query)).count
             if waiting:

@@ -14,14 +14,13 @@ with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.deliver import Deliveries, nothing
-    from activities.failures import HELD
+    from timemachine.domain import stored_names
     from timemachine.domain.delivery import AttemptsMade
     from timemachine.domain.jobs import Job, from_ms, to_ms
     from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
     from timemachine.domain.wake import ContinuedRun
-    from timemachine.temporal.job_runs import CHANGED_JOB
     from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
-    from workflows.job_before_ledger import HELD_SINCE, HOLD_CHECKS, JobBeforeLedger
+    from workflows.job_before_ledger import HOLD_CHECKS, JobBeforeLedger
 
 T = TypeVar("T")
 
@@ -34,14 +33,8 @@ SILENCE = timedelta(seconds=10)
 
 CANCEL_LIMIT = timedelta(seconds=10)
 
-WAKE_AFTER_CUT = "2026-11-a-continued-run-is-woken"
-"""Id of a change to the workflow. Stored: do not rename."""
 
-TOO_LATE = "TooLate"
-"""Error type of an update that came after the first attempt had begun."""
-
-
-@workflow.defn(name="Job")
+@workflow.defn(name=stored_names.JOB)
 class JobWorkflow(JobBeforeLedger):
     """One job. Started with a delay until its trigger time, so that it costs no worker anything while it waits."""
 
@@ -82,7 +75,7 @@ class JobWorkflow(JobBeforeLedger):
             if workflow.info().is_continue_as_new_suggested():
                 await self._continue_as_new()
 
-    @workflow.update(name="change")
+    @workflow.update(name=stored_names.CHANGE)
     def change(self, job: Job) -> None:
         """Replace trigger time, meta and route of a job that waits.
 
@@ -92,7 +85,7 @@ class JobWorkflow(JobBeforeLedger):
         if job.trigger_at <= workflow.now():
             # Within this workflow task an attempt would be made before the change that led to it is durable.
             self._attempt_in_task = False
-        workflow.upsert_memo({CHANGED_JOB: self._job})
+        workflow.upsert_memo({stored_names.CHANGED_JOB: self._job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
@@ -100,14 +93,14 @@ class JobWorkflow(JobBeforeLedger):
     def _in_time(self, job: Job) -> None:
         redelivered = self._job.message_id is not None
         if self._attempted or redelivered or self._may_be_lost():
-            raise ApplicationError("the job is being delivered", type=TOO_LATE)
+            raise ApplicationError("the job is being delivered", type=stored_names.TOO_LATE)
 
-    @workflow.update(name="wake")
+    @workflow.update(name=stored_names.WAKE)
     def wake(self) -> str:
         """Return the id of this run, which is awake when it returns it."""
         return workflow.info().run_id
 
-    @workflow.signal(name="release")
+    @workflow.signal(name=stored_names.RELEASE_JOB)
     def release(self, spread: float) -> None:
         """Release a held job, at a moment of its own within `spread` seconds. One that is not held ignores it.
 
@@ -148,13 +141,13 @@ class JobWorkflow(JobBeforeLedger):
         with a change is told to us after the change has woken us, when nothing is left to run; it must find us waiting.
         """
         await workflow.execute_local_activity(nothing, start_to_close_timeout=TASK_LIMIT)
-        if self._job.ledger or workflow.patched(WAKE_AFTER_CUT):
+        if self._job.ledger or workflow.patched(stored_names.WAKE_AFTER_CUT):
             info = workflow.info()
             continued = ContinuedRun(
                 workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
             )
             _ = await workflow.start_child_workflow(
-                "Wake", continued, id=continued.waker_id, parent_close_policy=ParentClosePolicy.ABANDON
+                stored_names.WAKE_JOB, continued, id=continued.waker_id, parent_close_policy=ParentClosePolicy.ABANDON
             )
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(
@@ -213,7 +206,7 @@ class JobWorkflow(JobBeforeLedger):
             if not isinstance(cause, ApplicationError):
                 raise  # the activity is tried for ever, so that nothing but an operator can end it otherwise
             made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._attempts_made
-            if cause.type == HELD:
+            if cause.type == stored_names.HELD:
                 return Held(reason=cause.message, attempts_made=made, since=workflow.now())
             return Failed(reason=cause.message, attempts=made)
 
@@ -247,7 +240,7 @@ class JobWorkflow(JobBeforeLedger):
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
         self._attempts_made, self._release_at = held.attempts_made, None
         self._attempted = held.attempts_made > 0 or self._may_be_under_way
-        workflow.upsert_memo({HELD_SINCE: held})
+        workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
@@ -257,9 +250,10 @@ class JobWorkflow(JobBeforeLedger):
             await self._wait_for_news(job, seen, wait, summary)
             if self._release_at and self._release_at != seen:
                 self._hold_checks = 0
-                workflow.upsert_memo({HELD_SINCE: msgspec.structs.replace(held, release_at=to_ms(self._release_at))})
+                released = msgspec.structs.replace(held, release_at=to_ms(self._release_at))
+                workflow.upsert_memo({stored_names.HELD_SINCE: released})
                 workflow.upsert_search_attributes([IS_HELD.value_set(False)])
-        workflow.upsert_memo({HELD_SINCE: None})
+        workflow.upsert_memo({stored_names.HELD_SINCE: None})
         workflow.upsert_search_attributes([IS_HELD.value_set(False)])
 
     async def _wait_for_news(self, job: Job, release_at: datetime | None, wait: timedelta, summary: str) -> None:
@@ -292,6 +286,8 @@ def _end(decision: Decision) -> Delivered:
         case Delivered():
             return decision
         case Failed():
-            raise ApplicationError(decision.reason, AttemptsMade(made=decision.attempts), type="NotDelivered")
+            raise ApplicationError(
+                decision.reason, AttemptsMade(made=decision.attempts), type=stored_names.NOT_DELIVERED
+            )
         case Cancelled():
             raise asyncio.CancelledError

@@ -17,8 +17,8 @@ with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.before_ledger import DeliveriesBeforeLedger as Deliveries
-    from activities.failures import HELD
-    from timemachine.domain.delivery import OUTCOME_UNKNOWN, AttemptsMade, Delivery, FirstAttempt
+    from timemachine.domain import stored_names
+    from timemachine.domain.delivery import AttemptsMade, Delivery, FirstAttempt
     from timemachine.domain.jobs import Job, message_id, to_ms
     from timemachine.domain.outcomes import Delivered, Held
     from timemachine.temporal.search_attributes import IS_HELD
@@ -36,13 +36,6 @@ HOLD_CHECKS = (
 )
 """Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
 moment in which the others were released, and a signal that was missed must not lose it."""
-
-# Ids of changes to the workflow. Stored: do not rename.
-EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
-HELD_ARE_CUT = "2026-11-held-jobs-are-continued-as-new"
-
-HELD_SINCE = "held"
-"""Memo key of why and since when a job is held. Stored: do not rename."""
 
 
 class JobBeforeLedger:
@@ -75,7 +68,7 @@ class JobBeforeLedger:
             if isinstance(outcome, Delivered):
                 return outcome
             await self._hold_before_ledger(outcome)
-            if workflow.info().is_continue_as_new_suggested() and workflow.patched(HELD_ARE_CUT):
+            if workflow.info().is_continue_as_new_suggested() and workflow.patched(stored_names.HELD_ARE_CUT):
                 await self._continue_as_new()
 
     def _may_be_lost(self) -> bool:
@@ -127,14 +120,16 @@ class JobBeforeLedger:
             ApplicationError: Nothing: there is to be no other attempt.
         """
         if not isinstance(cause, ApplicationError):
-            return FirstAttempt(reason=str(cause), type=OUTCOME_UNKNOWN, next_at=to_ms(workflow.now()))
-        if cause.type == HELD:
+            return FirstAttempt(reason=str(cause), type=stored_names.OUTCOME_UNKNOWN, next_at=to_ms(workflow.now()))
+        if cause.type == stored_names.HELD:
             return Held(reason=cause.message, attempts_made=_made(cause), since=workflow.now())
         if cause.non_retryable:
             raise _not_delivered(cause) from cause
         self._attempts_made = _made(cause) if cause.details else self._attempts_made
         next_at = workflow.now() + (cause.next_retry_delay or timedelta(0))
-        return FirstAttempt(reason=cause.message, type=cause.type or OUTCOME_UNKNOWN, next_at=to_ms(next_at))
+        return FirstAttempt(
+            reason=cause.message, type=cause.type or stored_names.OUTCOME_UNKNOWN, next_at=to_ms(next_at)
+        )
 
     async def _settled(self) -> Delivered:
         """Return the success of a first attempt that may have been made before the cancel request came.
@@ -173,10 +168,10 @@ class JobBeforeLedger:
             return await delivery
         except ActivityError as error:
             if workflow.cancellation_reason() is not None:
-                if self._first and self._first.type == OUTCOME_UNKNOWN:
+                if self._first and self._first.type == stored_names.OUTCOME_UNKNOWN:
                     return await self._settled()
                 return await self._taken_before_the_cancel(error)
-            if isinstance(error.cause, ApplicationError) and error.cause.type == HELD:
+            if isinstance(error.cause, ApplicationError) and error.cause.type == stored_names.HELD:
                 return Held(reason=error.cause.message, attempts_made=_made(error.cause), since=workflow.now())
             raise _not_delivered(error.cause) from error
 
@@ -188,7 +183,7 @@ class JobBeforeLedger:
         Raises:
             asyncio.CancelledError: None was taken, as far as anybody knows.
         """
-        if isinstance(error.cause, ActivityTimeout) or workflow.patched(EVERY_CANCEL_ASKS):
+        if isinstance(error.cause, ActivityTimeout) or workflow.patched(stored_names.EVERY_CANCEL_ASKS):
             taken = await workflow.execute_activity_method(
                 Deliveries.find_taken,
                 self._delivery,
@@ -230,7 +225,7 @@ class JobBeforeLedger:
             None,
             None,
         )
-        workflow.upsert_memo({HELD_SINCE: held})
+        workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, patience = self._job, HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
@@ -244,14 +239,14 @@ class JobBeforeLedger:
         if self._release_at:
             self._hold_checks = 0
             await workflow.sleep(max(self._release_at - workflow.now(), timedelta(0)), summary="until its moment")
-        workflow.upsert_memo({HELD_SINCE: None})
+        workflow.upsert_memo({stored_names.HELD_SINCE: None})
 
 
 def _not_delivered(cause: BaseException | None) -> ApplicationError:
     """Return the failure that the workflow ends with: the last attempt's reason and the number of attempts."""
     if isinstance(cause, ApplicationError):
-        return ApplicationError(cause.message, *cause.details, type="NotDelivered")
-    return ApplicationError(str(cause), type="NotDelivered")
+        return ApplicationError(cause.message, *cause.details, type=stored_names.NOT_DELIVERED)
+    return ApplicationError(str(cause), type=stored_names.NOT_DELIVERED)
 
 
 def _made(cause: ApplicationError) -> int:

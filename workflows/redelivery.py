@@ -7,6 +7,7 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.redelivery import Redeliveries
+    from timemachine.domain import stored_names
     from timemachine.domain.redelivery import FailedJobs, Progress
     from timemachine.domain.task_queues import bulk_task_queue
 
@@ -15,7 +16,7 @@ SILENCE = timedelta(seconds=15)
 """Time without a sign of life after which the activity is taken for lost with its worker, and goes on elsewhere."""
 
 
-@workflow.defn(name="Redelivery")
+@workflow.defn(name=stored_names.REDELIVERY)
 class RedeliveryWorkflow:
     """A redelivery of many jobs, whose progress is the heartbeat of its activity, and then its result."""
 

@@ -9,6 +9,7 @@ with workflow.unsafe.imports_passed_through():
     import msgspec
 
     from activities.release import Releases
+    from timemachine.domain import stored_names
     from timemachine.domain.releases import Released, ReleaseHeld
     from timemachine.domain.task_queues import bulk_task_queue
 
@@ -22,7 +23,7 @@ EMPTY_LOOKS = 2
 BETWEEN_LOOKS = timedelta(seconds=1)
 
 
-@workflow.defn(name="Release")
+@workflow.defn(name=stored_names.RELEASE)
 class ReleaseWorkflow:
     """A release, which ends when no job of the route is held any more, or the route is paused again."""
 

@@ -7,11 +7,12 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.retention import Retention
+    from timemachine.domain import stored_names
     from timemachine.domain.retention import Cleaned
     from timemachine.domain.task_queues import bulk_task_queue
 
 
-@workflow.defn(name="CleanAttempts")
+@workflow.defn(name=stored_names.CLEAN_ATTEMPTS)
 class CleanAttemptsWorkflow:
     """One clean-up of the log of attempts."""
 

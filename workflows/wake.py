@@ -7,12 +7,13 @@ from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.wake import Wakes
+    from timemachine.domain import stored_names
     from timemachine.domain.wake import ContinuedRun
 
 ATTEMPT_TIME = timedelta(minutes=1)
 
 
-@workflow.defn(name="Wake")
+@workflow.defn(name=stored_names.WAKE_JOB)
 class WakeWorkflow:
     """Wakes one run, however long Temporal or the workers are away meanwhile."""
 

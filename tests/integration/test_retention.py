@@ -19,7 +19,8 @@ from temporalio.testing import ActivityEnvironment
 from activities.retention import BATCH, Retention
 from tests.support.service import new_id
 from timemachine.domain.outcomes import RowState
-from timemachine.domain.retention import CLEAN_ATTEMPTS, Cleaned
+from timemachine.domain.retention import Cleaned
+from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import connection, open_pool
@@ -196,7 +197,7 @@ async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
     settings: Settings, client: Client, worker: None
 ) -> None:
     await asyncio.gather(*(ensure_schedules(client, task_queue="old") for _ in range(2)))
-    handle = client.get_schedule_handle(CLEAN_ATTEMPTS)
+    handle = client.get_schedule_handle(CLEAN_ATTEMPTS_SCHEDULE)
     await handle.pause(note="by an operator")
     await until(handle, lambda schedule: schedule.state.paused)
 
@@ -213,7 +214,7 @@ async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
 @pytest.mark.timeout(30)
 async def test_what_the_schedule_starts_works(settings: Settings, client: Client, worker: None) -> None:
     await ensure_schedules(client, task_queue=settings.task_queue)
-    handle = client.get_schedule_handle(CLEAN_ATTEMPTS)
+    handle = client.get_schedule_handle(CLEAN_ATTEMPTS_SCHEDULE)
 
     await handle.trigger()
 

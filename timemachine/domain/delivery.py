@@ -10,9 +10,6 @@ from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_WAIT, Retry
 
-OUTCOME_UNKNOWN = "Unsure"
-"""Error type of an attempt whose end was not waited for, or not known. Stored: do not rename."""
-
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 EXCERPT = 200

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from timemachine.domain import stored_names
 from timemachine.domain.jobs import from_ms
 
 
@@ -29,7 +30,8 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
     def query(self) -> str:
         """What to ask Temporal's visibility for. The names hold no quotes."""
         return (
-            f"WorkflowType = 'Job' AND ExecutionStatus = 'Failed' AND TimemachineRoute = '{self.route_key}' "
+            f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Failed' "
+            f"AND {stored_names.ROUTE_ATTRIBUTE} = '{self.route_key}' "
             f"AND CloseTime >= '{_rfc3339(self.since)}' AND CloseTime < '{_rfc3339(self.until)}'"
         )
 
@@ -58,7 +60,7 @@ class PageStart(msgspec.Struct, frozen=True, kw_only=True):
 
 def redelivery_workflow_id(db: str, route_id: str, redelivery_id: str) -> str:
     """Return the id of the workflow that is a redelivery. Its five parts are no job's id, which has three."""
-    return f"timemachine/redelivery/{db}/{route_id}/{redelivery_id}"
+    return f"{stored_names.REDELIVERY_ID_PREFIX}{db}/{route_id}/{redelivery_id}"
 
 
 def _rfc3339(ms: int) -> str:

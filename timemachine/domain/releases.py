@@ -2,6 +2,8 @@
 
 import msgspec
 
+from timemachine.domain import stored_names
+
 
 class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
     """Whose held jobs are released. Stored in histories: fields may only be added, with defaults."""
@@ -17,7 +19,7 @@ class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def workflow_id(self) -> str:
         """The id of the workflow that does it. Its four parts are no job's id, which has three."""
-        return f"timemachine/release/{self.db}/{self.route_id}"
+        return f"{stored_names.RELEASE_ID_PREFIX}{self.db}/{self.route_id}"
 
     @property
     def route_key(self) -> str:

@@ -2,9 +2,6 @@
 
 import msgspec
 
-CLEAN_ATTEMPTS = "timemachine-clean-attempts"
-"""Id of the schedule, and of what it runs. Stored: do not rename."""
-
 
 class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
     """What was removed. Stored in histories: fields may only be added, with defaults."""

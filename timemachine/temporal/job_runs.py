@@ -8,17 +8,12 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExec
 from temporalio.common import Priority, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
+from timemachine.domain import stored_names
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.jobs import Job, message_id
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
-
-CHANGED_JOB = "job"
-"""Memo key of a job that was changed after its start. Stored: do not rename."""
-
-REDELIVERS = "redelivers"
-"""Memo key of what a run delivers once more. Stored: do not rename."""
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
@@ -71,7 +66,9 @@ class JobRun(msgspec.Struct, frozen=True):
 
     async def redelivers(self) -> Redelivers | None:
         """Return what this run delivers once more, or None for a job's first delivery."""
-        redelivers: Redelivers | None = await self.description.memo_value(REDELIVERS, None, type_hint=Redelivers)
+        redelivers: Redelivers | None = await self.description.memo_value(
+            stored_names.REDELIVERS, None, type_hint=Redelivers
+        )
         return redelivers
 
 
@@ -91,8 +88,8 @@ async def latest_run(client: Client, workflow_id: str) -> JobRun:
         description, (started_run, job) = await asyncio.gather(handle.describe(), _started_with(client, handle))
         if started_run != description.run_id:
             _, job = await _started_with(client, client.get_workflow_handle(workflow_id, run_id=description.run_id))
-        if CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:
-            job = await description.memo_value(CHANGED_JOB, type_hint=Job)
+        if stored_names.CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:
+            job = await description.memo_value(stored_names.CHANGED_JOB, type_hint=Job)
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoSuchJobError from error
@@ -120,7 +117,7 @@ async def start_job(
         WorkflowAlreadyStartedError: The job runs, or its last run ended in a way that the policy does not let pass.
     """
     await client.start_workflow(
-        "Job",
+        stored_names.JOB,
         msgspec.structs.replace(job, attempt_in_task=True, ledger=True),
         id=job.workflow_id,
         task_queue=task_queue,
@@ -129,7 +126,7 @@ async def start_job(
         search_attributes=TypedSearchAttributes(
             [SearchAttributePair(ROUTE, job.route_key), SearchAttributePair(TRIGGER_TIME, job.trigger_at)]
         ),
-        memo={REDELIVERS: redelivers} if redelivers else None,
+        memo={stored_names.REDELIVERS: redelivers} if redelivers else None,
         priority=Priority(fairness_key=job.fairness_key),
         static_summary=f"Created for route {job.route} at {job.trigger_at.isoformat()}",
     )

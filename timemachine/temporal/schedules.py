@@ -15,7 +15,7 @@ from temporalio.client import (
     ScheduleUpdateInput,
 )
 
-from timemachine.domain.retention import CLEAN_ATTEMPTS
+from timemachine.domain import stored_names
 
 CLEAN_EVERY = timedelta(hours=1)
 
@@ -28,19 +28,21 @@ async def ensure_schedules(client: Client, *, task_queue: str) -> None:
     """
     wanted = _clean_attempts(task_queue)
     try:
-        await client.create_schedule(CLEAN_ATTEMPTS, wanted)
+        await client.create_schedule(stored_names.CLEAN_ATTEMPTS_SCHEDULE, wanted)
     except ScheduleAlreadyRunningError:
 
         async def bring_up(present: ScheduleUpdateInput) -> ScheduleUpdate:
             wanted.state = present.description.schedule.state
             return ScheduleUpdate(wanted)
 
-        await client.get_schedule_handle(CLEAN_ATTEMPTS).update(bring_up)
+        await client.get_schedule_handle(stored_names.CLEAN_ATTEMPTS_SCHEDULE).update(bring_up)
 
 
 def _clean_attempts(task_queue: str) -> Schedule:
     return Schedule(
-        action=ScheduleActionStartWorkflow("CleanAttempts", id=CLEAN_ATTEMPTS, task_queue=task_queue),
+        action=ScheduleActionStartWorkflow(
+            stored_names.CLEAN_ATTEMPTS, id=stored_names.CLEAN_ATTEMPTS_SCHEDULE, task_queue=task_queue
+        ),
         spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=CLEAN_EVERY)]),
         policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=CLEAN_EVERY),
     )

@@ -5,10 +5,11 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSe
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
 
-# Registered with Temporal and used in its visibility queries: stored, so not to be renamed.
-ROUTE = SearchAttributeKey.for_keyword("TimemachineRoute")
-TRIGGER_TIME = SearchAttributeKey.for_datetime("TimemachineTriggerTime")
-IS_HELD = SearchAttributeKey.for_bool("TimemachineHeld")
+from timemachine.domain import stored_names
+
+ROUTE = SearchAttributeKey.for_keyword(stored_names.ROUTE_ATTRIBUTE)
+TRIGGER_TIME = SearchAttributeKey.for_datetime(stored_names.TRIGGER_TIME_ATTRIBUTE)
+IS_HELD = SearchAttributeKey.for_bool(stored_names.HELD_ATTRIBUTE)
 
 
 async def ensure_search_attributes(client: Client) -> None:
