@@ -16,6 +16,7 @@ from activities.attempt import Attempts
 from activities.before_ledger import DeliveriesBeforeLedger
 from activities.deliver import nothing
 from activities.in_progress import InProgress
+from activities.overdue import OverdueJobs
 from activities.rate_limit import RateLimiter
 from activities.redelivery import Redeliveries
 from activities.release import Releases
@@ -152,8 +153,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             create_worker(client, pool, webhooks, settings, in_progress, bulk),
             create_bulk_worker(client, bulk, settings),
         ]
+        ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
+        overdue = asyncio.create_task(OverdueJobs(client, ledger, settings).watch())
         log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
-        await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+        try:
+            await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+        finally:
+            overdue.cancel()
 
 
 async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:

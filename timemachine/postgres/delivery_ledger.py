@@ -195,6 +195,12 @@ class DeliveryLedger:
         async with connection(self._pool) as postgres:
             return {row["run_id"] for row in await postgres.fetch(query, list(run_ids))}
 
+    async def at_work(self, run_ids: Sequence[str], *, since: timedelta) -> set[str]:
+        """Return those of some runs whose claim expires, or whose next attempt may begin, later than `since` ago."""
+        query = "SELECT run_id FROM delivery_ledger WHERE run_id = ANY($1) AND at > clock_timestamp() - $2::interval"
+        async with connection(self._pool) as postgres:
+            return {row["run_id"] for row in await postgres.fetch(query, list(run_ids), since)}
+
     async def find(self, run_id: str) -> LedgerRow | None:
         """Return the row of a run; None when nobody has begun it, nor cancelled it."""
         async with connection(self._pool) as postgres:

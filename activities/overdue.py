@@ -1,0 +1,107 @@
+"""Jobs that are due, and that Temporal would never run: each worker looks for them, and wakes them.
+
+An update of a workflow that waits by its start delay gets a workflow task that only the memory of Temporal's history
+service has. While there is one, the timer of the start delay does nothing when it fires; if the task is lost later, as
+when the service restarts, gives the workflow up from its cache, or fails a request for it, nothing is left that would
+ever run the workflow (decision 0021). Only another update, or a cancel, gives it a task again.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import Client, WorkflowExecution
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.rate_limit import RateLimiter
+from timemachine.domain import stored_names
+from timemachine.domain.errors import UnavailableError
+from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.settings import Settings
+from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
+
+LOOK_EVERY = 15.0
+"""Seconds between two looks, give or take a third, so that workers that were started together look apart."""
+
+OVERDUE = timedelta(seconds=20)
+"""How late a job is that is looked at. A task in Temporal's memory that no worker takes, or ends, is replaced within 15
+seconds as long as it is not lost."""
+
+PAGE = 500
+FIRST_EVENTS = 20
+"""Events of a history that are read. One without a task has its start, and a few signals at the most."""
+
+ANSWER_TIME = timedelta(seconds=5)
+
+log = logging.getLogger(__name__)
+
+
+class OverdueJobs:
+    """Finds them, and wakes them."""
+
+    def __init__(self, client: Client, ledger: DeliveryLedger, settings: Settings) -> None:
+        """Take the clients of Temporal and Postgres. Jobs are looked at with the rate of bulk work."""
+        self._client = client
+        self._ledger = ledger
+        self._rate = RateLimiter(settings.bulk_per_second)
+
+    async def watch(self) -> None:
+        """Look again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
+            try:
+                await self.look()
+            except (RPCError, UnavailableError) as error:
+                log.warning("overdue jobs not looked for", extra={"reason": str(error)})
+            except Exception:
+                log.exception("overdue jobs not looked for")
+
+    async def look(self) -> None:
+        """Wake each job that is overdue and has never had a workflow task.
+
+        Raises:
+            RPCError, UnavailableError: Temporal or Postgres does not answer.
+        """
+        async for run in self._overdue():
+            await self._rate.acquire()
+            if await self._has_no_task(run):
+                await self._wake(run)
+
+    async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
+        """Return the runs that are overdue, without those that are held, or at work as the ledger says."""
+        due = (datetime.now(UTC) - OVERDUE).isoformat(timespec="milliseconds")
+        query = f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {TRIGGER_TIME.name} < '{due}'"
+        runs = self._client.list_workflows(query, page_size=PAGE)
+        while True:
+            await runs.fetch_next_page()
+            page = [run for run in runs.current_page or () if not run.typed_search_attributes.get(IS_HELD)]
+            at_work = await self._ledger.at_work([run.run_id for run in page], since=OVERDUE)
+            for run in page:
+                if run.run_id not in at_work:
+                    yield run
+            if not runs.next_page_token:
+                return
+
+    async def _has_no_task(self, run: WorkflowExecution) -> bool:
+        """Return whether a run has never had a workflow task that was stored, and has not ended since."""
+        handle = self._client.get_workflow_handle(run.id, run_id=run.run_id)
+        events = handle.fetch_history_events(page_size=FIRST_EVENTS)
+        try:
+            await events.fetch_next_page()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        first = events.current_page or ()
+        return not any(event.HasField("workflow_task_scheduled_event_attributes") for event in first)
+
+    async def _wake(self, run: WorkflowExecution) -> None:
+        log.warning("an overdue job had no workflow task, and is woken", extra={"workflow_id": run.id})
+        handle = self._client.get_workflow_handle(run.id, run_id=run.run_id)
+        try:
+            await handle.execute_update(stored_names.WAKE, result_type=str, rpc_timeout=ANSWER_TIME)
+        except Exception as error:
+            # It is looked at again, if it does not run by then.
+            log.warning("overdue job not awake yet", extra={"workflow_id": run.id, "reason": str(error)})

@@ -1,0 +1,144 @@
+"""Jobs whose workflow task Temporal has lost: without a look at what is overdue, they would never be delivered."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from msgspec.structs import replace
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities import overdue
+from activities.overdue import OverdueJobs
+from api.app import create_app
+from devstack.temporal import Temporal
+from tests.conftest import serving
+from tests.integration.test_holds import pause, wait_until_held, wait_until_listed
+from tests.support.ledger import AnotherWorker
+from tests.support.receiver import Received, Receiver, response
+from tests.support.service import Service, refused
+from timemachine.domain.errors import UnavailableError
+from timemachine.settings import Settings
+from worker import run
+
+MISSED = timedelta(0)
+
+
+async def refuse(_: Received) -> bytes:
+    return response(503, headers="retry-after: 600\r\n")
+
+
+async def never(_: Received) -> bytes:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.fixture
+def own(settings: Settings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings with a task queue that no other worker serves, and an API that does not wait long for one."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    monkeypatch.setattr(overdue, "OVERDUE", MISSED)
+    return replace(settings, task_queue=f"overdue-{uuid.uuid4().hex}", request_timeout=1.5)
+
+
+@pytest.fixture
+async def own_service(own: Settings, receiver: Receiver, db: str) -> AsyncIterator[Service]:
+    """A service without a worker."""
+    async with serving(create_app(own)) as api:
+        service = Service(api, db)
+        await service.add_route(receiver.url)
+        yield service
+
+
+@asynccontextmanager
+async def running_worker(own: Settings) -> AsyncIterator[None]:
+    """The worker's program, in the tests' own loop."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(own, stop))
+        yield
+        stop.set()
+
+
+async def lose_task(service: Service, client: Client, job_id: str) -> None:
+    """Have a job come due while a change of it waits for a worker, and have Temporal lose the task of the change."""
+    assert refused(await service.change(job_id, 60)) == (503, "E015")
+    # Whatever request it fails under the workflow's lock, the history service forgets what was only in its memory.
+    elsewhere = client.get_workflow_handle(f"{service.db}/c/{job_id}", first_execution_run_id=str(uuid.uuid4()))
+    with pytest.raises(RPCError) as error:
+        await elsewhere.execute_update("wake", rpc_timeout=timedelta(seconds=5))
+    assert error.value.status is RPCStatusCode.NOT_FOUND
+
+
+async def wait_for_visibility(client: Client, service: Service, job_id: str) -> None:
+    query = f"WorkflowId = '{service.db}/c/{job_id}'"
+    async with asyncio.timeout(20):
+        while not (await client.count_workflows(query)).count:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_job_whose_task_was_lost_is_delivered(
+    own_service: Service, own: Settings, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overdue, "LOOK_EVERY", 0.3)
+    job_id = await own_service.create(0.7)
+    await lose_task(own_service, client, job_id)
+
+    async with running_worker(own):
+        await receiver.wait_for(job_id)
+        await own_service.wait_for_state(job_id, "delivered")
+
+    assert len(receiver.of(job_id)) == 1
+
+
+@pytest.mark.parametrize("work", ["held", "between attempts", "attempted just now"])
+async def test_a_job_that_is_at_work_is_left_alone(
+    service: Service,
+    client: Client,
+    settings: Settings,
+    another: AnotherWorker,
+    receiver: Receiver,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    work: str,
+) -> None:
+    monkeypatch.setattr(overdue, "OVERDUE", MISSED)
+    if work == "held":
+        await pause(service)
+    elif work == "between attempts":
+        receiver.answer = refuse
+    else:
+        receiver.answer = never
+    job_id = await service.create(0)
+    if work == "held":
+        await wait_until_held(service, job_id)
+        await wait_until_listed(client, service, 1)
+    else:
+        await receiver.wait_for(job_id)
+        await wait_for_visibility(client, service, job_id)
+
+    await OverdueJobs(client, another.ledger, settings).look()
+
+    assert [record for record in caplog.records if record.name == "activities.overdue"] == []
+
+
+async def test_what_cannot_be_looked_for_is_looked_for_again(
+    client: Client, settings: Settings, another: AnotherWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overdue, "LOOK_EVERY", 0.01)
+    looked = asyncio.Semaphore(0)
+    jobs = OverdueJobs(client, another.ledger, settings)
+
+    async def look() -> None:
+        looked.release()
+        raise UnavailableError
+
+    monkeypatch.setattr(jobs, "look", look)
+    watching = asyncio.create_task(jobs.watch())
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await looked.acquire()
+    watching.cancel()
