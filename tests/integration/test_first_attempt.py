@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities import attempt
+from activities import attempt, webhook_call
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.in_progress import InProgress
@@ -318,7 +318,7 @@ async def test_an_attempt_that_was_asked_for_long_ago_is_not_made_once_it_has_be
 
     async def begin_slowly(ledger: DeliveryLedger, *args: Any, **fields: Any) -> Any:
         begun = await begin(ledger, *args, **fields)
-        monkeypatch.setattr(attempt, "boot_time", lambda: boot_time() + attempt.STALE_AFTER + 0.1)
+        monkeypatch.setattr(webhook_call, "boot_time", lambda: boot_time() + attempt.STALE_AFTER + 0.1)
         return begun
 
     monkeypatch.setattr(DeliveryLedger, "begin", begin_slowly)
