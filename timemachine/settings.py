@@ -46,85 +46,91 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Port that the API listens on."""
 
     http_keep_alive: Annotated[int, Meta(ge=1)] = 75
-    """Seconds that the API keeps an idle connection. Longer than a load balancer in front keeps it (60 by most), which
-    else may send a request in the very moment in which the connection is closed, and answer 502."""
+    """Seconds that the API keeps an idle connection open. Set it longer than the idle timeout of the load balancer in
+    front (60 on most). Otherwise the balancer may reuse a connection that is just being closed, and answer 502."""
 
     postgres_dsn: str | None = None
-    """Where the routes live. Needed by the API and the worker; `make run` starts a Postgres of its own without it."""
+    """The service's own PostgreSQL database. The API and the worker require it. Without it, `make run` starts its own
+    PostgreSQL."""
 
     postgres_pool_size: Count = 10
-    """Most connections to Postgres that one process opens."""
+    """Maximum number of connections that one process opens to PostgreSQL."""
 
     postgres_transaction_pooling: bool = False
-    """Postgres is behind PgBouncer, or another pooler, in transaction mode: no statement is kept prepared, and no
-    setting is asked for when a connection is opened. The role then has to have a `statement_timeout`."""
+    """Set to `true` when PostgreSQL is behind PgBouncer, or another pooler, in transaction mode. No statement is then
+    kept prepared, and no session setting is sent on connect, so the role must have a `statement_timeout`."""
 
     secret_keys: str | None = None
-    """Keys that secrets are encrypted with, separated by commas; the first encrypts, all decrypt. `python -m
-    timemachine.vault` makes one. Needed by the API and the worker; `make run` makes one of its own."""
+    """Keys that encrypt the routes' secrets, separated by commas. The first key encrypts; all keys decrypt. `python -m
+    timemachine.vault` generates one. The API and the worker require it; `make run` generates its own."""
 
     task_queue: Annotated[str, Meta(min_length=1)] = "timemachine"
-    """Temporal task queue that the API starts jobs on and the worker serves."""
+    """Temporal task queue that the API starts jobs on and that the worker polls."""
 
     request_timeout: Seconds = 4.0
-    """Seconds that the API waits for Temporal and Postgres before it answers 503 (E015)."""
+    """Seconds that the API waits for Temporal and PostgreSQL before it answers 503 (E015)."""
 
     max_requests_in_flight: Count = 128
-    """Requests that one API process works on at a time. Any other is answered 429 (E014) at once; health is not
-    counted."""
+    """Maximum number of requests that one API process handles at a time. It answers any further request with 429 (E014)
+    at once. Health checks do not count."""
 
     default_scheme: Literal["https", "http"] = "https"
-    """Scheme put before a `webhook_url` that has none: `https` or `http`."""
+    """Scheme for a `webhook_url` that has none: `https` or `http`."""
 
     delivery_timeout: Annotated[float, Meta(gt=0, le=LONGEST_TIMEOUT)] = 15.0
-    """Seconds that one delivery attempt may take in all, from look-up and connect to the answer; at most 30."""
+    """Seconds that one delivery attempt may take in all, from DNS lookup to the answer; at most 30. The `timeout` of a
+    route takes precedence."""
 
     allow_private_targets: bool = False
-    """Let deliveries go to loopback and private addresses. For development and closed networks only."""
+    """Allow deliveries to loopback and private addresses. For development and closed networks only."""
 
     allowed_targets: str | None = None
-    """Networks that deliveries may go to although they are private, such as `10.1.0.0/16, fd12::/48`."""
+    """Private networks that deliveries may go to, such as `10.1.0.0/16, fd12::/48`."""
 
     denied_targets: str | None = None
-    """Networks that deliveries may not go to, whatever else is allowed. An IPv6-only network that reaches IPv4 by a
-    NAT64 prefix of its own names the prefix here: what is behind an address of it cannot be told."""
+    """Networks that deliveries may never go to; takes precedence over the two settings above. On an IPv6-only network
+    whose NAT64 gateway has its own prefix, list that prefix: the IPv4 address behind such an address cannot be
+    recognized."""
 
     egress_proxy: ProxyUrl | None = None
-    """`http://[user:password@]host[:port]` that all deliveries go through. It looks names up itself, so it is the proxy
-    that must keep them from private addresses; the settings on targets then hold for addresses in URLs only."""
+    """HTTP proxy for all deliveries: `http://[user:password@]host[:port]`. The proxy resolves host names, so the proxy
+    itself must block private addresses. The target settings then apply only to addresses that are written in a URL."""
 
     max_deliveries: Count = 1000
-    """Delivery attempts that one worker makes at a time: so many first ones, and so many others. Each costs some
-    kilobytes while it waits for its receiver."""
+    """Maximum number of delivery attempts that one worker makes at a time. Each takes a few kilobytes of memory while
+    it waits for its receiver."""
 
     max_workflow_tasks: Count = 100
-    """Workflow tasks that one worker handles at a time, each with the first attempt of its job."""
+    """Maximum number of workflow tasks that one worker handles at a time. Each includes the first attempt of its
+    job."""
 
     max_in_flight_per_route: Count = 50
-    """Attempts that one worker makes at a time for one route, so that a slow receiver does not take every slot."""
+    """Maximum number of attempts that one worker makes at a time for one route, so that a slow receiver cannot take
+    every slot."""
 
     disable_after_hours: Seconds = 120.0
-    """Hours after which a route that failed everything is disabled."""
+    """Hours of failures without a success after which a route is disabled."""
 
     attempts_kept_days: Seconds = 30.0
-    """Days that the log of attempts is kept."""
+    """Days that the log of attempts, and the ledger of decided jobs, are kept."""
 
     bulk_per_second: Annotated[float, Meta(ge=1)] = 20.0
-    """Jobs a second that one worker starts again in redeliveries of many, or lets go when routes are resumed: all of
-    these together."""
+    """Jobs per second that one worker starts in redeliveries of many and releases after a resume, all of them
+    together."""
 
     max_cached_workflows: Count = 1000
-    """Workflows that one worker keeps in memory between their tasks. Keep it above `max_workflow_tasks`."""
+    """Maximum number of workflows that one worker keeps in memory between their tasks. Keep it above
+    `TIMEMACHINE_MAX_WORKFLOW_TASKS`."""
 
     metrics_address: str | None = None
-    """`address:port` where the worker serves metrics for Prometheus; none by default."""
+    """`address:port` where the worker serves metrics for Prometheus. Off by default."""
 
     shutdown_grace: Seconds = 60.0
-    """Seconds that attempts in flight get to finish after SIGTERM. Not shorter than 45: a route may give its receiver
-    30, and an attempt takes some time besides. What stops the worker must wait for longer before it kills."""
+    """Seconds that attempts in flight get to finish after SIGTERM; at least 45. The supervisor must wait longer than
+    this before it kills the process."""
 
     data_dir: str = ".timemachine"
-    """Folder where `make run` keeps its data between runs."""
+    """Folder where `make run` keeps its data."""
 
     temporal_port: Port = 7233
     """Port of the Temporal server that `make run` starts."""

@@ -1,7 +1,7 @@
 """How runs from before the ledger deliver: replayed as it was recorded, until the last of them has ended.
 
 Nothing here is for new runs. It may be removed, with the activities `deliver_at_once`, `settle` and `find_taken`, when
-no job is left that was started without `ledger` in its input (docs/operations.md, "Upgrades").
+no job is left that was started without `ledger` in its input (docs/upgrades.md, "To this version").
 """
 
 import asyncio

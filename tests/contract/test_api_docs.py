@@ -11,17 +11,20 @@ import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 from temporalio.client import Client
 
+from tests.contract.server import Server
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import now_ms
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 RECEIVER = "gameserver-dev-1.myorg.com"
 
+PROGRAM = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```http( receiver)?\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"\{\{in (\d+) s\}\}")
 UNKNOWN = re.compile(r"\{\{[^}]+\}\}")
@@ -151,3 +154,39 @@ async def test_every_endpoint_has_an_example(api: httpx.AsyncClient) -> None:
         return any(verb == method.upper() and re.fullmatch(pattern, path) for verb, path in shown)
 
     assert [(method, path) for path, methods in paths.items() for method in methods if not is_shown(method, path)] == []
+
+
+async def test_the_program_that_moves_a_timeout_runs(
+    api: httpx.AsyncClient, api_process: Server, worker: None, receiver: Receiver
+) -> None:
+    async def refuse(_: Received) -> bytes:
+        return response(500)
+
+    receiver.answer = refuse
+    await api.post("/route/shop", json={"id": "expire", "type": "REST", "webhook_url": f"127.0.0.1:{receiver.port}"})
+    (program,) = PROGRAM.findall(PAGE)
+    program = program.replace("http://127.0.0.1:8080", api_process.url)
+    names: dict[str, Any] = {}
+
+    async def set_timeout(job_id: str, trigger_time: int) -> bool:
+        job = {"trigger_time": trigger_time, "route": "expire"}
+        return await asyncio.to_thread(names["set_timeout"], "/job/shop/carts", job_id, job)
+
+    async def read(job_id: str) -> dict[str, Any]:
+        job: dict[str, Any] = (await api.get(f"/job/shop/carts/{job_id}")).json()
+        return job
+
+    await asyncio.to_thread(exec, compile(program, "docs/api.md", "exec"), names)
+    assert (await read("cart-7"))["state"] == "scheduled"
+
+    later = now_ms(7200)
+    assert await asyncio.gather(*(set_timeout("cart-8", later) for _ in range(4))) == [True] * 4
+    assert await set_timeout("cart-7", later)
+    assert (await read("cart-7"))["trigger_time"] == later
+
+    assert await set_timeout("cart-9", now_ms(0))
+    async with asyncio.timeout(20):
+        while "last_error" not in await read("cart-9"):
+            await asyncio.sleep(0.05)
+    assert not await set_timeout("cart-9", later)
+    names["api"].close()

@@ -1,4 +1,4 @@
-"""What a worker serves for Prometheus is what the alarms in docs/operations.md ask for."""
+"""What a worker serves for Prometheus is what docs/alarms.md asks for."""
 
 import asyncio
 import re
@@ -20,9 +20,7 @@ from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings
 from timemachine.temporal.client import LATENESS, connect
 
-ALARMS = (
-    (Path(__file__).parents[2] / "docs/operations.md").read_text().partition("\n## Alarms\n")[2].partition("\n## ")[0]
-)
+ALARMS = (Path(__file__).parents[2] / "docs/alarms.md").read_text()
 METRIC = re.compile(r"`((?:timemachine|temporal)_\w+)(\{[^`]*\})?`")
 
 
