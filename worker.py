@@ -140,7 +140,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         open_pool(settings) as pool,
         WebhookClient(
             timeout=settings.delivery_timeout,
-            max_connections=2 * settings.max_deliveries,
+            max_connections=settings.max_deliveries,
             address_guard=settings.address_guard,
             egress_proxy=settings.egress_proxy,
         ) as webhooks,

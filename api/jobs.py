@@ -113,10 +113,10 @@ class Jobs:
             if existing.shown.state is JobState.CANCELLED:
                 await self._close(existing.run)
             elif existing.shown.state in UNDECIDED:
-                break
+                raise _other_exists(job, existing.shown.state)
             else:
                 raise UnavailableError("the last job with this id is about to end; repeat this request in a moment")
-        raise JobExistsError(f"another job {job.id} exists in {job.db}/{job.collection}")
+        raise _other_exists(job, JobState.SCHEDULED)
 
     async def _close(self, run: JobRun) -> None:
         """Make room for another job where the ledger says that this one is cancelled, which it may not know yet."""
@@ -295,6 +295,14 @@ _ENDS = {
     RowState.FAILED: "the job has failed; redeliver it, or create it with another time",
     RowState.CANCELLED: "the job was cancelled before; create it again",
 }
+
+
+def _other_exists(job: Job, state: JobState) -> JobExistsError:
+    """Return that another job has this id, and what helps where a PUT does not."""
+    message = f"another job {job.id} exists in {job.db}/{job.collection}"
+    if state is JobState.DELIVERING:
+        message += ", and is being delivered or tried again; to replace it, cancel it first"
+    return JobExistsError(message)
 
 
 def _is_repeated(existing: JobStatus, job: Job) -> bool:

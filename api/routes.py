@@ -59,7 +59,10 @@ class Routes:
         check_route_key(db, route_id)
         url = target_url(data.webhook_url, default_scheme=self._settings.default_scheme)
         if not self._targets.may_point_to(urlsplit(url).hostname or ""):
-            raise WebhookUrlError("webhook_url: it points where deliveries may not go")
+            raise WebhookUrlError(
+                "webhook_url: it points where deliveries may not go; an operator allows addresses by "
+                "TIMEMACHINE_ALLOWED_TARGETS"
+            )
         check_headers(data.headers)
         return RestRoute(
             id=route_id,

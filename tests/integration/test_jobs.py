@@ -269,6 +269,9 @@ async def test_delete_between_two_attempts_prevents_the_next(service: Service, r
     assert job["attempts"] == 1
     assert job["last_error"] == "500 from the receiver: out of order"
     assert now_ms(3) < job["next_attempt_time"] < now_ms(7)
+    other = await service.api.post(service.jobs, json=a_job(60) | {"id": job_id})
+    assert refused(other) == (400, "E005")
+    assert "cancel it first" in other.json()["error"]
     assert (await service.cancel(job_id)).json() == {"status": "ok"}
 
     await asyncio.sleep(6.5)  # past the next attempt's time
