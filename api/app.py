@@ -10,7 +10,7 @@ from litestar.di import Provide
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, ScalarRenderPlugin
+from litestar.openapi.spec import Tag
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.attempts import AttemptController, Attempts
@@ -20,8 +20,9 @@ from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
 from api.jobs import JobController, Jobs
-from api.litestar_json import RawSchema, StrictSchema, WholeRequest
+from api.litestar_json import RawSchema, StructSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
+from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
 from api.secrets import SecretController
 from timemachine.domain.errors import ForbiddenNameError
@@ -35,15 +36,6 @@ from timemachine.temporal.client import connect
 from timemachine.vault import Vault
 
 MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
-
-OPENAPI = OpenAPIConfig(
-    title="timemachine",
-    version="0.1.0",
-    description="Calls that must happen once, at a time. Every refused request is answered with `{error, code}`.",
-    path="/docs",
-    use_handler_docstrings=True,
-    render_plugins=[ScalarRenderPlugin(), JsonRenderPlugin(path="/openapi.json")],
-)
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -87,8 +79,8 @@ def create_app(settings: Settings) -> Litestar:
             for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
         },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
-        plugins=[RawSchema(), StrictSchema()],
-        openapi_config=OPENAPI,
+        plugins=[RawSchema(), StructSchema()],
+        openapi_config=_openapi(),
         logging_config=None,
         request_class=WholeRequest,
         request_max_body_size=MAX_BODY_BYTES,
@@ -96,6 +88,22 @@ def create_app(settings: Settings) -> Litestar:
     admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
     app.asgi_handler = UnambiguousRequests(HeadAndOptions(admitted))
     return app
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="timemachine",
+        version="0.1.0",
+        description="Calls that must happen once, at a time. Every refused request is answered with `{error, code}`.",
+        openapi_router=reference_router(),
+        use_handler_docstrings=True,
+        tags=[
+            Tag("Jobs", description="Calls to make, each once and at a time."),
+            Tag("Routes", description="Where the jobs of a db go, and how they are tried again."),
+            Tag("Health", description="For load balancers and orchestrators."),
+        ],
+        render_plugins=[ReferencePage(), Document()],
+    )
 
 
 def _from_state(name: str) -> Callable[[State], Any]:

@@ -122,6 +122,7 @@ class AttemptController(Controller):
     @get(
         "/job/{db:str}/{collection:str}/{job_id:str}/attempts",
         operation_id="ListAttemptsOfJob",
+        summary="List the attempts of a job",
         tags=("Jobs",),
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchJobError),
     )
@@ -140,6 +141,7 @@ class AttemptController(Controller):
     @get(
         "/route/{db:str}/{route_id:str}/attempts",
         operation_id="ListAttemptsOfRoute",
+        summary="List the attempts at a route",
         tags=("Routes",),
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError),
     )

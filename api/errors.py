@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 from litestar import MediaType, Request, Response
@@ -10,20 +11,12 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.types import Receive, Scope, Send
+from msgspec import Meta
 
 from api.explanations import explain_parameter
 from timemachine.domain import errors
 
 log = logging.getLogger(__name__)
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """What every refused request is answered with."""
-
-    error: str
-    """The reason, for people."""
-    code: str
-    """The reason, for programs: a code keeps its meaning for ever."""
 
 
 class ErrorResponse(msgspec.Struct, frozen=True):
@@ -58,12 +51,26 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
     errors.NoSuchRedeliveryError: ErrorResponse(400, "E018", "no such redelivery"),
 }
 
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What every refused request is answered with."""
+
+    error: Annotated[str, Meta(description="The reason, for people.")]
+    code: Annotated[
+        str,
+        Meta(
+            description="The reason, for programs: a code keeps its meaning for ever.",
+            extra_json_schema={"extra": {"enum": sorted(answer.code for answer in ERROR_RESPONSES.values())}},
+        ),
+    ]
+
+
 RETRY_AFTER_SECONDS = 1
 
 # The codes of the statuses that the framework itself answers with; any other 4xx of its own is a malformed request.
 _FRAMEWORK_CODES = {404: "E017", 405: "E017", 413: "E011", 415: "E017"}
 _FRAMEWORK_REASONS = {
-    404: "no such path",
+    404: "no such path; the API is described at /docs",
     405: "this path does not take this method",
     413: "the body is too large",
 }

@@ -181,7 +181,11 @@ class FailedController(Controller):
     path = "/failed/{db:str}"
     tags = ("Jobs",)
 
-    @get(operation_id="ListFailed", responses=refusals(MalformedError, ForbiddenNameError))
+    @get(
+        operation_id="ListFailed",
+        summary="List the failed jobs of a db",
+        responses=refusals(MalformedError, ForbiddenNameError),
+    )
     async def list_failed(
         self,
         db: Db,

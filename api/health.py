@@ -40,12 +40,12 @@ class HealthController(Controller):
 
     tags = ("Health",)
 
-    @get("/healthz", operation_id="Health")
+    @get("/healthz", operation_id="Health", summary="Tell whether the process runs")
     async def health(self) -> Ok:
         """Answer 200 while this process runs."""
         return Ok()
 
-    @get("/readyz", operation_id="Readiness", responses=refusals())
+    @get("/readyz", operation_id="Readiness", summary="Tell whether the service can work", responses=refusals())
     async def ready(self, readiness: NamedDependency[Readiness]) -> Ok:
         """Answer 200 when Postgres and Temporal answer, else 503."""
         await readiness.check()

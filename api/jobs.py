@@ -351,6 +351,7 @@ class JobController(Controller):
         return_dto=None,
         status_code=200,
         operation_id="CreateJob",
+        summary="Create a job",
         responses=refusals(
             MalformedError,
             ForbiddenNameError,
@@ -366,7 +367,12 @@ class JobController(Controller):
         await jobs.create(_asked(db, collection, data.id, data))
         return Ok()
 
-    @get("/{job_id:str}", operation_id="GetJob", responses=refusals(ForbiddenNameError, NoSuchJobError))
+    @get(
+        "/{job_id:str}",
+        operation_id="GetJob",
+        summary="Get a job",
+        responses=refusals(ForbiddenNameError, NoSuchJobError),
+    )
     async def read(self, db: Db, collection: Collection, job_id: JobIdInPath, jobs: NamedDependency[Jobs]) -> JobOut:
         """Return a job, and where it is in its life."""
         return await jobs.find(check_key(db, collection, job_id))
@@ -376,6 +382,7 @@ class JobController(Controller):
         dto=ExactJson[JobChange],
         return_dto=None,
         operation_id="ChangeJob",
+        summary="Change a waiting job",
         responses=refusals(
             MalformedError,
             ForbiddenNameError,
@@ -405,6 +412,7 @@ class JobController(Controller):
         "/{job_id:str}",
         status_code=200,
         operation_id="CancelJob",
+        summary="Cancel a job",
         responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError),
     )
     async def cancel(self, db: Db, collection: Collection, job_id: JobIdInPath, jobs: NamedDependency[Jobs]) -> Ok:

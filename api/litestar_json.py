@@ -1,5 +1,6 @@
 """How Litestar reads JSON bodies and documents structs, where its own way would lose what a client wrote."""
 
+import inspect
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -166,21 +167,23 @@ class _SchemaPlugin(OpenAPISchemaPlugin):
         return False
 
 
-class StrictSchema(_SchemaPlugin):
-    """Documents that a struct which forbids unknown fields takes no others, which Litestar does not say."""
+class StructSchema(_SchemaPlugin):
+    """Documents of a struct what Litestar leaves out: what it is, and whether it takes fields that it does not know."""
 
     def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
         """Return whether this plugin documents the field."""
-        if field_definition.is_union or not field_definition.is_subclass_of(Struct):
-            return False
-        return bool(field_definition.type_.__struct_config__.forbid_unknown_fields)
+        return not field_definition.is_union and field_definition.is_subclass_of(Struct)
 
     def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
         """Return what Litestar's own plugin says, and that."""
         others = (plugin for plugin in schema_creator.plugins if plugin is not self)
         own = next(plugin for plugin in others if schema_creator.plugin_supports_field(plugin, field_definition))
         schema: Schema = own.to_openapi_schema(field_definition, schema_creator)
-        schema.additional_properties = False
+        struct = field_definition.type_
+        # What follows the first paragraph is for those who change the code.
+        schema.description = (inspect.getdoc(struct) or "").partition("\n\n")[0]
+        if struct.__struct_config__.forbid_unknown_fields:
+            schema.additional_properties = False
         return schema
 
 

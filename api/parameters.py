@@ -7,7 +7,18 @@ from litestar.params import PathParameter
 from api.schemas import name_schema
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME
 
-Db = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
-Collection = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
-JobIdInPath = Annotated[str, PathParameter(schema_extra=name_schema(MAX_JOB_ID))]
-RouteIdInPath = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
+Db = Annotated[
+    str,
+    PathParameter(
+        schema_extra=name_schema(MAX_NAME), description="A group of jobs and their routes: 1 to 64 characters."
+    ),
+]
+Collection = Annotated[
+    str, PathParameter(schema_extra=name_schema(MAX_NAME), description="A group of jobs: 1 to 64 characters.")
+]
+JobIdInPath = Annotated[
+    str, PathParameter(schema_extra=name_schema(MAX_JOB_ID), description="The job's id, within db and collection.")
+]
+RouteIdInPath = Annotated[
+    str, PathParameter(schema_extra=name_schema(MAX_NAME), description="The route's id, within its db.")
+]

@@ -44,7 +44,9 @@ from workflows.redelivery import RedeliveryWorkflow
 POLL = 0.1
 """Seconds between two looks at a run that is about to close."""
 
-RedeliveryId = Annotated[str, PathParameter(schema_extra=name_schema(MAX_NAME))]
+RedeliveryId = Annotated[
+    str, PathParameter(schema_extra=name_schema(MAX_NAME), description="The `id` that its start was answered with.")
+]
 
 
 class Redeliveries:
@@ -196,6 +198,7 @@ class RedeliveryController(Controller):
         "/job/{db:str}/{collection:str}/{job_id:str}/redeliver",
         status_code=200,
         operation_id="RedeliverJob",
+        summary="Deliver a job once more",
         tags=("Jobs",),
         responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError, NoSuchRouteError),
     )
@@ -216,6 +219,7 @@ class RedeliveryController(Controller):
         return_dto=None,
         status_code=200,
         operation_id="RedeliverRoute",
+        summary="Deliver the failed jobs of a route once more",
         tags=("Routes",),
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
@@ -231,6 +235,7 @@ class RedeliveryController(Controller):
     @get(
         "/route/{db:str}/{route_id:str}/redeliver/{redelivery_id:str}",
         operation_id="GetRedelivery",
+        summary="Get the progress of a redelivery",
         tags=("Routes",),
         responses=refusals(ForbiddenNameError, NoSuchRedeliveryError),
     )

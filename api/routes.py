@@ -1,10 +1,11 @@
 """The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from litestar import Controller, delete, get, post, put
 from litestar.di import NamedDependency
-from litestar.params import FromQuery, JSONBody
+from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
@@ -38,6 +39,8 @@ from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.search_attributes import ROUTE
+
+Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it.")]
 
 
 class Routes:
@@ -158,6 +161,7 @@ class RouteController(Controller):
         return_dto=None,
         status_code=200,
         operation_id="CreateRoute",
+        summary="Create a route",
         responses=refusals(
             MalformedError, ForbiddenNameError, RouteExistsError, WebhookUrlError, TooLargeError, ContentTypeError
         ),
@@ -167,7 +171,12 @@ class RouteController(Controller):
         await routes.add(db, data)
         return Ok()
 
-    @get("/{route_id:str}", operation_id="GetRoute", responses=refusals(ForbiddenNameError, NoSuchRouteError))
+    @get(
+        "/{route_id:str}",
+        operation_id="GetRoute",
+        summary="Get a route",
+        responses=refusals(ForbiddenNameError, NoSuchRouteError),
+    )
     async def read(self, db: Db, route_id: RouteIdInPath, routes: NamedDependency[Routes]) -> RouteOut:
         """Return a route."""
         check_route_key(db, route_id)
@@ -178,6 +187,7 @@ class RouteController(Controller):
         dto=ExactJson[RouteChange],
         return_dto=None,
         operation_id="ChangeRoute",
+        summary="Change a route",
         responses=refusals(
             MalformedError, ForbiddenNameError, NoSuchRouteError, WebhookUrlError, TooLargeError, ContentTypeError
         ),
@@ -199,6 +209,7 @@ class RouteController(Controller):
         "/{route_id:str}",
         status_code=200,
         operation_id="DeleteRoute",
+        summary="Delete a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, RouteInUseError),
     )
     async def remove(
@@ -206,7 +217,7 @@ class RouteController(Controller):
         db: Db,
         route_id: RouteIdInPath,
         routes: NamedDependency[Routes],
-        force: FromQuery[bool] = False,
+        force: Force = False,
     ) -> Ok:
         """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried."""
         check_route_key(db, route_id)
@@ -220,6 +231,7 @@ class RouteController(Controller):
         status_code=200,
         operation_class=OptionalBody,
         operation_id="PauseRoute",
+        summary="Pause a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def pause(
@@ -237,6 +249,7 @@ class RouteController(Controller):
         status_code=200,
         operation_class=OptionalBody,
         operation_id="ResumeRoute",
+        summary="Resume a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def resume(

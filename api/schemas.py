@@ -134,20 +134,22 @@ class JobOut(msgspec.Struct, frozen=True, kw_only=True):
     meta: Raw
     route: RouteId
     state: JobState
-    attempts: int | UnsetType = UNSET
-    """Attempts that have reached out to the receiver and ended."""
-    next_attempt_time: int | UnsetType = UNSET
-    """When the next attempt is made, in milliseconds since the epoch, while the job waits between two."""
-    last_error: str | UnsetType = UNSET
-    """Why the last attempt, or the whole job, failed."""
-    delivered_at: int | UnsetType = UNSET
-    """When the receiver took the job, in milliseconds since the epoch."""
-    held: str | UnsetType = UNSET
-    """Why the job is held back, while its route is paused or disabled."""
-    retry: Retry | UnsetType = UNSET
-    """The job's own retry, where it has one."""
-    deadline: int | UnsetType = UNSET
-    """When the job is no longer worth delivering, in milliseconds since the epoch, where it has a deadline."""
+    attempts: Annotated[
+        int | UnsetType, Meta(description="Attempts that have reached out to the receiver and ended.")
+    ] = UNSET
+    next_attempt_time: Annotated[
+        int | UnsetType,
+        Meta(description="When the next attempt is made, in milliseconds since the epoch, between two."),
+    ] = UNSET
+    last_error: Annotated[str | UnsetType, Meta(description="Why the last attempt, or the whole job, failed.")] = UNSET
+    delivered_at: Annotated[
+        int | UnsetType, Meta(description="When the receiver took the job, in milliseconds since the epoch.")
+    ] = UNSET
+    held: Annotated[
+        str | UnsetType, Meta(description="Why the job is held back, while its route is paused or disabled.")
+    ] = UNSET
+    retry: Annotated[Retry | UnsetType, Meta(description="The job's own retry, where it has one.")] = UNSET
+    deadline: Deadline | UnsetType = UNSET
 
 
 WebhookUrl = Annotated[
@@ -195,11 +197,14 @@ MaxInFlight = Annotated[
 ]
 
 
+RouteType = Annotated[Literal["REST"], Meta(description="How jobs are delivered: by POST to a URL.")]
+
+
 class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A route to create. What is left out has the default that GET shows."""
 
     id: RouteId
-    type: Literal["REST"]
+    type: RouteType
     webhook_url: WebhookUrl
     retry: RetryIn = RetryIn()
     timeout: Timeout | None = None
@@ -211,7 +216,7 @@ class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What a route becomes, all of it. `id` may be left out, and must otherwise be the path's."""
 
     id: RouteId | UnsetType = UNSET
-    type: Literal["REST"]
+    type: RouteType
     webhook_url: WebhookUrl
     retry: RetryIn = RetryIn()
     timeout: Timeout | None = None
@@ -223,24 +228,32 @@ class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
     """A route, with the policy of its deliveries and whether they may go there now."""
 
     id: RouteId
-    type: Literal["REST"] = "REST"
+    type: RouteType = "REST"
     webhook_url: WebhookUrl
     retry: Retry
-    timeout: float
-    """Seconds that one attempt may take."""
+    timeout: Annotated[float, Meta(description="Seconds that one attempt may take.")]
     headers: Annotated[dict[str, str], Meta(description="Names of the extra headers; the values are not shown.")]
-    max_in_flight: int | None
-    """Requests at a time, over all workers; null for no limit."""
+    max_in_flight: Annotated[int | None, Meta(description="Requests at a time, over all workers; null for no limit.")]
     state: RouteState
     since: Annotated[int, Meta(description="When it came into this state, in milliseconds since the epoch.")]
-    reason: str | UnsetType = UNSET
-    """Why it is paused or disabled."""
+    reason: Annotated[str | UnsetType, Meta(description="Why it is paused or disabled.")] = UNSET
 
 
 class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why a route is paused."""
 
-    reason: Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$", examples=["maintenance"])] | UnsetType = UNSET
+    reason: (
+        Annotated[
+            str,
+            Meta(
+                max_length=200,
+                pattern=r"^[^\x00]*$",
+                description="It is shown with the route, and with the jobs that are held.",
+                examples=["maintenance"],
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -311,67 +324,65 @@ Next = Annotated[str, Meta(description="The `cursor` of the next page. Left out 
 class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a receiver, and how it ended."""
 
-    collection: str
-    id: str
-    """The job's."""
-    route: str
-    webhook_id: str
-    """The request's `webhook-id`, the same for all attempts of a job."""
-    attempt: int
-    """From 1; a redelivery counts anew."""
-    started_at: int
-    """In milliseconds since the epoch."""
-    duration_ms: int
-    status: int | UnsetType = UNSET
-    """HTTP status of the answer, where there was one."""
+    collection: Annotated[str, Meta(description="The job's collection.")]
+    id: Annotated[str, Meta(description="The job's id.")]
+    route: Annotated[str, Meta(description="The route that it went to.")]
+    webhook_id: Annotated[str, Meta(description="The request's `webhook-id`, the same for all attempts of a job.")]
+    attempt: Annotated[int, Meta(description="From 1; a redelivery counts anew.")]
+    started_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
+    duration_ms: Annotated[int, Meta(description="Milliseconds from its start to its end.")]
+    status: Annotated[int | UnsetType, Meta(description="HTTP status of the answer, where there was one.")] = UNSET
     kind: AttemptKind
-    """`taken`, `refused`, or why there was no answer."""
-    error: str | UnsetType = UNSET
-    """Why the attempt failed, where it did."""
-    answer: str
-    """The answer's first KiB, with what is not UTF-8 replaced."""
-    worker: str
-    """Who made the attempt."""
+    error: Annotated[str | UnsetType, Meta(description="Why the attempt failed, where it did.")] = UNSET
+    answer: Annotated[str, Meta(description="The answer's first KiB, with what is not UTF-8 replaced.")]
+    worker: Annotated[str, Meta(description="Who made the attempt.")]
 
 
 class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
     """A page of attempts, the latest first."""
 
-    attempts: list[AttemptOut]
+    attempts: Annotated[list[AttemptOut], Meta(description="The latest first.")]
     next: Next | UnsetType = UNSET
 
 
 class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
     """A job that failed for good."""
 
-    id: str
-    collection: str
-    route: str | UnsetType = UNSET
+    id: Annotated[str, Meta(description="The job's id.")]
+    collection: Annotated[str, Meta(description="The job's collection.")]
+    route: Annotated[str | UnsetType, Meta(description="The job's route, while that is known.")] = UNSET
     trigger_time: TriggerTime | UnsetType = UNSET
-    failed_at: int
-    """In milliseconds since the epoch."""
-    last_error: str | UnsetType = UNSET
-    """Why the last attempt failed, while the log of attempts has it."""
+    failed_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
+    last_error: Annotated[
+        str | UnsetType, Meta(description="Why the last attempt failed, while the log of attempts has it.")
+    ] = UNSET
 
 
 class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
 
-    failed: list[FailedOut]
+    failed: Annotated[list[FailedOut], Meta(description="The latest first.")]
     next: Next | UnsetType = UNSET
 
 
 # Litestar forgets a bound of 0.
 _BOUNDS = {"minimum": 0, "maximum": MAX_TIME}
 FailedSince = Annotated[
-    int, Meta(ge=0, le=MAX_TIME, examples=[1_735_689_600_000], extra_json_schema={"extra": _BOUNDS})
+    int,
+    Meta(
+        ge=0,
+        le=MAX_TIME,
+        description="The first moment that counts.",
+        examples=[1_735_689_600_000],
+        extra_json_schema={"extra": _BOUNDS},
+    ),
 ]
 FailedBefore = Annotated[
     int,
     Meta(
         ge=0,
         le=MAX_TIME,
-        description="Now, where it is left out or yet to come.",
+        description="The first moment that counts no more. It is now, where it is left out or yet to come.",
         examples=[1_735_776_000_000],
         extra_json_schema={"extra": _BOUNDS},
     ),
@@ -394,19 +405,17 @@ class RedeliveryStarted(msgspec.Struct, frozen=True):
 class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
     """How far a redelivery is; a few seconds old while it is under way."""
 
-    id: str
-    found: int = 0
-    """Failures within the window, as they were counted at the start."""
-    started: int = 0
-    """Jobs that are delivered once more."""
-    skipped: int = 0
-    """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
-    done: bool
-    error: str | UnsetType = UNSET
-    """Why it ended before its end, if it did."""
+    id: Annotated[str, Meta(description="To ask for its progress by.")]
+    found: Annotated[int, Meta(description="Failures within the window, as they were counted at the start.")] = 0
+    started: Annotated[int, Meta(description="Jobs that are delivered once more.")] = 0
+    skipped: Annotated[
+        int, Meta(description="Jobs left alone: they have moved on since they failed, or are past their deadline.")
+    ] = 0
+    done: Annotated[bool, Meta(description="Whether it has come to its end.")]
+    error: Annotated[str | UnsetType, Meta(description="Why it ended before its end, if it did.")] = UNSET
 
 
 class Ok(msgspec.Struct, frozen=True):
     """The request has taken effect."""
 
-    status: Annotated[str, Meta(examples=["ok"])] = "ok"
+    status: Annotated[str, Meta(description="Always `ok`.", examples=["ok"])] = "ok"

@@ -44,7 +44,11 @@ class SecretController(Controller):
     tags = ("Routes",)
     cache_control = CacheControlHeader(no_store=True)
 
-    @get(operation_id="GetSecret", responses=refusals(ForbiddenNameError, NoSuchRouteError))
+    @get(
+        operation_id="GetSecret",
+        summary="Get the secret of a route",
+        responses=refusals(ForbiddenNameError, NoSuchRouteError),
+    )
     async def read(self, db: Db, route_id: RouteIdInPath, store: NamedDependency[RouteStore]) -> SecretOut:
         """Return the secret of a route, made when the route was created, and those of before that still sign."""
         check_route_key(db, route_id)
@@ -57,6 +61,7 @@ class SecretController(Controller):
         status_code=200,
         operation_class=OptionalBody,
         operation_id="RotateSecret",
+        summary="Rotate the secret of a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def rotate(

@@ -163,12 +163,53 @@ async def test_header_names_in_the_document_are_those_that_are_allowed(document:
             check_headers({name: "1"})
 
 
-async def test_the_page_for_people_is_there(api: httpx.AsyncClient) -> None:
-    answer = await api.get("/docs")
+async def test_every_operation_has_a_summary_of_its_own(document: Any) -> None:
+    summaries = [operation["summary"] for item in document["paths"].values() for operation in item.values()]
 
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/html")
-    assert DOCUMENT in answer.text
+    assert [summary for summary in summaries if not re.fullmatch(r"[A-Z][a-z]+( [a-z]+)+", summary)] == []
+    assert len(set(summaries)) == len(summaries)
+
+
+async def test_everything_is_described(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    described = {f"#/components/schemas/{name}" for name, schema in schemas.items() if schema.get("description")}
+
+    assert len(described) == len(schemas)
+    assert [
+        (name, field)
+        for name, schema in schemas.items()
+        for field, value in schema.get("properties", {}).items()
+        if not value.get("description") and value.get("$ref") not in described
+    ] == []
+    assert [
+        (operation["operationId"], parameter["name"])
+        for operation in operations
+        for parameter in operation.get("parameters", [])
+        if not parameter.get("description")
+    ] == []
+
+
+async def test_what_is_for_those_who_change_the_code_is_left_out(document: Any) -> None:
+    descriptions = [schema["description"] for schema in document["components"]["schemas"].values()]
+
+    assert [text for text in descriptions if "\n" in text or "tored" in text or not text.endswith(".")] == []
+
+
+async def test_the_codes_of_errors_are_listed(document: Any) -> None:
+    code = document["components"]["schemas"]["ErrorBody"]["properties"]["code"]
+
+    assert code["enum"] == sorted({answer.code for answer in ERROR_RESPONSES.values()})
+
+
+async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
+    paths = list(document["paths"])
+
+    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Health"]
+    assert paths[0] == JOBS
+    assert [
+        (path, earlier) for place, path in enumerate(paths) for earlier in paths[:place] if earlier.startswith(path)
+    ] == []
 
 
 @pytest.mark.timeout(100)

@@ -3,8 +3,9 @@
 from enum import StrEnum
 
 
+# Stored in the log: names are not to be changed.
 class AttemptKind(StrEnum):
-    """How an attempt ended. Stored in the log: names are not to be changed."""
+    """How an attempt ended: `taken`, `refused`, or why there was no answer."""
 
     TAKEN = "taken"
     REFUSED = "refused"

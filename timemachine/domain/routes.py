@@ -72,8 +72,9 @@ class RestRoute(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     """Names of the extra headers; their values are kept apart, encrypted."""
 
 
+# Stored: names are not to be changed.
 class RouteState(StrEnum):
-    """Whether deliveries may go to a route. Stored: names are not to be changed."""
+    """Whether deliveries may go to a route."""
 
     ACTIVE = "active"
     PAUSED = "paused"
