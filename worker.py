@@ -31,7 +31,7 @@ from timemachine.postgres.route_store import RouteStore
 from timemachine.process import leave, raise_file_limit
 from timemachine.process import run as run_program
 from timemachine.settings import Settings
-from timemachine.telemetry import configure_logging
+from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import connect, on_one_thread
 from timemachine.vault import Vault
 from timemachine.webhooks.client import WebhookClient
@@ -201,7 +201,9 @@ async def main() -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     try:
-        await run(Settings.from_env(os.environ), stop)
+        settings = Settings.from_env(os.environ)
+        set_log_level(settings.log_level)
+        await run(settings, stop)
     except TimemachineError as error:
         log.error("cannot work", extra={"reason": str(error)})
         return 1

@@ -58,7 +58,7 @@ def taken(job: Job, row: Attempt, number: int) -> EndedAttempt:
     """Return the end of an attempt by which the receiver took the job."""
     late_ms = to_ms(row.started_at) - job.trigger_time
     outcome = AttemptEnd(number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms)
-    log.debug("delivered", extra={"job_id": job.id, "attempt_number": number, "late_ms": late_ms})
+    log.info("job delivered", extra=_who(job) | {"attempt_number": number, "late_ms": late_ms})
     return EndedAttempt(counts=True, attempts=number, outcome=outcome, logged=row)
 
 
@@ -73,10 +73,7 @@ def failed(
     log.warning(
         "attempt failed" if wait is not None else "job failed",
         extra={
-            "db": job.db,
-            "collection": job.collection,
-            "job_id": job.id,
-            "route": job.route,
+            **_who(job),
             "attempt_number": number,
             "reason": reason,
             "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
@@ -84,6 +81,11 @@ def failed(
     )
     outcome = AttemptEnd(number=number, kind=result.kind, status=result.status, reason=reason, ended_at=now_ms())
     return EndedAttempt(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
+
+
+def _who(job: Job) -> dict[str, str]:
+    """Return the fields of a log line by which a job is found."""
+    return {"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route}
 
 
 def logged(

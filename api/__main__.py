@@ -11,7 +11,7 @@ from api.http_protocol import JsonErrorProtocol
 from timemachine.domain.errors import SettingsError
 from timemachine.process import leave
 from timemachine.settings import Settings
-from timemachine.telemetry import configure_logging
+from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import on_one_thread
 
 
@@ -24,6 +24,7 @@ def main() -> int:
         signal.signal(signum, lambda *_: leave(0))
     try:
         settings = Settings.from_env(os.environ)
+        set_log_level(settings.log_level)
         app = create_app(settings)
     except SettingsError as error:
         logging.getLogger("api").error("cannot start", extra={"reason": str(error)})

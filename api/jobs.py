@@ -6,7 +6,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import msgspec
-from litestar import Controller, delete, get, post, put
+from litestar import Controller, Response, delete, get, post, put
+from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 from msgspec import UNSET
@@ -76,8 +77,10 @@ class Jobs:
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
-    async def create(self, job: Job) -> None:
-        """Start a job. Starting the same one again changes nothing, even after it was delivered.
+    async def create(self, job: Job) -> bool:
+        """Start a job, and return whether it is a new one: starting the same one again changes nothing.
+
+        That holds after it was delivered, too.
 
         Raises:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
@@ -91,11 +94,14 @@ class Jobs:
                 check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
             except TriggerTimeError:
                 if await self._has(job):
-                    return
+                    return False
                 raise
-            await self._start(job)
+            created = await self._start(job)
+        if created:
+            _log("job created", job)
+        return created
 
-    async def _start(self, job: Job) -> None:
+    async def _start(self, job: Job) -> bool:
         """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
         for reuse in (
             WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -103,11 +109,12 @@ class Jobs:
             WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         ):
             try:
-                return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
+                await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
+                return True
             except WorkflowAlreadyStartedError:
                 existing = await read_job_status(self._client, self._ledger, job.workflow_id)
             if _is_repeated(existing, job):
-                return None
+                return False
             if not existing.run.is_open:
                 continue
             if existing.shown.state is JobState.CANCELLED:
@@ -164,6 +171,7 @@ class Jobs:
                 description = await self._describe(job.workflow_id)
                 if first_run_id(description) != first_run:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
+        _log("job changed", job)
 
     async def _changed(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
         """Send the update, and return False when there is no open run that could have taken it.
@@ -205,6 +213,7 @@ class Jobs:
             row = await self._decide(description)
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
+        log.info("job cancelled", extra={"workflow_id": job_workflow_id})
 
     async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
@@ -297,6 +306,13 @@ _ENDS = {
 }
 
 
+def _log(event: str, job: Job) -> None:
+    due = job.trigger_at.isoformat(timespec="milliseconds")
+    log.info(
+        event, extra={"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route, "due": due}
+    )
+
+
 def _other_exists(job: Job, state: JobState) -> JobExistsError:
     """Return that another job has this id, and what helps where a PUT does not."""
     message = f"another job {job.id} exists in {job.db}/{job.collection}"
@@ -352,6 +368,13 @@ class JobController(Controller):
         status_code=200,
         operation_id="CreateJob",
         summary="Create a job",
+        response_headers=[
+            ResponseHeader(
+                name="timemachine-job",
+                description="`created`, or `unchanged` where the same job was there before.",
+                documentation_only=True,
+            )
+        ],
         responses=refusals(
             MalformedError,
             ForbiddenNameError,
@@ -362,10 +385,15 @@ class JobController(Controller):
             ContentTypeError,
         ),
     )
-    async def create(self, db: Db, collection: Collection, data: JSONBody[JobIn], jobs: NamedDependency[Jobs]) -> Ok:
-        """Create a job. Repeating a create whose answer was lost is safe: the same content is answered 200 again."""
-        await jobs.create(_asked(db, collection, data.id, data))
-        return Ok()
+    async def create(
+        self, db: Db, collection: Collection, data: JSONBody[JobIn], jobs: NamedDependency[Jobs]
+    ) -> Response[Ok]:
+        """Create a job. Repeating a create whose answer was lost is safe: the same content is answered 200 again.
+
+        The header `timemachine-job` tells which it was: `created`, or `unchanged`.
+        """
+        created = await jobs.create(_asked(db, collection, data.id, data))
+        return Response(Ok(), headers={"timemachine-job": "created" if created else "unchanged"})
 
     @get(
         "/{job_id:str}",

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from timemachine.domain.address_guard import AddressGuard, Network, networks
 from timemachine.domain.errors import SettingsError
+from timemachine.telemetry import LogLevel
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     postgres_transaction_pooling: bool = False
     """Set to `true` when PostgreSQL is behind PgBouncer, or another pooler, in transaction mode. No statement is then
     kept prepared, and no session setting is sent on connect, so the role must have a `statement_timeout`."""
+
+    log_level: LogLevel = "info"
+    """The least important messages that the API and the worker log: `debug`, `info`, `warning` or `error`. With `info`
+    each job that is created, changed, cancelled or delivered is a line."""
 
     secret_keys: str | None = None
     """Keys that encrypt the routes' secrets, separated by commas. The first key encrypts; all keys decrypt. `python -m

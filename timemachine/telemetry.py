@@ -2,10 +2,12 @@
 
 import logging
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# uvicorn adds its message once more, with the escapes of a terminal.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
@@ -24,8 +26,16 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def set_log_level(level: LogLevel) -> None:
+    """Log what is at least as important as this."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def configure_logging() -> None:
-    """Send every log of this process to standard error as JSON."""
+    """Send every log of this process from the level `info` on to standard error as JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

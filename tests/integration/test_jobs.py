@@ -74,10 +74,12 @@ async def test_a_create_may_be_repeated_while_the_job_waits_and_after_it_fired(
 ) -> None:
     job = a_job(0.5, meta=1)
 
-    assert (await service.api.post(service.jobs, json=job)).status_code == 200
-    assert (await service.api.post(service.jobs, json=job)).status_code == 200
+    answers = [await service.api.post(service.jobs, json=job) for _ in range(2)]
     await service.wait_for_state(job["id"], "delivered")
-    assert (await service.api.post(service.jobs, json=job)).status_code == 200
+    answers.append(await service.api.post(service.jobs, json=job))
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert [answer.headers["timemachine-job"] for answer in answers] == ["created", "unchanged", "unchanged"]
 
     await asyncio.sleep(0.5)  # time for a second delivery that must not come
     assert len(receiver.of(job["id"])) == 1

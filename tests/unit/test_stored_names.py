@@ -15,7 +15,7 @@ from timemachine.domain import stored_names
 ROOT = Path(__file__).parents[2]
 HISTORIES = sorted((ROOT / "tests/replay/histories").glob("*.json"))
 
-NAMES = {name: value for name, value in vars(stored_names).items() if name.isupper()}
+NAMES = {name: value for name, value in vars(stored_names).items() if name.isupper() and isinstance(value, str)}
 
 # A second copy, so that a name is not changed by one edit. A name may be added here, and never taken away.
 AS_STORED = {

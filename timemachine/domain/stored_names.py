@@ -41,6 +41,11 @@ NOT_DELIVERED = "NotDelivered"
 WORKER_STOPS = "Stopping"
 YIELDS_SLOT = "GivesWay"
 
+OUTCOMES = frozenset(
+    {TOO_LATE, HELD, ATTEMPT_FAILED, DEFERRED, OUTCOME_UNKNOWN, NOT_DELIVERED, WORKER_STOPS, YIELDS_SLOT}
+)
+"""All of them: an outcome each, and no fault of the code."""
+
 # Keys of memos.
 CHANGED_JOB = "job"
 HELD_SINCE = "held"

@@ -128,7 +128,7 @@ async def start_job(
         ),
         memo={stored_names.REDELIVERS: redelivers} if redelivers else None,
         priority=Priority(fairness_key=job.fairness_key),
-        static_summary=f"Created for route {job.route} at {job.trigger_at.isoformat()}",
+        static_summary=f"due {job.trigger_at.isoformat()} → {job.route_key}",
     )
 
 

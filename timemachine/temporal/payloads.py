@@ -1,16 +1,21 @@
-"""How arguments and results are stored in Temporal: JSON by msgspec."""
+"""How arguments and results are stored in Temporal: JSON by msgspec; and failures: without needless stack traces."""
 
 from typing import Any
 
 import msgspec
 from temporalio.api.common.v1 import Payload
+from temporalio.api.failure.v1 import Failure
 from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
+    DefaultFailureConverter,
     DefaultPayloadConverter,
     EncodingPayloadConverter,
     JSONPlainPayloadConverter,
+    PayloadConverter,
 )
+
+from timemachine.domain import stored_names
 
 
 class MsgspecJsonConverter(EncodingPayloadConverter):
@@ -43,4 +48,21 @@ class MsgspecPayloadConverter(CompositePayloadConverter):
         )
 
 
-DATA_CONVERTER = DataConverter(payload_converter_class=MsgspecPayloadConverter)
+class ShortFailureConverter(DefaultFailureConverter):
+    """Temporal's default failure converter, without stack traces where an error is an outcome and no fault.
+
+    A job that no receiver took would else begin with our own stack trace in the Web UI, and take six times the history.
+    """
+
+    def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
+        """Encode an exception, and each that it was caused by."""
+        super().to_failure(exception, payload_converter, failure)
+        while failure.HasField("application_failure_info"):
+            if failure.application_failure_info.type in stored_names.OUTCOMES:
+                failure.stack_trace = ""
+            failure = failure.cause
+
+
+DATA_CONVERTER = DataConverter(
+    payload_converter_class=MsgspecPayloadConverter, failure_converter_class=ShortFailureConverter
+)
