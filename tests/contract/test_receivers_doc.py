@@ -20,7 +20,7 @@ from tests.support.service import Service
 from timemachine.domain.signing import encode_secret, signature, signatures
 
 PAGE = (Path(__file__).parents[2] / "docs/receivers.md").read_text()
-BLOCK = re.compile(r"^```(python|js|go)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|js|go|java)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 KEY, OLD_KEY, OTHER_KEY = b"k" * 32, b"o" * 24, b"x" * 64
 BODY = '{"game": 7, "n": 12345678901234567890.10, "é": "\\u00e9"}'.encode()
@@ -107,15 +107,17 @@ class Program:
 async def command(language: str, folder: Path) -> list[str]:
     """What runs the page's program, once it is compiled where that is needed."""
     (folder / "go.mod").write_text("module receiver\n\ngo 1.21\n")
-    suffix = {"python": "py", "js": "cjs", "go": "go"}[language]
-    source = folder / f"receiver.{suffix}"
+    source = (
+        folder / {"python": "receiver.py", "js": "receiver.cjs", "go": "receiver.go", "java": "Receiver.java"}[language]
+    )
     source.write_text(blocks(language)[0])
     if language == "python":
         return [sys.executable, str(source)]
-    tool = shutil.which({"js": "node", "go": "go"}[language])
+    name = {"js": "node"}.get(language, language)
+    tool = shutil.which(name)
     if tool is None:
-        pytest.skip(f"there is no {'node' if language == 'js' else 'go'} on PATH")
-    if language == "js":
+        pytest.skip(f"there is no {name} on PATH")
+    if language in ("js", "java"):
         return [tool, str(source)]
     # Nothing is to be downloaded: neither a module nor another version of Go.
     env = os.environ | {"GOFLAGS": "", "GOPROXY": "off", "GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
@@ -152,7 +154,7 @@ async def _listens(port: int) -> bool:
     return True
 
 
-@pytest.fixture(scope="module", params=["python", "js", "go"])
+@pytest.fixture(scope="module", params=["python", "js", "go", "java"])
 async def receivers_command(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return await command(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -215,4 +217,9 @@ def test_python_by_hand_takes_nothing_else(by_hand: ModuleType, name: str) -> No
 
 
 def test_every_program_of_the_page_is_run() -> None:
-    assert {language: len(blocks(language)) for language in ("python", "js", "go")} == {"python": 2, "js": 1, "go": 1}
+    assert {language: len(blocks(language)) for language in ("python", "js", "go", "java")} == {
+        "python": 2,
+        "js": 1,
+        "go": 1,
+        "java": 1,
+    }
