@@ -23,11 +23,15 @@ from timemachine.settings import Settings
 from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
 
 LOOK_EVERY = 15.0
-"""Seconds between two looks, give or take a third, so that workers that were started together look apart."""
+"""Seconds between two looks, give or take a third, so that workers that were started together look apart. The first one
+comes within a third of it: where workers are killed again and again, none may live until a second one."""
 
 OVERDUE = timedelta(seconds=20)
 """How late a job is that is looked at. A task in Temporal's memory that no worker takes, or ends, is replaced within 15
 seconds as long as it is not lost."""
+
+WAKES_AT_A_TIME = 20
+"""Jobs that are being woken at a time. Each may take `ANSWER_TIME`, when its worker dies meanwhile."""
 
 PAGE = 500
 FIRST_EVENTS = 20
@@ -49,14 +53,15 @@ class OverdueJobs:
 
     async def watch(self) -> None:
         """Look again and again, until it is cancelled."""
+        await asyncio.sleep(LOOK_EVERY * random.uniform(0, 1 / 3))  # noqa: S311 - guards nothing
         while True:
-            await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
             try:
                 await self.look()
             except (RPCError, UnavailableError) as error:
                 log.warning("overdue jobs not looked for", extra={"reason": str(error)})
             except Exception:
                 log.exception("overdue jobs not looked for")
+            await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
 
     async def look(self) -> None:
         """Wake each job that is overdue and has never had a workflow task.
@@ -64,10 +69,16 @@ class OverdueJobs:
         Raises:
             RPCError, UnavailableError: Temporal or Postgres does not answer.
         """
-        async for run in self._overdue():
-            await self._rate.acquire()
-            if await self._has_no_task(run):
-                await self._wake(run)
+        waking = set[asyncio.Task[None]]()
+        try:
+            async for run in self._overdue():
+                await self._rate.acquire()
+                if await self._has_no_task(run):
+                    if len(waking) >= WAKES_AT_A_TIME:
+                        _, waking = await asyncio.wait(waking, return_when=asyncio.FIRST_COMPLETED)
+                    waking.add(asyncio.create_task(self._wake(run)))
+        finally:
+            await asyncio.gather(*waking)
 
     async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
         """Return the runs that are overdue, without those that are held, or at work as the ledger says."""
