@@ -6,11 +6,15 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 RUN := $(VENV)/bin/python -m
 
+# Most tests wait, so that there may be more processes than cores. Each starts servers of its own; a file's tests share
+# them, and the long ones come first.
+BESIDE_EACH_OTHER := -n 3 --dist loadfile --no-loadscope-reorder
+
 # Else Python does not find what it is run in.
 unexport PYTHONSAFEPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo temporal test soak bench lint format clean
+.PHONY: help setup run demo temporal check lint unit test soak bench format clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -27,19 +31,25 @@ demo: $(READY) ## Show one job from its creation to the webhook, on a stack of i
 temporal: $(READY) ## Find the Temporal CLI, or download or build it
 	@$(RUN) devstack temporal
 
-test: temporal ## Run the tests (some of them: make test ARGS="tests/unit -k names")
-	@$(RUN) pytest $(ARGS)
+check: $(READY) ## Check style, format and types, and run the tests that need no server: a minute
+	@$(MAKE) --no-print-directory --jobs=2 lint unit
+
+lint: $(READY) ## Check style, format and types
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+unit: $(READY)
+	@$(RUN) pytest -q tests/unit tests/replay
+
+test: $(if $(filter-out tests/unit% tests/replay tests/replay/test_%,$(or $(filter tests%,$(ARGS)),tests)),temporal,$(READY)) ## Run all tests (some of them: make test ARGS="tests/unit -k names")
+	@$(RUN) pytest $(or $(ARGS),$(BESIDE_EACH_OTHER))
 
 soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
 bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
-
-lint: $(READY) ## Check style, format and types
-	@$(RUN) ruff check .
-	@$(RUN) ruff format --check .
-	@$(RUN) mypy
 
 format: $(READY) ## Put the code into the house format
 	@$(RUN) ruff check --fix-only --quiet .

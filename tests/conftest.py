@@ -31,6 +31,21 @@ from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Give the processes of pytest-xdist time to stop their servers after a Ctrl-C, which would go on running."""
+    from xdist.workermanage import NodeManager
+
+    NodeManager.EXIT_TIMEOUT = 60
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out."""
+    for item in items:
+        item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+
+
 @asynccontextmanager
 async def in_one_task(resource: AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
     """Enter and leave a context in one task, which a fixture's set-up and tear-down are not."""
@@ -99,6 +114,8 @@ async def settings(postgres: Postgres) -> Settings:
         allow_private_targets=True,
         # Some tests are hundreds of clients at once.
         max_requests_in_flight=1000,
+        # A busy machine is no failure.
+        request_timeout=10,
     )
     await migrate(settings)
     return settings
@@ -120,6 +137,15 @@ async def api(settings: Settings, temporal: Temporal, client: Client) -> AsyncIt
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TEMPORAL_ADDRESS", temporal.address)
         async with serving(create_app(settings)) as http:
+            yield http
+
+
+@pytest.fixture(scope="session")
+async def impatient_api(settings: Settings, temporal: Temporal, client: Client) -> AsyncIterator[httpx.AsyncClient]:
+    """An API that soon gives up what it waits for."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        async with serving(create_app(replace(settings, request_timeout=2))) as http:
             yield http
 
 
@@ -180,7 +206,7 @@ async def alone(
 ) -> AsyncIterator[tuple[Service, Settings]]:
     """A service whose task queue no worker serves."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
-    own = replace(settings, task_queue=f"alone-{uuid.uuid4().hex}")
+    own = replace(settings, task_queue=f"alone-{uuid.uuid4().hex}", request_timeout=4)
     async with serving(create_app(own)) as api:
         service = Service(api, db)
         await service.add_route(receiver.url)
@@ -213,3 +239,9 @@ async def service(api: httpx.AsyncClient, worker: None, receiver: Receiver, db: 
     await service.add_route(receiver.url)
     yield service
     service.verify_all(receiver)
+
+
+@pytest.fixture
+def impatient(service: Service, impatient_api: httpx.AsyncClient) -> Service:
+    """The same db through an API that soon gives up what it waits for."""
+    return Service(impatient_api, service.db)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -12,8 +13,10 @@ from devstack.parts import Part, running
 from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.contract.server import Server
-from tests.support.service import Service
+from tests.support.service import Service, new_id
 from timemachine.settings import Settings
+
+WAITING = "waiting"
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +30,7 @@ async def api_process(
         "TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true",
         "TIMEMACHINE_DEFAULT_SCHEME": settings.default_scheme,
         "TIMEMACHINE_HTTP_PORT": str(port),
+        "TIMEMACHINE_REQUEST_TIMEOUT": str(settings.request_timeout),
         "TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn or "",
         "TIMEMACHINE_SECRET_KEYS": settings.secret_keys or "",
         "TIMEMACHINE_TASK_QUEUE": settings.task_queue,
@@ -53,5 +57,29 @@ async def api(api_process: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def jobs(server: Server, service: Service) -> Service:
-    """A db with the route `hook`, in which no test may make the server log a fault."""
+    """A db of the test's own with the route `hook`; the server may log no fault."""
     return service
+
+
+@pytest.fixture(scope="module")
+async def unchanged(api: httpx.AsyncClient) -> AsyncIterator[Service]:
+    """A db with the route `hook` and the job `waiting`, which must be all that it has in the end."""
+    service = Service(api, f"db-{new_id()[:12]}")
+    await service.add_route("http://127.0.0.1:9/")
+    await service.create(3600, job_id=WAITING, meta="kept")
+    before = await everything(service)
+    yield service
+    assert await everything(service) == before
+
+
+async def everything(service: Service) -> list[Any]:
+    """Return what the tests' names are answered with: those that are there, and those that may not come to be."""
+    routes = [f"/route/{service.db}/{path}" for path in ("hook", "hook/secret", "r")]
+    jobs = [f"{service.jobs}/{job_id}" for job_id in (WAITING, "x", "new")]
+    return [(await service.api.get(path)).json() for path in routes + jobs]
+
+
+@pytest.fixture
+def refusing(server: Server, unchanged: Service) -> Service:
+    """A db that is shared by tests whose requests are all refused; the server may log no fault."""
+    return unchanged

@@ -45,7 +45,9 @@ class Server:
 
     def faults(self, since: int = 0) -> str:
         """Return what the log holds of tracebacks and errors after a position."""
-        lines = self._log.read_bytes()[since:].decode().splitlines()
+        with self._log.open("rb") as log:
+            log.seek(since)
+            lines = log.read().decode().splitlines()
         return "\n".join(line for line in lines if "Traceback" in line or '"level":"error"' in line)
 
     @contextmanager

@@ -20,6 +20,7 @@ from temporalio.client import Client
 from tests.contract.server import Server
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import now_ms
+from tests.support.waiting import eventually
 
 PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 RECEIVER = "gameserver-dev-1.myorg.com"
@@ -120,8 +121,8 @@ def compare_received(receiver: Receiver, expected: Message, given: Placeholders)
 
 async def until_listed(client: Client, route: str) -> None:
     """Wait until the one job that waits on a route is all that Temporal's visibility, which lags behind, finds."""
-    while (await client.count_workflows(f"ExecutionStatus = 'Running' AND TimemachineRoute = '{route}'")).count != 1:
-        await asyncio.sleep(0.05)
+    query = f"ExecutionStatus = 'Running' AND TimemachineRoute = '{route}'"
+    await eventually(lambda: client.count_workflows(query), lambda found: found.count == 1)
 
 
 async def test_the_examples_are_answered_as_the_page_says(

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.contract.conftest import WAITING
 from tests.contract.server import JSON, Server, parse
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
+from tests.support.waiting import eventually
 
 KIB = 1024
 MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")
@@ -80,18 +82,18 @@ each_endpoint = pytest.mark.parametrize(
     ],
 )
 async def test_a_body_that_is_malformed(
-    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], body: Callable[[bytes], bytes]
+    refusing: Service, server: Server, method: str, path: str, good: Callable[[], bytes], body: Callable[[bytes], bytes]
 ) -> None:
-    answer = await server.request(method, path.format(db=jobs.db), body(good()))
+    answer = await server.request(method, path.format(db=refusing.db), body(good()))
 
     assert refused(answer) == MALFORMED
 
 
 @each_endpoint
 async def test_a_body_above_the_cap(
-    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes]
+    refusing: Service, server: Server, method: str, path: str, good: Callable[[], bytes]
 ) -> None:
-    answer = await server.request(method, path.format(db=jobs.db), good() + b" " * 300 * KIB)
+    answer = await server.request(method, path.format(db=refusing.db), good() + b" " * 300 * KIB)
 
     assert refused(answer) == TOO_LARGE
 
@@ -105,26 +107,26 @@ async def test_a_body_above_the_cap(
 )
 @each_endpoint
 async def test_a_content_type_that_is_not_json(
-    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], content_type: str
+    refusing: Service, server: Server, method: str, path: str, good: Callable[[], bytes], content_type: str
 ) -> None:
     header = f"content-type: {content_type}\r\n".encode("latin-1")
 
-    assert refused(await server.request(method, path.format(db=jobs.db), good(), header)) == WRONG_TYPE
+    assert refused(await server.request(method, path.format(db=refusing.db), good(), header)) == WRONG_TYPE
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate, identity", "identity, gzip", "x", "zstd"])
 @each_endpoint
 async def test_a_body_that_is_compressed_or_says_so(
-    jobs: Service, server: Server, method: str, path: str, good: Callable[[], bytes], coding: str
+    refusing: Service, server: Server, method: str, path: str, good: Callable[[], bytes], coding: str
 ) -> None:
     header = JSON + f"content-encoding: {coding}\r\n".encode()
     for body in (good(), gzip.compress(good())):
-        answer = await server.request(method, path.format(db=jobs.db), body, header)
+        answer = await server.request(method, path.format(db=refusing.db), body, header)
         assert refused(answer) == WRONG_TYPE
         assert "content-encoding" in answer.json()["error"]
 
     twice = JSON + b"content-encoding: identity\r\n" + f"content-encoding: {coding}\r\n".encode()
-    assert refused(await server.request(method, path.format(db=jobs.db), good(), twice)) == WRONG_TYPE
+    assert refused(await server.request(method, path.format(db=refusing.db), good(), twice)) == WRONG_TYPE
 
 
 @pytest.mark.parametrize("coding", [b"identity", b"Identity", b""])
@@ -172,13 +174,13 @@ each_small_body = pytest.mark.parametrize(("path", "good"), SMALL_BODIES, ids=[p
     ],
 )
 async def test_a_small_body_that_is_malformed(
-    jobs: Service, server: Server, path: str, good: dict[str, Any], body: Callable[[bytes], bytes]
+    refusing: Service, server: Server, path: str, good: dict[str, Any], body: Callable[[bytes], bytes]
 ) -> None:
-    at = f"/route/{jobs.db}/{ROUTE}"
-    before = (await jobs.api.get(at)).json()
+    at = f"/route/{refusing.db}/{ROUTE}"
+    before = (await refusing.api.get(at)).json()
 
     assert refused(await server.request("POST", at + path, body(json.dumps(good).encode()))) == MALFORMED
-    assert (await jobs.api.get(at)).json() == before
+    assert (await refusing.api.get(at)).json() == before
 
 
 @each_small_body
@@ -225,16 +227,16 @@ async def test_a_body_that_is_left_out_has_no_type(jobs: Service, server: Server
     ids=lambda value: str(value)[:12],
 )
 async def test_a_field_with_very_many_values(
-    jobs: Service, server: Server, path: str, good: Callable[[], bytes], field: str, value: bytes
+    refusing: Service, server: Server, path: str, good: Callable[[], bytes], field: str, value: bytes
 ) -> None:
-    answer = await server.request("POST", path.format(db=jobs.db), with_field(good(), field, value))
+    answer = await server.request("POST", path.format(db=refusing.db), with_field(good(), field, value))
 
     assert refused(answer) == MALFORMED
     assert field in answer.json()["error"]
 
 
-async def test_what_is_sent_is_not_repeated_at_length(jobs: Service, server: Server) -> None:
-    answer = await server.request("POST", jobs.jobs, with_field(job(), "f" * 200_000, "1"))
+async def test_what_is_sent_is_not_repeated_at_length(refusing: Service, server: Server) -> None:
+    answer = await server.request("POST", refusing.jobs, with_field(job(), "f" * 200_000, "1"))
 
     assert refused(answer) == MALFORMED
     assert len(answer.content) < KIB
@@ -272,12 +274,12 @@ NO_NUMBERS = ["null", "true", '"1"', "[]", "{}", "NaN", "Infinity", "-Infinity",
     ],
     ids=lambda value: repr(value)[:50],
 )
-async def test_a_field_of_a_small_body_that_is_wrong(jobs: Service, server: Server, path: str, body: bytes) -> None:
-    at = f"/route/{jobs.db}/{ROUTE}"
-    before = [(await jobs.api.get(at)).json(), (await jobs.api.get(f"{at}/secret")).json()]
+async def test_a_field_of_a_small_body_that_is_wrong(refusing: Service, server: Server, path: str, body: bytes) -> None:
+    at = f"/route/{refusing.db}/{ROUTE}"
+    before = [(await refusing.api.get(at)).json(), (await refusing.api.get(f"{at}/secret")).json()]
 
     assert refused(await server.request("POST", at + path, body)) == MALFORMED
-    assert [(await jobs.api.get(at)).json(), (await jobs.api.get(f"{at}/secret")).json()] == before
+    assert [(await refusing.api.get(at)).json(), (await refusing.api.get(f"{at}/secret")).json()] == before
 
 
 @pytest.mark.parametrize("reason", ["", " ", "\n", "\u007f\ufffe\U0010ffff", "r" * 200, "' OR 1=1 --"], ids=repr)
@@ -309,19 +311,18 @@ def with_field(body: bytes, field: str, value: str | bytes) -> bytes:
 
 
 @pytest.mark.parametrize("retry", BAD_RETRIES, ids=lambda value: value[:50])
-async def test_a_retry_that_is_refused(jobs: Service, retry: str) -> None:
-    waiting = await jobs.create(3600)
+async def test_a_retry_that_is_refused(refusing: Service, retry: str) -> None:
     for method, path, body in [
-        ("POST", jobs.jobs, job("new")),
-        ("PUT", f"{jobs.jobs}/{waiting}", job(waiting)),
-        ("POST", f"/route/{jobs.db}", route()),
-        ("PUT", f"/route/{jobs.db}/{ROUTE}", route(id=ROUTE)),
+        ("POST", refusing.jobs, job("new")),
+        ("PUT", f"{refusing.jobs}/{WAITING}", job(WAITING)),
+        ("POST", f"/route/{refusing.db}", route()),
+        ("PUT", f"/route/{refusing.db}/{ROUTE}", route(id=ROUTE)),
     ]:
-        answer = await jobs.api.request(method, path, content=with_field(body, "retry", retry))
+        answer = await refusing.api.request(method, path, content=with_field(body, "retry", retry))
         assert refused(answer) == MALFORMED, (method, path)
 
-    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
-    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
 
 
 @pytest.mark.parametrize(
@@ -346,16 +347,16 @@ async def test_a_retry_that_is_refused(jobs: Service, retry: str) -> None:
     ],
     ids=lambda value: str(value)[:50],
 )
-async def test_a_policy_of_a_route_that_is_refused(jobs: Service, field: str, value: str | bytes) -> None:
-    path = f"/route/{jobs.db}/{ROUTE}"
-    before = (await jobs.api.get(path)).json()
+async def test_a_policy_of_a_route_that_is_refused(refusing: Service, field: str, value: str | bytes) -> None:
+    path = f"/route/{refusing.db}/{ROUTE}"
+    before = (await refusing.api.get(path)).json()
 
-    created = await jobs.api.post(f"/route/{jobs.db}", content=with_field(route(), field, value))
-    changed = await jobs.api.put(path, content=with_field(route(id=ROUTE), field, value))
+    created = await refusing.api.post(f"/route/{refusing.db}", content=with_field(route(), field, value))
+    changed = await refusing.api.put(path, content=with_field(route(id=ROUTE), field, value))
 
     assert refused(created) == refused(changed) == MALFORMED
-    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
-    assert (await jobs.api.get(path)).json() == before
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
+    assert (await refusing.api.get(path)).json() == before
 
 
 # --- what lists are asked for
@@ -381,9 +382,9 @@ WINDOWED = [
     ],
 )
 async def test_a_parameter_of_a_list_that_is_wrong(
-    jobs: Service, server: Server, path: str, queries: list[str]
+    refusing: Service, server: Server, path: str, queries: list[str]
 ) -> None:
-    listed = path.format(db=jobs.db, job_id=await jobs.create(3600))
+    listed = path.format(db=refusing.db, job_id=WAITING)
 
     assert (await server.request("GET", listed)).status_code == 200
     for query in queries:
@@ -391,9 +392,9 @@ async def test_a_parameter_of_a_list_that_is_wrong(
 
 
 @pytest.mark.parametrize("name", ["", "%00", "%ff", "a%20b", "'", "%27%20OR%20%27%27=%27", "a/b", "..", "r" * 65])
-async def test_a_name_in_a_query_that_is_not_allowed(jobs: Service, server: Server, name: str) -> None:
+async def test_a_name_in_a_query_that_is_not_allowed(refusing: Service, server: Server, name: str) -> None:
     for field in ("route", "collection"):
-        assert refused(await server.request("GET", f"/failed/{jobs.db}?{field}={name}")) == BAD_NAME
+        assert refused(await server.request("GET", f"/failed/{refusing.db}?{field}={name}")) == BAD_NAME
 
 
 # --- fields of a job
@@ -455,47 +456,45 @@ async def test_a_name_in_a_query_that_is_not_allowed(jobs: Service, server: Serv
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else value[1],
 )
 async def test_a_field_that_is_wrong_creates_and_changes_nothing(
-    jobs: Service, fields: dict[str, Any], expected: tuple[int, str]
+    refusing: Service, fields: dict[str, Any], expected: tuple[int, str]
 ) -> None:
-    waiting = await jobs.create(3600, meta="kept")
-    before = await jobs.find(waiting)
+    before = await refusing.find(WAITING)
 
-    created = await jobs.api.post(jobs.jobs, content=job("new", **fields))
-    changed = await jobs.api.put(f"{jobs.jobs}/{waiting}", content=job(**{"id": waiting} | fields))
+    created = await refusing.api.post(refusing.jobs, content=job("new", **fields))
+    changed = await refusing.api.put(f"{refusing.jobs}/{WAITING}", content=job(**{"id": WAITING} | fields))
 
     assert refused(created) == expected
     assert refused(changed) == expected
-    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
-    assert await jobs.find(waiting) == before
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
+    assert await refusing.find(WAITING) == before
 
 
 @pytest.mark.parametrize("field", ["id", "trigger_time", "route"])
-async def test_a_field_that_is_missing_is_named(jobs: Service, field: str) -> None:
-    answer = await jobs.api.post(jobs.jobs, content=without(job(), field))
+async def test_a_field_that_is_missing_is_named(refusing: Service, field: str) -> None:
+    answer = await refusing.api.post(refusing.jobs, content=without(job(), field))
 
     assert refused(answer) == MALFORMED
     assert f"`{field}`" in answer.json()["error"]
 
 
-async def test_a_time_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
-    answer = await jobs.api.post(jobs.jobs, content=job(trigger_time=now_ms(3600) // 1000))
+async def test_a_time_that_looks_like_seconds_is_told_so(refusing: Service) -> None:
+    answer = await refusing.api.post(refusing.jobs, content=job(trigger_time=now_ms(3600) // 1000))
 
     assert refused(answer) == BAD_TIME
     assert "seconds" in answer.json()["error"]
 
 
-async def test_a_deadline_that_is_past_is_refused_though_the_job_would_be_due_now(jobs: Service) -> None:
-    waiting = await jobs.create(3600)
+async def test_a_deadline_that_is_past_is_refused_though_the_job_would_be_due_now(refusing: Service) -> None:
     times: dict[str, Any] = {"trigger_time": now_ms(-30), "deadline": now_ms(-20)}
 
     for answer in (
-        await jobs.api.post(jobs.jobs, content=job("new", **times)),
-        await jobs.api.put(f"{jobs.jobs}/{waiting}", content=job(waiting, **times)),
+        await refusing.api.post(refusing.jobs, content=job("new", **times)),
+        await refusing.api.put(f"{refusing.jobs}/{WAITING}", content=job(WAITING, **times)),
     ):
         assert refused(answer) == BAD_TIME
         assert answer.json()["error"] == "deadline: it is past already"
-    assert refused(await jobs.api.get(f"{jobs.jobs}/new")) == NO_JOB
-    assert (await jobs.find(waiting))["state"] == "scheduled"
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
+    assert (await refusing.find(WAITING))["state"] == "scheduled"
 
 
 async def test_a_create_is_repeated_after_its_deadline(jobs: Service, receiver: Receiver) -> None:
@@ -510,25 +509,25 @@ async def test_a_create_is_repeated_after_its_deadline(jobs: Service, receiver: 
     assert len(await receiver.wait_for("x")) == 1
 
 
-async def test_a_deadline_that_looks_like_seconds_is_told_so(jobs: Service) -> None:
-    answer = await jobs.api.post(jobs.jobs, content=job(deadline=now_ms(7200) // 1000))
+async def test_a_deadline_that_looks_like_seconds_is_told_so(refusing: Service) -> None:
+    answer = await refusing.api.post(refusing.jobs, content=job(deadline=now_ms(7200) // 1000))
 
     assert refused(answer) == BAD_TIME
     assert answer.json()["error"] == "deadline: this looks like seconds; it must be in milliseconds since the epoch"
 
 
 @pytest.mark.parametrize("query", ["since=1795429472", "until=1795429472", "since=0&until=1795429472&kind=taken"])
-async def test_a_parameter_that_looks_like_seconds_is_told_so(jobs: Service, server: Server, query: str) -> None:
-    answer = await server.request("GET", f"/route/{jobs.db}/{ROUTE}/attempts?{query}")
+async def test_a_parameter_that_looks_like_seconds_is_told_so(refusing: Service, server: Server, query: str) -> None:
+    answer = await server.request("GET", f"/route/{refusing.db}/{ROUTE}/attempts?{query}")
 
     assert refused(answer) == MALFORMED
     assert "looks like seconds" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("field", ["trigger_time", "deadline"])
-async def test_a_date_is_told_its_number(jobs: Service, field: str) -> None:
+async def test_a_date_is_told_its_number(refusing: Service, field: str) -> None:
     date: dict[str, Any] = {field: "2100-01-01T00:00:00Z"}
-    answer = await jobs.api.post(jobs.jobs, content=job(**date))
+    answer = await refusing.api.post(refusing.jobs, content=job(**date))
 
     assert refused(answer) == MALFORMED
     assert answer.json()["error"] == (
@@ -536,16 +535,16 @@ async def test_a_date_is_told_its_number(jobs: Service, field: str) -> None:
     )
 
 
-async def test_a_date_in_a_query_is_told_its_number(jobs: Service, server: Server) -> None:
-    answer = await server.request("GET", f"/route/{jobs.db}/{ROUTE}/attempts?since=2100-01-01T00:00:00Z")
+async def test_a_date_in_a_query_is_told_its_number(refusing: Service, server: Server) -> None:
+    answer = await server.request("GET", f"/route/{refusing.db}/{ROUTE}/attempts?since=2100-01-01T00:00:00Z")
 
     assert refused(answer) == MALFORMED
     assert answer.json()["error"].endswith("2100-01-01T00:00:00+00:00 is 4102444800000")
 
 
 @pytest.mark.parametrize("kind", ["rest", "Rest", "", "GRPC", 1, None, ["REST"]])
-async def test_a_type_that_is_none_is_told_what_it_must_be(jobs: Service, kind: object) -> None:
-    answer = await jobs.api.post(f"/route/{jobs.db}", content=route(type=kind))
+async def test_a_type_that_is_none_is_told_what_it_must_be(refusing: Service, kind: object) -> None:
+    answer = await refusing.api.post(f"/route/{refusing.db}", content=route(type=kind))
 
     assert refused(answer) == MALFORMED
     assert answer.json()["error"] == 'type: it must be "REST"'
@@ -598,9 +597,9 @@ async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
         pytest.param(b"", MALFORMED, id="nothing"),
     ],
 )
-async def test_a_meta_that_is_refused(jobs: Service, meta: bytes, expected: tuple[int, str]) -> None:
-    assert refused(await jobs.api.post(jobs.jobs, content=job(meta=meta))) == expected
-    assert refused(await jobs.api.get(f"{jobs.jobs}/x")) == NO_JOB
+async def test_a_meta_that_is_refused(refusing: Service, meta: bytes, expected: tuple[int, str]) -> None:
+    assert refused(await refusing.api.post(refusing.jobs, content=job(meta=meta))) == expected
+    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_JOB
 
 
 @pytest.mark.parametrize(
@@ -683,17 +682,17 @@ async def test_a_name_in_a_longer_path_that_is_not_allowed(server: Server, name:
     assert refused(await server.request("POST", f"/route/d/{name}/redeliver", b'{"since":0,"until":1}')) == BAD_NAME
 
 
-async def test_what_is_not_there_is_told_so(jobs: Service, server: Server) -> None:
-    missing = f"/route/{jobs.db}/nowhere"
+async def test_what_is_not_there_is_told_so(refusing: Service, server: Server) -> None:
+    missing = f"/route/{refusing.db}/nowhere"
     for method, path, expected in [
         ("GET", f"{missing}/attempts", NO_ROUTE),
         ("GET", f"{missing}/secret", NO_ROUTE),
         ("POST", f"{missing}/pause", NO_ROUTE),
         ("POST", f"{missing}/resume", NO_ROUTE),
         ("POST", f"{missing}/secret/rotate", NO_ROUTE),
-        ("GET", f"/route/{jobs.db}/{ROUTE}/redeliver/0-1", NO_REDELIVERY),
-        ("GET", f"{jobs.jobs}/nothing/attempts", NO_JOB),
-        ("POST", f"{jobs.jobs}/nothing/redeliver", NO_JOB),
+        ("GET", f"/route/{refusing.db}/{ROUTE}/redeliver/0-1", NO_REDELIVERY),
+        ("GET", f"{refusing.jobs}/nothing/attempts", NO_JOB),
+        ("POST", f"{refusing.jobs}/nothing/redeliver", NO_JOB),
     ]:
         assert refused(await server.request(method, path)) == expected, path
 
@@ -726,9 +725,9 @@ async def test_an_empty_name_is_not_skipped(server: Server, path: str) -> None:
     ],
     ids=lambda name: repr(name)[:12],
 )
-async def test_a_name_in_a_body_that_is_not_allowed(jobs: Service, name: str) -> None:
-    assert refused(await jobs.api.post(jobs.jobs, content=job(name))) == BAD_NAME
-    assert refused(await jobs.api.post(f"/route/{jobs.db}", content=route(id=name))) == BAD_NAME
+async def test_a_name_in_a_body_that_is_not_allowed(refusing: Service, name: str) -> None:
+    assert refused(await refusing.api.post(refusing.jobs, content=job(name))) == BAD_NAME
+    assert refused(await refusing.api.post(f"/route/{refusing.db}", content=route(id=name))) == BAD_NAME
 
 
 async def test_the_longest_names_with_every_character_work(server: Server, jobs: Service, receiver: Receiver) -> None:
@@ -796,18 +795,18 @@ async def test_the_longest_names_with_every_character_work(server: Server, jobs:
     ids=lambda value: repr(value)[:60] if isinstance(value, dict) else value[1],
 )
 async def test_a_field_of_a_route_that_is_wrong(
-    jobs: Service, fields: dict[str, Any], expected: tuple[int, str]
+    refusing: Service, fields: dict[str, Any], expected: tuple[int, str]
 ) -> None:
-    path = f"/route/{jobs.db}/{ROUTE}"
-    before = (await jobs.api.get(path)).json()
+    path = f"/route/{refusing.db}/{ROUTE}"
+    before = (await refusing.api.get(path)).json()
 
-    created = await jobs.api.post(f"/route/{jobs.db}", content=route(**fields))
-    changed = await jobs.api.put(path, content=route(**{"id": ROUTE} | fields))
+    created = await refusing.api.post(f"/route/{refusing.db}", content=route(**fields))
+    changed = await refusing.api.put(path, content=route(**{"id": ROUTE} | fields))
 
     assert refused(created) == expected
     assert refused(changed) == expected
-    assert refused(await jobs.api.get(f"/route/{jobs.db}/r")) == NO_ROUTE
-    assert (await jobs.api.get(path)).json() == before
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
+    assert (await refusing.api.get(path)).json() == before
 
 
 @pytest.mark.parametrize(
@@ -824,8 +823,8 @@ async def test_a_webhook_url_is_kept_as_given(jobs: Service, url: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["id", "type", "webhook_url"])
-async def test_a_field_of_a_route_that_is_missing_is_named(jobs: Service, field: str) -> None:
-    answer = await jobs.api.post(f"/route/{jobs.db}", content=without(route(), field))
+async def test_a_field_of_a_route_that_is_missing_is_named(refusing: Service, field: str) -> None:
+    answer = await refusing.api.post(f"/route/{refusing.db}", content=without(route(), field))
 
     assert refused(answer) == MALFORMED
     assert f"`{field}`" in answer.json()["error"]
@@ -834,11 +833,11 @@ async def test_a_field_of_a_route_that_is_missing_is_named(jobs: Service, field:
 @pytest.mark.parametrize(
     "query", ["force", "force=", "force=yes", "force=2", "force=null", "force=%ff", "force=true%00"]
 )
-async def test_a_force_that_is_neither_true_nor_false(jobs: Service, server: Server, query: str) -> None:
-    path = f"/route/{jobs.db}/{ROUTE}"
+async def test_a_force_that_is_neither_true_nor_false(refusing: Service, server: Server, query: str) -> None:
+    path = f"/route/{refusing.db}/{ROUTE}"
 
     assert refused(await server.request("DELETE", f"{path}?{query}")) == MALFORMED
-    assert (await jobs.api.get(path)).status_code == 200
+    assert (await refusing.api.get(path)).status_code == 200
 
 
 # --- paths and methods
@@ -931,13 +930,14 @@ async def test_a_path_that_is_none_is_none_for_every_method(server: Server, meth
     assert (await server.request(method, "/nowhere")).status_code == 404
 
 
-async def test_a_header_does_not_change_the_method(jobs: Service, server: Server) -> None:
-    waiting = await jobs.create(3600)
+async def test_a_header_does_not_change_the_method(refusing: Service, server: Server) -> None:
 
-    answer = await server.request("POST", f"{jobs.jobs}/{waiting}", b"{}", JSON + b"x-http-method-override: DELETE\r\n")
+    answer = await server.request(
+        "POST", f"{refusing.jobs}/{WAITING}", b"{}", JSON + b"x-http-method-override: DELETE\r\n"
+    )
 
     assert refused(answer) == WRONG_METHOD
-    assert (await jobs.find(waiting))["state"] == "scheduled"
+    assert (await refusing.find(WAITING))["state"] == "scheduled"
 
 
 # --- HTTP itself
@@ -967,11 +967,11 @@ def chunked(*pieces: bytes) -> bytes:
     ],
 )
 async def test_a_request_cut_short_creates_nothing(
-    jobs: Service, server: Server, request_of: Callable[[str], bytes]
+    refusing: Service, server: Server, request_of: Callable[[str], bytes]
 ) -> None:
-    assert await server.exchange(request_of(jobs.jobs), end=True) == b""
+    assert await server.exchange(request_of(refusing.jobs), end=True) == b""
 
-    assert refused(await jobs.api.get(f"{jobs.jobs}/x")) == NO_JOB
+    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_JOB
 
 
 async def test_a_client_that_waits_for_no_answer_gets_its_job(jobs: Service, server: Server) -> None:
@@ -981,9 +981,7 @@ async def test_a_client_that_waits_for_no_answer_gets_its_job(jobs: Service, ser
     await writer.drain()
     writer.close()
 
-    async with asyncio.timeout(10):
-        while (await jobs.api.get(f"{jobs.jobs}/x")).status_code != 200:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: jobs.api.get(f"{jobs.jobs}/x"), lambda answer: answer.status_code == 200)
 
 
 async def test_chunks_of_one_byte(jobs: Service, server: Server) -> None:
@@ -994,14 +992,14 @@ async def test_chunks_of_one_byte(jobs: Service, server: Server) -> None:
     assert answer.json() == {"status": "ok"}
 
 
-async def test_chunks_above_the_cap(jobs: Service, server: Server) -> None:
+async def test_chunks_above_the_cap(refusing: Service, server: Server) -> None:
     pieces = chunked(*[b" " * 64 * KIB] * 5) + chunked(b"")
 
-    assert refused(await server.send(head(jobs.jobs, b"transfer-encoding: chunked") + pieces)) == TOO_LARGE
+    assert refused(await server.send(head(refusing.jobs, b"transfer-encoding: chunked") + pieces)) == TOO_LARGE
 
 
-async def test_a_length_above_the_cap_is_refused_before_the_body_comes(jobs: Service, server: Server) -> None:
-    announced = head(jobs.jobs, b"content-length: 99999999999", b"expect: 100-continue")
+async def test_a_length_above_the_cap_is_refused_before_the_body_comes(refusing: Service, server: Server) -> None:
+    announced = head(refusing.jobs, b"content-length: 99999999999", b"expect: 100-continue")
 
     assert refused(await server.send(announced)) == TOO_LARGE
 
@@ -1032,9 +1030,9 @@ async def test_a_client_that_expects_100_continue(jobs: Service, server: Server)
     ],
 )
 async def test_a_head_that_could_be_read_in_two_ways_is_refused(
-    jobs: Service, server: Server, lines: list[bytes]
+    refusing: Service, server: Server, lines: list[bytes]
 ) -> None:
-    answer = await server.exchange(head(jobs.jobs, *lines) + b"{}")
+    answer = await server.exchange(head(refusing.jobs, *lines) + b"{}")
 
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"\r\nconnection: close\r\n" in answer

@@ -149,8 +149,10 @@ async def test_an_optional_body_may_be_left_out(jobs: Service, server: Server, f
     assert answer.json() == {"status": "ok"}
 
 
-async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(jobs: Service, server: Server) -> None:
-    pause = f"/route/{jobs.db}/{ROUTE}/pause"
+async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(
+    refusing: Service, server: Server
+) -> None:
+    pause = f"/route/{refusing.db}/{ROUTE}/pause"
 
     assert refused((await answers(server, [request("POST", pause, b"", in_chunks=True)]))[0]) == (400, "E001")
 
@@ -185,9 +187,9 @@ async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(j
 )
 @pytest.mark.parametrize("upgrade", [[], [b"upgrade: h2c", b"connection: upgrade"]], ids=["plain", "h2c"])
 async def test_a_length_that_could_be_read_in_two_ways_ends_the_connection(
-    jobs: Service, server: Server, lines: list[bytes], upgrade: list[bytes]
+    refusing: Service, server: Server, lines: list[bytes], upgrade: list[bytes]
 ) -> None:
-    head = b"\r\n".join([f"POST {jobs.jobs} HTTP/1.1".encode(), b"host: x", JSON.strip(), *lines, *upgrade])
+    head = b"\r\n".join([f"POST {refusing.jobs} HTTP/1.1".encode(), b"host: x", JSON.strip(), *lines, *upgrade])
 
     found = await answers(server, [head + b"\r\n\r\n", b"0\r\n\r\n" + MARKED])
 
@@ -195,8 +197,10 @@ async def test_a_length_that_could_be_read_in_two_ways_ends_the_connection(
     assert found[0].headers["connection"] == "close"
 
 
-async def test_a_folded_header_is_read_as_one(jobs: Service, server: Server) -> None:
-    whole = request("POST", jobs.jobs, MARKED, in_chunks=True).replace(b"encoding: chunked", b"encoding:\r\n chunked")
+async def test_a_folded_header_is_read_as_one(refusing: Service, server: Server) -> None:
+    whole = request("POST", refusing.jobs, MARKED, in_chunks=True).replace(
+        b"encoding: chunked", b"encoding:\r\n chunked"
+    )
 
     found = await answers(server, [whole])
 
@@ -209,7 +213,7 @@ async def test_http_1_0_has_no_chunks(server: Server) -> None:
     assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [(400, "E001")]
 
 
-async def test_a_refusal_before_100_continue_ends_the_connection(jobs: Service, server: Server) -> None:
+async def test_a_refusal_before_100_continue_ends_the_connection(refusing: Service, server: Server) -> None:
     head = request("POST", "/job//c", b"{}", [b"expect: 100-continue"])[:-2]
 
     found = await answers(server, [head, MARKED])

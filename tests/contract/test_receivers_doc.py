@@ -17,6 +17,7 @@ import pytest
 
 from devstack.ports import free_port
 from tests.support.service import Service
+from tests.support.waiting import eventually
 from timemachine.domain.signing import encode_secret, signature, signatures
 
 PAGE = (Path(__file__).parents[2] / "docs/receivers.md").read_text()
@@ -183,9 +184,8 @@ async def test_a_program_takes_what_the_service_delivers(
     await service.rotate(overlap=0)
     async with running(receivers_command, tmp_path, old, port):
         job_id = await service.create(0)
-        async with asyncio.timeout(20):
-            while "401 from the receiver" not in (await service.find(job_id)).get("last_error", ""):
-                await asyncio.sleep(0.05)
+        refusal = "401 from the receiver"
+        await eventually(lambda: service.find(job_id), lambda job: refusal in job.get("last_error", ""))
 
 
 async def test_the_python_program_keeps_each_job_once(tmp_path: Path) -> None:

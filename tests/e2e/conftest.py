@@ -22,7 +22,9 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))}
-    async with local_stack(settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http"}) as stack:
+    async with local_stack(
+        settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http", "TIMEMACHINE_REQUEST_TIMEOUT": "10"}
+    ) as stack:
         yield stack
 
 

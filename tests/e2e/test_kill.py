@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -35,31 +36,34 @@ async def create_many(service: Service, count: int, due_in: float, **fields: Any
     return list(await asyncio.gather(*(create() for _ in range(count))))
 
 
-async def assert_each_arrives_once(receiver: Receiver, job_ids: Iterable[str], *, limit: float = 50) -> None:
+async def assert_each_arrives_once(receiver: Receiver, job_ids: Iterable[str], *, limit: float = 90) -> None:
     wanted = set(job_ids)
     await receiver.wait_until(lambda: wanted <= {received.job_id for received in receiver.received}, limit=limit)
     assert [received.job_id for received in receiver.received if received.late_ms < 0] == []
     assert len(receiver.received) == len(wanted)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "names", [["worker"], ["temporal"], ["api"], ["worker", "api", "temporal", "postgres"]], ids="+".join
 )
 async def test_kill_while_jobs_wait(stack: Stack, service: Service, receiver: Receiver, names: list[str]) -> None:
     """Half of the jobs come due while the parts are away."""
-    soon = await create_many(service, 20, due_in=3)
+    began = time.monotonic()
     later = await create_many(service, 20, due_in=12)
+    # However slow this machine is, none is due before the kill.
+    due_in = 2 + 4 * (time.monotonic() - began)
+    soon = await create_many(service, 20, due_in=due_in)
 
     kill(*(stack.parts[name] for name in names))
-    await asyncio.sleep(3)
+    await asyncio.sleep(due_in)
     for name in reversed(names):
         await stack.parts[name].restart()
 
     await assert_each_arrives_once(receiver, soon + later)
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 async def test_kill_of_the_worker_while_it_delivers(stack: Stack, service: Service, receiver: Receiver) -> None:
     """The attempt that was cut is made again; a job that merely waited is delivered once."""
     cut = asyncio.Event()
@@ -86,7 +90,7 @@ async def test_kill_of_the_worker_while_it_delivers(stack: Stack, service: Servi
     assert (len(receiver.of(in_flight)), len(receiver.of(waiting))) == (2, 1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_kill_of_the_api_between_create_and_answer(stack: Stack, service: Service, receiver: Receiver) -> None:
     """Whoever got no answer repeats the create: each job is there once."""
     jobs = [a_job(10) for _ in range(60)]

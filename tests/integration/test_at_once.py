@@ -9,6 +9,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, refused
+from tests.support.waiting import eventually
 
 Events = list[EventType.ValueType]
 
@@ -22,9 +23,7 @@ async def events(client: Client, service: Service, job_id: str) -> Events:
 
 
 async def wait_for_event(client: Client, service: Service, job_id: str, event: EventType.ValueType) -> None:
-    async with asyncio.timeout(20):
-        while event not in await events(client, service, job_id):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: events(client, service, job_id), lambda seen: event in seen)
 
 
 async def test_a_job_that_is_taken_at_once_has_six_events(service: Service, client: Client) -> None:

@@ -20,6 +20,7 @@ from tests.integration.test_redelivery import fail, refuse
 from tests.integration.test_release import held_count, hold
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
+from tests.support.waiting import eventually
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
@@ -67,20 +68,15 @@ async def redeliver_all(service: Service, route: str = ROUTE) -> str:
 
 
 async def until_done(service: Service, redelivery_id: str, *, route: str = ROUTE) -> dict[str, object]:
-    async with asyncio.timeout(30):
-        while True:
-            answer = await service.api.get(f"/route/{service.db}/{route}/redeliver/{redelivery_id}")
-            if answer.json()["done"]:
-                seen: dict[str, object] = answer.json()
-                return seen
-            await asyncio.sleep(0.05)
+    path = f"/route/{service.db}/{route}/redeliver/{redelivery_id}"
+    answer = await eventually(lambda: service.api.get(path), lambda answer: answer.json()["done"])
+    seen: dict[str, object] = answer.json()
+    return seen
 
 
 async def until_failed(client: Client, service: Service, count: int, route: str = ROUTE) -> None:
     query = f"ExecutionStatus = 'Failed' AND TimemachineRoute = '{service.db}/{route}'"
-    async with asyncio.timeout(20):
-        while (await client.count_workflows(query)).count < count:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: client.count_workflows(query), lambda found: found.count >= count)
 
 
 async def test_bulk_work_waits_in_a_task_queue_of_its_own(
@@ -100,7 +96,6 @@ async def test_bulk_work_waits_in_a_task_queue_of_its_own(
         assert await queues_of_activities(client, workflow_id) == {f"{settings.task_queue}-bulk"}
 
 
-@pytest.mark.timeout(90)
 async def test_bulk_work_holds_no_slot_of_a_delivery(
     own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
 ) -> None:
@@ -110,9 +105,7 @@ async def test_bulk_work_holds_no_slot_of_a_delivery(
         await service.add_route(receiver.url, "open")
         await hold(service, client, 8)
         await service.api.post(f"/route/{db}/{ROUTE}/resume", json={"spread": 0})
-        async with asyncio.timeout(10):
-            while await held_count(client, service) == 8:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: held_count(client, service), lambda held: held < 8)
 
         async def second_time(received: Received) -> bytes:
             return response(200 if len(receiver.of(received.job_id)) > 1 else 500)
@@ -124,7 +117,6 @@ async def test_bulk_work_holds_no_slot_of_a_delivery(
         assert await held_count(client, service) > 0
 
 
-@pytest.mark.timeout(90)
 async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
     own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
 ) -> None:
@@ -146,7 +138,6 @@ async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
         assert time.monotonic() - started >= (len(routes) * jobs - 1) / rate
 
 
-@pytest.mark.timeout(90)
 async def test_long_bulk_work_takes_turns_with_what_waits(
     own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from tests.integration.test_at_once import events, wait_for_event, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, refused
+from tests.support.waiting import eventually
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
@@ -24,9 +25,7 @@ MAY_BE_TAKEN = "the receiver may have taken it"
 
 
 async def wait_for_status(client: Client, service: Service, job_id: str, status: WorkflowExecutionStatus) -> None:
-    async with asyncio.timeout(20):
-        while (await workflow_of(client, service, job_id).describe()).status is not status:
-            await asyncio.sleep(0.05)
+    await eventually(workflow_of(client, service, job_id).describe, lambda run: run.status is status)
 
 
 async def test_without_a_worker_a_job_is_cancelled_and_never_fires(
@@ -164,13 +163,13 @@ async def test_that_a_lost_attempt_was_taken_counts_when_its_worker_wakes(
 
 
 async def test_a_wish_that_was_not_fulfilled_in_time_stands(
-    service: Service, receiver: Receiver, client: Client, another: AnotherWorker
+    service: Service, impatient: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
     job_id = await service.create(1)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
 
-    assert refused(await service.cancel(job_id)) == (503, "E015")
+    assert refused(await impatient.cancel(job_id)) == (503, "E015")
     assert (await another.row(run)).state is RowState.CANCELLING
     await another.end(run, claim, refused_by_receiver(timedelta(0)))
 

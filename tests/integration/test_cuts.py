@@ -7,6 +7,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from tests.integration.test_holds import wait_until_held
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, refused
 
@@ -47,7 +48,7 @@ async def test_a_held_job_that_is_cut_is_cancelled(
     await cut.api.post(f"/route/{cut.db}/{ROUTE}/pause")
     job_ids = [await cut.create(0, meta="old") for _ in range(HELD_JOBS)]
     for job_id in job_ids:
-        await until_held(cut, job_id)
+        await wait_until_held(cut, job_id)
     ends: Counter[str] = Counter()
 
     async def play(n: int, job_id: str) -> None:
@@ -64,12 +65,6 @@ async def test_a_held_job_that_is_cut_is_cancelled(
     assert receiver.received == []
 
 
-async def until_held(service: Service, job_id: str) -> None:
-    async with asyncio.timeout(20):
-        while "held" not in await service.find(job_id):
-            await asyncio.sleep(0.02)
-
-
 async def test_a_held_job_that_is_delivered_once_more_cannot_be_changed(service: Service, receiver: Receiver) -> None:
     """It would come with other content under a `webhook-id` that the receiver may have taken already."""
     job_id = await service.create(0)
@@ -77,7 +72,7 @@ async def test_a_held_job_that_is_delivered_once_more_cannot_be_changed(service:
     await service.api.post(f"/route/{service.db}/{ROUTE}/pause")
     again: httpx.Response = await service.api.post(f"{service.jobs}/{job_id}/redeliver")
     assert again.status_code == 200
-    await until_held(service, job_id)
+    await wait_until_held(service, job_id)
 
     assert refused(await service.change(job_id, 0, meta="other")) == (400, "E006")
 

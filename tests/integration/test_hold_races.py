@@ -8,7 +8,6 @@ import asyncio
 import random
 
 import httpx
-import pytest
 from temporalio.client import Client
 
 from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
@@ -32,7 +31,6 @@ def code(answer: httpx.Response) -> str | None:
     return found
 
 
-@pytest.mark.timeout(120)
 async def test_delete_races_the_release(service: Service, receiver: Receiver, client: Client) -> None:
     job_ids = await hold_many(service, client)
 
@@ -48,7 +46,6 @@ async def test_delete_races_the_release(service: Service, receiver: Receiver, cl
     assert set(outcomes) == {(None, 0), ("E006", 1)}, outcomes
 
 
-@pytest.mark.timeout(120)
 async def test_put_races_the_release(service: Service, receiver: Receiver, client: Client) -> None:
     job_ids = await hold_many(service, client)
 

@@ -1,6 +1,5 @@
 """Routes that are paused or disabled hold their jobs, without using up attempts, and release them again."""
 
-import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +10,7 @@ from temporalio.client import Client
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, refused
+from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import EndedAttempt
 
 
@@ -26,18 +26,13 @@ async def resume(service: Service, spread: float = 0) -> httpx.Response:
 
 
 async def wait_until_held(service: Service, job_id: str) -> Any:
-    async with asyncio.timeout(20):
-        while "held" not in (job := await service.find(job_id)):
-            await asyncio.sleep(0.05)
-    return job
+    return await eventually(lambda: service.find(job_id), lambda job: "held" in job)
 
 
 async def wait_until_listed(client: Client, service: Service, count: int) -> None:
     """Wait for Temporal's visibility, which lags behind, to know the held jobs."""
     query = f"TimemachineRoute = '{service.db}/{ROUTE}' AND TimemachineHeld = true"
-    async with asyncio.timeout(20):
-        while (await client.count_workflows(query)).count < count:
-            await asyncio.sleep(0.05)
+    await eventually(lambda: client.count_workflows(query), lambda found: found.count >= count)
 
 
 async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
@@ -190,9 +185,7 @@ async def test_a_job_that_is_held_for_very_long_keeps_count_of_its_attempts(
     await service.api.post(service.jobs, json=job)
     workflow = client.get_workflow_handle(f"{service.db}/c/{job['id']}")
     first = (await workflow.describe()).run_id
-    async with asyncio.timeout(40):
-        while (await workflow.describe()).run_id == first:
-            await asyncio.sleep(0.05)
+    await eventually(workflow.describe, lambda run: run.run_id != first)
     assert (await wait_until_held(service, job["id"]))["attempts"] == 1
     # A repeated create still finds the same job.
     assert (await service.api.post(service.jobs, json=job)).status_code == 200

@@ -16,6 +16,7 @@ from tests.integration.test_at_once import wait_for_event, workflow_of
 from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, refused
+from tests.support.waiting import eventually
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import TriggerTimeError
 from timemachine.domain.outcomes import Outcome
@@ -30,7 +31,7 @@ def _too_late(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["in time", "after its time"])
 async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(
-    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, late: bool
+    service: Service, impatient: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """The attempt in flight decides; a create that was answered with 200 meanwhile might never be delivered."""
     ending = asyncio.Event()
@@ -44,10 +45,10 @@ async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(
     await service.api.post(service.jobs, json=job)
     await receiver.wait_for(job["id"])
 
-    assert refused(await service.cancel(job["id"])) == (503, "E015")
+    assert refused(await impatient.cancel(job["id"])) == (503, "E015")
     if late:
         monkeypatch.setattr("api.jobs.check_not_past", _too_late)
-    assert refused(await service.api.post(service.jobs, json=job)) == (503, "E015")
+    assert refused(await impatient.api.post(service.jobs, json=job)) == (503, "E015")
     monkeypatch.undo()
 
     ending.set()
@@ -62,8 +63,7 @@ async def read_only(dsn: str | None) -> AsyncIterator[None]:
     try:
         await postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         await postgres.execute("SELECT pg_reload_conf()")
-        while await postgres.fetchval("SHOW default_transaction_read_only") != "on":
-            await asyncio.sleep(0.05)
+        await eventually(lambda: postgres.fetchval("SHOW default_transaction_read_only"), lambda seen: seen == "on")
         yield
     finally:
         await postgres.execute("SET default_transaction_read_only = off")
@@ -73,7 +73,7 @@ async def read_only(dsn: str | None) -> AsyncIterator[None]:
 
 
 async def test_an_end_that_cannot_be_written_is_kept_and_told_by_nobody(
-    service: Service, receiver: Receiver, client: Client, settings: Settings
+    service: Service, impatient: Service, receiver: Receiver, client: Client, settings: Settings
 ) -> None:
     asked, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -89,7 +89,7 @@ async def test_an_end_that_cannot_be_written_is_kept_and_told_by_nobody(
     async with read_only(settings.postgres_dsn):
         ending.set()
         await ended.wait()
-        assert refused(await service.cancel(job_id)) == (503, "E015")
+        assert refused(await impatient.cancel(job_id)) == (503, "E015")
         assert (await service.find(job_id))["state"] == "delivering"
         description = await workflow_of(client, service, job_id).describe()
         assert description.status is WorkflowExecutionStatus.RUNNING
@@ -131,9 +131,7 @@ async def test_an_attempt_that_broke_off_is_a_failed_one(
 ) -> None:
     """Or it would be made for ever, each time it is taken for lost."""
     job_id = await service.create(0, retry={"waits": [1, 1]})
-    async with asyncio.timeout(20):
-        while not (job := await service.find(job_id)).get("attempts"):
-            await asyncio.sleep(0.05)
+    job = await eventually(lambda: service.find(job_id), lambda job: job.get("attempts"))
     assert "internal error" in job["last_error"]
 
     broken.undo()
@@ -150,9 +148,7 @@ async def test_an_attempt_that_cannot_begin_uses_none_up(
 
     monkeypatch.setattr(RouteStore, "open_target", open_target)
     job_id = await service.create(0)
-    async with asyncio.timeout(20):
-        while "internal error" not in (await service.find(job_id)).get("last_error", ""):
-            await asyncio.sleep(0.05)
+    await eventually(lambda: service.find(job_id), lambda job: "internal error" in job.get("last_error", ""))
 
     monkeypatch.undo()
 

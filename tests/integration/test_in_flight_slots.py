@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
+from tests.support.waiting import eventually
 from timemachine.domain.errors import NoSlotError, UnavailableError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres import route_store
@@ -82,7 +83,7 @@ async def test_nobody_else_waits_while_a_route_is_held(
     monkeypatch.setattr(route_store, "PLACE_WAIT", 20)
     async with route_locked(settings, db):
         asking = [asyncio.create_task(ask(store, db, f"run-{n}")) for n in range(3 * settings.postgres_pool_size)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # time to begin to wait
         for _ in range(20):
             await store.find(db, "other")
         assert not any(task.done() for task in asking)
@@ -102,7 +103,7 @@ async def test_a_route_that_is_held_for_a_moment_is_waited_for(
 ) -> None:
     async with route_locked(settings, db):
         asking = asyncio.create_task(ask(store, db, "run"))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # time to begin to wait, and less than is waited for
 
     assert await asking == "held"
 
@@ -176,9 +177,7 @@ async def test_a_cancel_request_does_not_skip_the_clean_up(
 
 async def test_a_cancelled_attempt_releases_its_slot(store: RouteStore, pool: asyncpg.Pool, db: str) -> None:
     asking = asyncio.create_task(ask(store, db, "run", asyncio.Event()))
-    async with asyncio.timeout(5):
-        while await slots_in_use(pool, db) == 0:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: slots_in_use(pool, db))
 
     asking.cancel()
 

@@ -5,10 +5,13 @@ from itertools import pairwise
 
 import httpx
 import pytest
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
+from tests.integration.test_at_once import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.waiting import eventually
 
 META = b'{"n": 12345678901234567890.10, "b":1,"a":"\\u00e9"}'
 
@@ -239,7 +242,9 @@ async def test_delete_waits_for_the_attempt_in_flight_and_tells_that_it_was_take
     assert (await service.find(job_id))["state"] == "delivered"
 
 
-async def test_delete_during_an_attempt_that_fails_cancels_the_job(service: Service, receiver: Receiver) -> None:
+async def test_delete_during_an_attempt_that_fails_cancels_the_job(
+    service: Service, receiver: Receiver, client: Client
+) -> None:
     answered = asyncio.Event()
 
     async def slow(_: Received) -> bytes:
@@ -251,7 +256,7 @@ async def test_delete_during_an_attempt_that_fails_cancels_the_job(service: Serv
     await receiver.wait_for(job_id)
 
     delete = asyncio.create_task(service.cancel(job_id))
-    await asyncio.sleep(0.2)  # let the cancel request arrive before the attempt ends
+    await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED)
     answered.set()
 
     assert (await delete).json() == {"status": "ok"}
@@ -263,20 +268,17 @@ async def test_delete_between_two_attempts_prevents_the_next(service: Service, r
         return response(500, b"out of order")
 
     receiver.answer = refuse
-    job_id = await service.create(0)
-    job = await service.wait_for_state(job_id, "delivering")
-    while "last_error" not in job:
-        job = await service.find(job_id)
+    job_id = await service.create(0, retry={"waits": [5]})
+    job = await eventually(lambda: service.find(job_id), lambda job: "last_error" in job)
 
     assert job["attempts"] == 1
     assert job["last_error"] == "500 from the receiver: out of order"
-    assert now_ms(3) < job["next_attempt_time"] < now_ms(7)
     other = await service.api.post(service.jobs, json=a_job(60) | {"id": job_id})
     assert refused(other) == (400, "E005")
     assert "cancel it first" in other.json()["error"]
     assert (await service.cancel(job_id)).json() == {"status": "ok"}
 
-    await asyncio.sleep(6.5)  # past the next attempt's time
+    await asyncio.sleep(max(0, (job["next_attempt_time"] + 500 - now_ms()) / 1000))  # past the next attempt's time
     assert len(receiver.of(job_id)) == 1
 
 
@@ -287,15 +289,15 @@ async def test_a_receiver_that_fails_twice_gets_three_requests_with_one_id(
         return response(500 if len(receiver.of(received.job_id)) < 3 else 200)
 
     receiver.answer = third_time
-    job_id = await service.create(0)
+    job_id = await service.create(0, retry={"initial_interval": 0.5, "backoff_coefficient": 3})
 
-    received = await receiver.wait_for(job_id, 3, limit=40)
+    received = await receiver.wait_for(job_id, 3)
 
     assert len({request.headers["webhook-id"] for request in received}) == 1
     assert [request.headers["timemachine-attempt"] for request in received] == ["1", "2", "3"]
     waits = [(b.at_ms - a.at_ms) / 1000 for a, b in pairwise(received)]
-    assert 5 <= waits[0] < 8
-    assert 15 <= waits[1] < 20
+    assert waits[0] >= 0.5
+    assert waits[1] >= 1.5
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 3
 
 
@@ -364,10 +366,9 @@ async def test_a_receiver_that_cannot_be_reached_is_told_in_a_readable_line(serv
     await service.add_route("http://127.0.0.1:1/", "nobody")
     job_id = await service.create(0, route="nobody")
 
-    job = await service.wait_for_state(job_id, "delivering")
-    while "last_error" not in job:
-        job = await service.find(job_id)
+    job = await eventually(lambda: service.find(job_id), lambda job: "last_error" in job)
 
+    assert job["state"] == "delivering"
     assert job["last_error"] == "no connection to the receiver: connection refused"
 
 

@@ -1,6 +1,5 @@
 """What a worker serves for Prometheus is what docs/alarms.md asks for."""
 
-import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from devstack.temporal import Temporal
 from tests.integration.test_bulk import a_service
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import Service
+from tests.support.waiting import eventually
 from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings
 from timemachine.temporal.client import LATENESS, connect
@@ -49,10 +49,9 @@ async def own(
 
 async def scrape(address: str, enough: Callable[[str], bool]) -> str:
     """Return the metrics, once they have what they must: some are exported a moment later."""
-    async with httpx.AsyncClient() as http, asyncio.timeout(10):
-        while not enough(text := (await http.get(f"http://{address}/metrics")).text):
-            await asyncio.sleep(0.1)
-    return text
+    async with httpx.AsyncClient() as http:
+        answer = await eventually(lambda: http.get(f"http://{address}/metrics"), lambda answer: enough(answer.text))
+    return answer.text
 
 
 def value(text: str, name: str, *labels: str) -> float:

@@ -132,7 +132,6 @@ async def test_an_index_that_could_not_be_made_is_made_by_the_next_run(empty: Se
     assert await is_valid(empty, "one")
 
 
-@pytest.mark.timeout(40)
 async def test_many_at_once_make_an_index_once(empty: Settings) -> None:
     """None of those that wait is waited for by the one that makes it."""
     await migrate(empty, [FIRST])
@@ -142,7 +141,6 @@ async def test_many_at_once_make_an_index_once(empty: Settings) -> None:
     assert sorted(map(len, applied)) == [0] * 7 + [1]
 
 
-@pytest.mark.timeout(40)
 async def test_a_migration_that_waits_lets_others_write(empty: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as somebody reads a table, it cannot be changed; that everybody waits behind the change is worse."""
     monkeypatch.setattr("timemachine.postgres.migrate.LOCK_TIMEOUT", 0.2)

@@ -1,6 +1,5 @@
 """Secrets, header values, keys and passwords stay where they belong: looked for everywhere else, after all of it."""
 
-import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator
@@ -12,7 +11,7 @@ import asyncpg
 import httpx
 import pytest
 from msgspec.structs import replace
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecution
 
 from api.app import create_app
 from api.schemas import EXAMPLE, OLDER_EXAMPLE
@@ -21,6 +20,7 @@ from devstack.temporal import Temporal
 from tests.conftest import serving, working
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, new_id, refused
+from tests.support.waiting import eventually
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.telemetry import JsonFormatter
@@ -111,14 +111,12 @@ async def rows(settings: Settings, table: str) -> bytes:
 
 async def histories(client: Client, db: str, job_ids: set[str]) -> bytes:
     """All that Temporal keeps of every workflow of a db: histories, memos, search attributes, failures."""
-    async with asyncio.timeout(20):
-        while True:
-            listed = [run async for run in client.list_workflows() if db in run.id]
-            if {run.id.rpartition("/")[2] for run in listed} >= job_ids:
-                break
-            await asyncio.sleep(0.1)
+
+    async def listed() -> list[WorkflowExecution]:
+        return [run async for run in client.list_workflows() if db in run.id]
+
     found = b""
-    for run in listed:
+    for run in await eventually(listed, lambda runs: {run.id.rpartition("/")[2] for run in runs} >= job_ids):
         handle = client.get_workflow_handle(run.id, run_id=run.run_id)
         history = await handle.fetch_history()
         description = await handle.describe()
@@ -213,10 +211,9 @@ async def ask_with_wrong_key(
         assert refused(await other.ask("POST", f"{path}/secret/rotate")) == (500, "E016")
         job = a_job(0, route="200")
         assert (await other.ask("POST", service.jobs, json=job)).status_code == 200
-        async with asyncio.timeout(20):
-            while not (await other.ask("GET", f"{service.jobs}/{job['id']}")).json().get("last_error"):
-                await asyncio.sleep(0.05)
-        assert (await other.ask("DELETE", f"{service.jobs}/{job['id']}")).status_code == 200
+        shown = f"{service.jobs}/{job['id']}"
+        await eventually(lambda: other.ask("GET", shown), lambda answer: answer.json().get("last_error"))
+        assert (await other.ask("DELETE", shown)).status_code == 200
         watched.answers += other.answers
     return str(job["id"])
 
@@ -230,7 +227,6 @@ def log(caplog: pytest.LogCaptureFixture) -> logging.Handler:
     return caplog.handler
 
 
-@pytest.mark.timeout(120)
 async def test_nothing_secret_is_anywhere_else(
     service: Service,
     receiver: Receiver,

@@ -11,10 +11,12 @@ import trustme
 from tests.support.receiver import Answer, Received, Receiver, response
 from tests.support.scripts import Script, drip, flood, says, scripted
 from tests.support.service import ROUTE, Service, a_job, now_ms, refused
+from tests.support.waiting import eventually
 
 RETRY = {"initial_interval": 0.3, "backoff_coefficient": 2, "maximum_interval": 4, "maximum_attempts": 3}
-TIMEOUT = 0.5
-SLACK = 1.5
+TIMEOUT = 1
+SLACK = 10
+"""Seconds that a busy machine may take on top of a wait."""
 
 
 def always(status: int, headers: str = "") -> Answer:
@@ -183,9 +185,10 @@ async def test_gone_ends_the_job_and_disables_the_route(service: Service, receiv
     job = await service.wait_for_state(job_id, "failed")
 
     assert job["attempts"] == 1
-    route = (await service.api.get(f"/route/{service.db}/{ROUTE}")).json()
+    path = f"/route/{service.db}/{ROUTE}"
+    route = (await eventually(lambda: service.api.get(path), lambda answer: answer.json().get("reason"))).json()
     assert (route["state"], route["reason"]) == ("disabled", "the receiver answered 410 Gone")
-    assert now_ms(-20) < route["since"] <= now_ms()
+    assert now_ms(-60) < route["since"] <= now_ms()
 
 
 async def test_a_job_has_its_own_retry(service: Service, receiver: Receiver) -> None:

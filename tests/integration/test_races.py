@@ -6,8 +6,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
@@ -20,14 +21,17 @@ from tests.integration.test_outages import stop
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job
 from tests.support.two_workers import two_workers
+from tests.support.waiting import eventually
 from timemachine.postgres.migrate import migrate
 from timemachine.settings import Settings
 
-ROUNDS = int(os.environ.get("RACES", "200"))
+ROUNDS = int(os.environ.get("RACES", "40"))
+"""Of each race; `make soak` has thousands."""
 AT_A_TIME = 16
 CRASH_JOBS = 40
 
 Outcome = tuple[int, str | None, int]
+T = TypeVar("T")
 
 
 SLOW = 1.5
@@ -66,48 +70,56 @@ class Aim:
         self._after += -0.03 if too_late else 0.03
 
 
+async def races(race: Callable[[], Awaitable[T]]) -> list[T]:
+    """Return how the rounds ended: so many, and more on a machine on which only one of two has won until then."""
+    outcomes: list[T] = []
+    for _ in range(0, 10 * ROUNDS, AT_A_TIME):
+        outcomes += await asyncio.gather(*(race() for _ in range(AT_A_TIME)))
+        if len(outcomes) >= ROUNDS and len({str(outcome) for outcome in outcomes}) > 1:
+            break
+    return outcomes
+
+
 def code(answer: httpx.Response) -> str | None:
     found: str | None = answer.json().get("code")
     return found
 
 
-@pytest.mark.timeout(ROUNDS)
+@pytest.mark.timeout(300 + 2 * ROUNDS)
 async def test_delete_races_the_trigger_time(service: Service, receiver: Receiver) -> None:
     receiver.answer = answer
-    limit, aim = asyncio.Semaphore(AT_A_TIME), Aim()
+    aim = Aim()
 
     async def race() -> Outcome:
-        async with limit:
-            job = a_job(0.6)
-            await service.api.post(service.jobs, json=job)
-            await aim.wait(job["trigger_time"])
-            deleted = await service.cancel(job["id"])
-            aim.note(too_late=code(deleted) == "E006")
-            # An ended job is delivered no more, so what arrived until now is all.
-            await service.wait_for_end(job["id"])
-            return deleted.status_code, code(deleted), len(receiver.of(job["id"]))
+        job = a_job(0.6)
+        await service.api.post(service.jobs, json=job)
+        await aim.wait(job["trigger_time"])
+        deleted = await service.cancel(job["id"])
+        aim.note(too_late=code(deleted) == "E006")
+        # An ended job is delivered no more, so what arrived until now is all.
+        await service.wait_for_end(job["id"])
+        return deleted.status_code, code(deleted), len(receiver.of(job["id"]))
 
-    outcomes = Counter(await asyncio.gather(*(race() for _ in range(ROUNDS))))
+    outcomes = Counter(await races(race))
 
     assert set(outcomes) == {(200, None, 0), (400, "E006", 1)}, outcomes
 
 
-@pytest.mark.timeout(ROUNDS)
+@pytest.mark.timeout(300 + 2 * ROUNDS)
 async def test_put_races_the_trigger_time(service: Service, receiver: Receiver) -> None:
     receiver.answer = answer
-    limit, aim = asyncio.Semaphore(AT_A_TIME), Aim()
+    aim = Aim()
 
     async def race() -> tuple[str | None, list[bytes]]:
-        async with limit:
-            job = a_job(0.6, meta="old")
-            await service.api.post(service.jobs, json=job)
-            await aim.wait(job["trigger_time"])
-            changed = await service.change(job["id"], 0.3, meta="new")
-            aim.note(too_late=code(changed) == "E006")
-            await service.wait_for_end(job["id"])
-            return code(changed), [received.body for received in receiver.of(job["id"])]
+        job = a_job(0.6, meta="old")
+        await service.api.post(service.jobs, json=job)
+        await aim.wait(job["trigger_time"])
+        changed = await service.change(job["id"], 0.3, meta="new")
+        aim.note(too_late=code(changed) == "E006")
+        await service.wait_for_end(job["id"])
+        return code(changed), [received.body for received in receiver.of(job["id"])]
 
-    outcomes = await asyncio.gather(*(race() for _ in range(ROUNDS)))
+    outcomes = await races(race)
 
     assert all(outcome in ((None, [b'"new"']), ("E006", [b'"old"'])) for outcome in outcomes), outcomes
     assert len({outcome[0] for outcome in outcomes}) == 2
@@ -120,7 +132,7 @@ async def fragile(tmp_path: Path) -> AsyncIterator[Postgres]:
         yield postgres
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_delete_races_the_trigger_time_while_postgres_crashes(
     fragile: Postgres,
     settings: Settings,
@@ -163,10 +175,10 @@ async def test_delete_races_the_trigger_time_while_postgres_crashes(
 
 async def ended(service: Service, job_id: str) -> dict[str, str]:
     """Return a job that has ended, however often the answer is that nobody knows."""
-    async with asyncio.timeout(60):
-        while True:
-            found = await service.api.get(f"{service.jobs}/{job_id}")
-            if found.status_code == 200 and found.json()["state"] not in ("scheduled", "delivering"):
-                job: dict[str, str] = found.json()
-                return job
-            await asyncio.sleep(0.1)
+
+    def has_ended(found: httpx.Response) -> bool:
+        return found.status_code == 200 and found.json()["state"] not in ("scheduled", "delivering")
+
+    found = await eventually(lambda: service.api.get(f"{service.jobs}/{job_id}"), has_ended, limit=60)
+    job: dict[str, str] = found.json()
+    return job

@@ -13,7 +13,8 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.receiver import Received, Receiver, response, take
-from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
+from tests.support.waiting import LIMIT, eventually
 from timemachine.settings import Settings
 from timemachine.temporal import job_runs
 from timemachine.temporal.fail_fast import FailFastServiceClient
@@ -44,15 +45,9 @@ async def redeliver(service: Service, job_id: str) -> httpx.Response:
     return await service.api.post(f"{service.jobs}/{job_id}/redeliver")
 
 
-async def eventually(look: Callable[[], Awaitable[Any]], expected: Any, *, limit: float = 10) -> None:
+async def until_shown(look: Callable[[], Awaitable[Any]], expected: Any) -> None:
     """Wait until a look shows what is expected: visibility lags behind."""
-    seen = None
-    try:
-        async with asyncio.timeout(limit):
-            while (seen := await look()) != expected:
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        assert seen == expected
+    await eventually(look, lambda seen: seen == expected)
 
 
 async def failed(service: Service, **query: Any) -> list[Any]:
@@ -78,7 +73,7 @@ async def test_a_failed_job_is_listed_with_its_last_error(service: Service, out_
     job = a_job(0, retry={"waits": [0.1]})
     await service.api.post(service.jobs, json=job)
     await service.wait_for_state(job["id"], "failed")
-    await eventually(lambda: failed_ids(service), [job["id"]])
+    await until_shown(lambda: failed_ids(service), [job["id"]])
 
     (entry,) = await failed(service)
 
@@ -96,7 +91,7 @@ async def test_the_failed_list_is_filtered_and_paged(service: Service, out_of_or
     await service.add_route(out_of_order.url, "other")
     ids = [await fail(service) for _ in range(3)]
     other = await fail(service, route="other")
-    await eventually(lambda: failed_ids(service), [other, *reversed(ids)])
+    await until_shown(lambda: failed_ids(service), [other, *reversed(ids)])
 
     assert await failed_ids(service, limit=1) == [other, *reversed(ids)]
     assert await failed_ids(service, limit=3) == [other, *reversed(ids)]
@@ -109,11 +104,11 @@ async def test_a_page_of_the_failed_list_stays_whole_while_others_fail(
     service: Service, out_of_order: Receiver
 ) -> None:
     ids = [await fail(service) for _ in range(3)]
-    await eventually(lambda: failed_ids(service), list(reversed(ids)))
+    await until_shown(lambda: failed_ids(service), list(reversed(ids)))
     first = (await service.api.get(f"/failed/{service.db}", params={"limit": 1})).json()
 
     newer = await fail(service)
-    await eventually(lambda: failed_ids(service), [newer, *reversed(ids)])
+    await until_shown(lambda: failed_ids(service), [newer, *reversed(ids)])
 
     assert [entry["id"] for entry in first["failed"]] == [ids[2]]
     assert await failed_ids(service, limit=1, cursor=first["next"]) == [ids[1], ids[0]]
@@ -129,7 +124,7 @@ async def test_only_what_failed_in_this_very_db_is_listed(
         await fail(each, id=each.db)
 
     for each in services:
-        await eventually(lambda each=each: failed_ids(each), [each.db])  # type: ignore[misc]
+        await until_shown(lambda each=each: failed_ids(each), [each.db])  # type: ignore[misc]
 
 
 async def test_only_what_failed_in_this_very_collection_or_on_this_very_route_is_listed(
@@ -140,7 +135,7 @@ async def test_only_what_failed_in_this_very_collection_or_on_this_very_route_is
         await service.add_route(out_of_order.url, name)
         job = a_job(0, id=name, route=name, retry=ONCE)
         assert (await service.api.post(f"/job/{service.db}/{name}", json=job)).status_code == 200
-    await eventually(lambda: sorted_ids(service), sorted(names))
+    await until_shown(lambda: sorted_ids(service), sorted(names))
 
     for name in names:
         assert await failed_ids(service, collection=name) == [name]
@@ -157,7 +152,7 @@ async def test_a_job_that_was_taken_after_it_had_failed_is_not_listed(
 ) -> None:
     """A worker that was taken for lost has told the end of its attempt late."""
     taken_late, other = await fail(service), await fail(service)
-    await eventually(lambda: failed_ids(service), [other, taken_late])
+    await until_shown(lambda: failed_ids(service), [other, taken_late])
     run = await first_run(client, service, taken_late)
 
     await another.end(run, uuid4(), taken())
@@ -173,7 +168,7 @@ async def test_a_page_of_the_failed_list_is_two_questions_to_temporal(
     ids = [await fail(service) for _ in range(5)]
     await redeliver(service, ids[0])
     await service.wait_for_end(ids[0])
-    await eventually(lambda: sorted_ids(service), sorted(ids))
+    await until_shown(lambda: sorted_ids(service), sorted(ids))
     asked: list[str] = []
     made = FailFastServiceClient._rpc_call
 
@@ -195,7 +190,7 @@ async def test_what_was_delivered_or_cancelled_or_waits_is_not_listed(service: S
     receiver.answer = refuse
     job_id = await fail(service)
 
-    await eventually(lambda: failed_ids(service), [job_id])
+    await until_shown(lambda: failed_ids(service), [job_id])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +214,7 @@ async def test_a_malformed_question_is_refused(
 
 async def test_a_cursor_of_another_list_is_refused(service: Service, out_of_order: Receiver) -> None:
     ids = [await fail(service) for _ in range(2)]
-    await eventually(lambda: failed_ids(service), list(reversed(ids)))
+    await until_shown(lambda: failed_ids(service), list(reversed(ids)))
     cursor = (await service.api.get(f"/failed/{service.db}", params={"limit": 1})).json()["next"]
 
     for path, query in ((service.db, {"route": ROUTE}), (f"{service.db}x", {})):
@@ -255,7 +250,8 @@ async def test_a_job_that_is_said_to_have_ended_is_redelivered(
     assert (await service.find(job_id))["state"] == "delivered"
 
     asking = asyncio.create_task(redeliver(service, job_id))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.5)  # time for the answer that must not come yet
+    assert not asking.done()
     ending.set()
 
     assert (await asking).status_code == 200
@@ -279,7 +275,7 @@ async def test_a_failed_job_is_delivered_once_more_under_the_same_webhook_id(
     service: Service, out_of_order: Receiver
 ) -> None:
     job_id = await fail(service, meta={"n": 1})
-    await eventually(lambda: failed_ids(service), [job_id])
+    await until_shown(lambda: failed_ids(service), [job_id])
     out_of_order.answer = take
 
     assert (await redeliver(service, job_id)).json() == {"status": "ok"}
@@ -313,7 +309,7 @@ async def test_a_job_that_fails_again_is_listed_once(service: Service, out_of_or
     await out_of_order.wait_for(job_id, 2)
     await service.wait_for_state(job_id, "failed")
 
-    await eventually(lambda: failed_ids(service), [job_id])
+    await until_shown(lambda: failed_ids(service), [job_id])
     await asyncio.sleep(0.5)  # time for the earlier failure that must not come
     assert await failed_ids(service) == [job_id]
     answer = await service.api.get(f"{service.jobs}/{job_id}/attempts")
@@ -391,9 +387,10 @@ async def test_a_job_on_its_way_for_the_first_time_is_not_redelivered(service: S
 async def test_a_job_is_not_redelivered_past_its_deadline_or_without_its_route(
     service: Service, out_of_order: Receiver
 ) -> None:
-    late = await fail(service, deadline=now_ms(1.5))
+    deadline = now_ms(4)
+    late = await fail(service, deadline=deadline)
     lost = await fail(service)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(max(0, (deadline + 100 - now_ms()) / 1000))
 
     assert refused(await redeliver(service, late)) == (400, "E006")
     await service.api.delete(f"/route/{service.db}/{ROUTE}", params={"force": "true"})
@@ -404,34 +401,35 @@ async def test_a_job_is_not_redelivered_past_its_deadline_or_without_its_route(
 
 
 async def start(service: Service, **body: Any) -> httpx.Response:
-    return await service.api.post(f"/route/{service.db}/{ROUTE}/redeliver", json=body)
+    return await repeated(lambda: service.api.post(f"/route/{service.db}/{ROUTE}/redeliver", json=body))
 
 
 async def progress(service: Service, redelivery_id: str) -> Any:
-    answer = await service.api.get(f"/route/{service.db}/{ROUTE}/redeliver/{redelivery_id}")
+    answer = await repeated(lambda: service.api.get(f"/route/{service.db}/{ROUTE}/redeliver/{redelivery_id}"))
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-async def wait_until_done(service: Service, redelivery_id: str, *, limit: float = 30) -> Any:
-    async with asyncio.timeout(limit):
-        while not (seen := await progress(service, redelivery_id))["done"]:
-            await asyncio.sleep(0.1)
-    return seen
+async def wait_until_done(service: Service, redelivery_id: str) -> Any:
+    return await eventually(lambda: progress(service, redelivery_id), lambda seen: seen["done"])
 
 
 async def test_many_are_redelivered_by_the_time_when_they_failed(service: Service, out_of_order: Receiver) -> None:
     await service.add_route(out_of_order.url, "other")
     before = await fail(service)
-    await asyncio.sleep(0.01)
+    # What is listed has ended in Temporal, too, whose time counts.
+    await until_shown(lambda: failed_ids(service), [before])
+    await asyncio.sleep(0.01)  # windows are told in milliseconds
     since = now_ms()
     ids = [await fail(service, meta=n) for n in range(5)]
     elsewhere = await fail(service, route="other")
     dealt_with = await fail(service)
-    await asyncio.sleep(0.01)
+    until_now = [dealt_with, elsewhere, *reversed(ids), before]
+    await until_shown(lambda: failed_ids(service), until_now)
+    await asyncio.sleep(0.01)  # windows are told in milliseconds
     until = now_ms()
     after = await fail(service)
-    await eventually(lambda: failed_ids(service), [after, dealt_with, elsewhere, *reversed(ids), before])
+    await until_shown(lambda: failed_ids(service), [after, *until_now])
     out_of_order.answer = take
     await redeliver(service, dealt_with)
     await service.wait_for_state(dealt_with, "delivered")
@@ -448,8 +446,8 @@ async def test_many_are_redelivered_by_the_time_when_they_failed(service: Servic
 
 async def test_the_same_window_twice_redelivers_once(service: Service, out_of_order: Receiver) -> None:
     ids = [await fail(service) for _ in range(3)]
-    until = now_ms(0) + 1
-    await eventually(lambda: failed_ids(service), list(reversed(ids)))
+    await until_shown(lambda: failed_ids(service), list(reversed(ids)))
+    until = now_ms() + 1
 
     answers = await asyncio.gather(*(start(service, since=0, until=until) for _ in range(4)))
     (redelivery_id,) = {answer.json()["id"] for answer in answers}
@@ -469,7 +467,7 @@ async def test_a_redelivery_does_not_run_after_what_fails_while_it_runs(
 ) -> None:
     """The window ends when it is asked for, though more was asked for."""
     job_id = await fail(service)
-    await eventually(lambda: failed_ids(service), [job_id])
+    await until_shown(lambda: failed_ids(service), [job_id])
 
     redelivery_id = (await start(service, since=0, until=now_ms(3600))).json()["id"]
     seen = await wait_until_done(service, redelivery_id)
@@ -486,7 +484,7 @@ async def test_progress_is_seen_while_it_goes_on(service: Service, out_of_order:
     async def listed() -> list[str]:
         return sorted(await failed_ids(service, limit=200))
 
-    await eventually(listed, sorted(ids))
+    await until_shown(listed, sorted(ids))
 
     redelivery_id = (await start(service, since=0)).json()["id"]
     seen: list[Any] = []
@@ -501,7 +499,7 @@ async def test_progress_is_seen_while_it_goes_on(service: Service, out_of_order:
 
 
 async def test_a_redelivery_that_was_stopped_says_so(service: Service, client: Client, db: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(LIMIT):
         redelivery_id = (await start(service, since=0)).json()["id"]
         await wait_until_done(service, redelivery_id)
     handle = client.get_workflow_handle(f"timemachine/redelivery/{db}/{ROUTE}/stopped")

@@ -18,6 +18,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.retention import BATCH, Retention
 from tests.support.service import new_id
+from tests.support.waiting import eventually
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import Cleaned
 from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
@@ -187,10 +188,7 @@ def task_queue(schedule: Schedule) -> str:
 
 async def until(handle: ScheduleHandle, condition: Callable[[Schedule], bool]) -> Schedule:
     """Return the schedule once a condition holds: what is asked of it takes effect a moment later."""
-    async with asyncio.timeout(10):
-        while not condition(schedule := (await handle.describe()).schedule):
-            await asyncio.sleep(0.05)
-    return schedule
+    return (await eventually(handle.describe, lambda described: condition(described.schedule))).schedule
 
 
 async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
@@ -211,16 +209,14 @@ async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
     await handle.delete()
 
 
-@pytest.mark.timeout(30)
 async def test_what_the_schedule_starts_works(settings: Settings, client: Client, worker: None) -> None:
     await ensure_schedules(client, task_queue=settings.task_queue)
     handle = client.get_schedule_handle(CLEAN_ATTEMPTS_SCHEDULE)
 
     await handle.trigger()
 
-    while not (recent := (await handle.describe()).info.recent_actions):
-        await asyncio.sleep(0.05)
-    action = recent[-1].action
+    described = await eventually(handle.describe, lambda described: described.info.recent_actions)
+    action = described.info.recent_actions[-1].action
     assert isinstance(action, ScheduleActionExecutionStartWorkflow)
     started = client.get_workflow_handle(action.workflow_id, result_type=Cleaned)
     assert isinstance(await started.result(), Cleaned)

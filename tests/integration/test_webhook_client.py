@@ -24,7 +24,7 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def post(script: Script) -> WebhookResponse:
     """POST once; the client's own limits must end it."""
     async with (
-        asyncio.timeout(TIMEOUT + 3),
+        asyncio.timeout(TIMEOUT + 10),
         scripted(script) as url,
         WebhookClient(timeout=TIMEOUT, max_connections=4, address_guard=ANYWHERE) as client,
     ):

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from msgspec.structs import replace
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.worker import Worker
 
@@ -14,6 +15,7 @@ from activities.in_progress import InProgress
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
+from tests.integration.test_at_once import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service
 from timemachine.postgres.pool import open_pool
@@ -66,7 +68,7 @@ async def program(
 @pytest.mark.parametrize("broken", [0, 1], ids=["deliveries", "bulk"])
 @pytest.mark.parametrize("fails_before", [0, 1], ids=["first attempt", "second attempt"])
 async def test_attempts_in_flight_end_before_the_worker_does(
-    program: Program, receiver: Receiver, broken: int, fails_before: int
+    program: Program, receiver: Receiver, client: Client, broken: int, fails_before: int
 ) -> None:
     answered = asyncio.Event()
 
@@ -79,7 +81,8 @@ async def test_attempts_in_flight_end_before_the_worker_does(
     receiver.answer = slow
     job_id = await program.service.create(0, retry={"waits": [0.1]})
     await receiver.wait_for(job_id, 1 + fails_before)
-    await asyncio.sleep(1.2)  # the workflow task waits for the first attempt no longer
+    # The workflow task waits for the first attempt no longer.
+    await wait_for_event(client, program.service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
 
     program.break_down(broken)
     done, _ = await asyncio.wait([program.end], timeout=1)
@@ -94,7 +97,7 @@ async def test_attempts_in_flight_end_before_the_worker_does(
 
 
 async def test_a_stop_that_is_asked_for_is_no_error(program: Program) -> None:
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # whether its workers have started by then makes no difference
     program.stop.set()
 
     await program.end

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, suppress
 
 import msgspec
 
+from tests.support.waiting import LIMIT
+
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
     """One request that arrived."""
@@ -55,13 +57,13 @@ class Receiver:
         """Return the requests of one job."""
         return [received for received in self.received if received.job_id == job_id]
 
-    async def wait_for(self, job_id: str, count: int = 1, *, limit: float = 20) -> list[Received]:
+    async def wait_for(self, job_id: str, count: int = 1, *, limit: float = LIMIT) -> list[Received]:
         """Return the requests of a job once there are `count` of them."""
         async with asyncio.timeout(limit), self._arrived:
             await self._arrived.wait_for(lambda: len(self.of(job_id)) >= count)
         return self.of(job_id)
 
-    async def wait_until(self, condition: Callable[[], bool], *, limit: float = 20) -> None:
+    async def wait_until(self, condition: Callable[[], bool], *, limit: float = LIMIT) -> None:
         """Return once a condition on what was received holds."""
         async with asyncio.timeout(limit), self._arrived:
             await self._arrived.wait_for(condition)

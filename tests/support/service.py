@@ -1,14 +1,15 @@
 """The service as a client of its API sees it, with the words that tests need."""
 
-import asyncio
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.support.receiver import Received, Receiver
+from tests.support.waiting import LIMIT, eventually
 
 ROUTE = "hook"
 
@@ -34,6 +35,16 @@ def is_signed(received: Received, secret: str) -> bool:
     except WebhookVerificationError:
         return False
     return True
+
+
+async def repeated(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """Return the answer to what is safe to repeat, and on a machine with too much to do has to be: 503 is none."""
+    answer = await ask()
+    for _ in range(5):
+        if answer.status_code != 503:
+            break
+        answer = await ask()
+    return answer
 
 
 class Service:
@@ -72,21 +83,14 @@ class Service:
                 assert any(is_signed(received, secret) for secret in self.secrets), received
 
     async def create(self, due_in: float, *, job_id: str | None = None, **fields: Any) -> str:
-        """Create a job due in some seconds and return its id.
-
-        A create that is answered 503 is safe to repeat, and on a machine with too much to do has to be.
-        """
+        """Create a job due in some seconds and return its id."""
         job = a_job(due_in, **fields) | ({"id": job_id} if job_id else {})
-        answer = await self.api.post(self.jobs, json=job)
-        for _ in range(5):
-            if answer.status_code != 503:
-                break
-            answer = await self.api.post(self.jobs, json=job)
+        answer = await repeated(lambda: self.api.post(self.jobs, json=job))
         assert answer.json() == {"status": "ok"}, answer.text
         return str(job["id"])
 
     async def find(self, job_id: str) -> Any:
-        answer = await self.api.get(f"{self.jobs}/{job_id}")
+        answer = await repeated(lambda: self.api.get(f"{self.jobs}/{job_id}"))
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -97,19 +101,14 @@ class Service:
     async def cancel(self, job_id: str) -> httpx.Response:
         return await self.api.delete(f"{self.jobs}/{job_id}")
 
-    async def wait_for_state(self, job_id: str, state: str, *, limit: float = 20) -> Any:
+    async def wait_for_state(self, job_id: str, state: str, *, limit: float = LIMIT) -> Any:
         """Return the job once it is in a state."""
-        async with asyncio.timeout(limit):
-            while (job := await self.find(job_id))["state"] != state:
-                await asyncio.sleep(0.05)
-        return job
+        return await eventually(lambda: self.find(job_id), lambda job: job["state"] == state, limit=limit)
 
-    async def wait_for_end(self, job_id: str, *, limit: float = 20) -> Any:
+    async def wait_for_end(self, job_id: str, *, limit: float = LIMIT) -> Any:
         """Return the job once it has ended, in whatever way."""
-        async with asyncio.timeout(limit):
-            while (job := await self.find(job_id))["state"] in ("scheduled", "delivering"):
-                await asyncio.sleep(0.05)
-        return job
+        ended = ("delivered", "failed", "cancelled")
+        return await eventually(lambda: self.find(job_id), lambda job: job["state"] in ended, limit=limit)
 
 
 def refused(answer: httpx.Response) -> tuple[int, str]:

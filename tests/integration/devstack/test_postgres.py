@@ -15,6 +15,14 @@ from timemachine.postgres.migrate import migrate
 from timemachine.settings import Settings
 
 
+@pytest.fixture(scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Postgres that has run."""
+    folder = tmp_path_factory.mktemp("made")
+    async with embedded_postgres(folder):
+        return folder
+
+
 async def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     async with embedded_postgres(tmp_path) as postgres:
         connection = await asyncpg.connect(postgres.dsn)
@@ -60,13 +68,13 @@ async def test_it_flushes_to_disk_and_wants_the_password(tmp_path: Path) -> None
     ids=str,
 )
 async def test_what_the_environment_says_of_another_postgres_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+    made: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
-    async with asyncio.timeout(40), embedded_postgres(tmp_path) as postgres:
-        assert await migrate(Settings(postgres_dsn=postgres.dsn))
+    async with asyncio.timeout(40), embedded_postgres(made) as postgres:
+        await migrate(Settings(postgres_dsn=postgres.dsn))
 
 
 async def test_an_interrupted_first_run_is_made_anew(tmp_path: Path) -> None:

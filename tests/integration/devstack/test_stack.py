@@ -22,8 +22,14 @@ pytestmark = pytest.mark.timeout(180)
 READY = "timemachine ready: "
 
 
-async def test_it_says_where_it_is_and_stops_with_status_0(tmp_path: Path) -> None:
-    async with a_run(tmp_path) as run:
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that runs use one after the other, of which the first has to make what is in it."""
+    return tmp_path_factory.mktemp("used")
+
+
+async def test_it_says_where_it_is_and_stops_with_status_0(used: Path) -> None:
+    async with a_run(used) as run:
         address = (await run.until(READY)).removeprefix(READY).strip()
         assert await asyncio.to_thread(_status, address, "/readyz") == 200
         parts = run.parts()
@@ -54,8 +60,8 @@ async def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, set
 
 
 @pytest.mark.parametrize("name", ["Postgres", "Temporal", "API", "worker"])
-async def test_a_part_that_dies_stops_the_others(tmp_path: Path, name: str) -> None:
-    async with a_run(tmp_path) as run:
+async def test_a_part_that_dies_stops_the_others(used: Path, name: str) -> None:
+    async with a_run(used) as run:
         await run.until(READY)
         parts = run.parts()
         parts[name].kill()
@@ -64,25 +70,25 @@ async def test_a_part_that_dies_stops_the_others(tmp_path: Path, name: str) -> N
     assert all(is_gone(part) for part in parts.values())
 
 
-async def test_what_a_killed_run_left_is_stopped_by_the_next(tmp_path: Path) -> None:
-    async with a_run(tmp_path) as killed:
+async def test_what_a_killed_run_left_is_stopped_by_the_next(used: Path) -> None:
+    async with a_run(used) as killed:
         await killed.until(READY)
         left = killed.parts()
         await killed.kill()
         assert not any(is_gone(part) for part in left.values())
-        async with a_run(tmp_path) as run:
+        async with a_run(used) as run:
             assert "worker, API, Temporal, Postgres" in await run.until("left behind")
             assert all(is_gone(part) for part in left.values())
             await run.until(READY)
 
 
-async def test_it_starts_again_after_everything_was_killed(tmp_path: Path) -> None:
-    async with a_run(tmp_path) as killed:
+async def test_it_starts_again_after_everything_was_killed(used: Path) -> None:
+    async with a_run(used) as killed:
         await killed.until(READY)
         await killed.kill()
         for part in killed.parts().values():
             part.kill()
-        async with a_run(tmp_path) as run:
+        async with a_run(used) as run:
             await run.until(READY)
 
 

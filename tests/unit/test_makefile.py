@@ -1,0 +1,37 @@
+"""`make test` gets the Temporal program, which may have to be built, for tests that need it only."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(*arguments: str) -> str:
+    """Return the commands that a target would run."""
+    made = ["make", "--dry-run", "--no-print-directory", *arguments]
+    env = {"PATH": os.environ["PATH"]}
+    return subprocess.run(made, cwd=ROOT, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize(
+    "args", ["", "-k names", "tests/integration", "tests/unit tests/e2e", "tests/replay/record_histories.py"]
+)
+def test_the_temporal_program_is_there_for_tests_that_need_it(args: str) -> None:
+    assert "-m devstack temporal" in commands("test", f"ARGS={args}")
+
+
+@pytest.mark.parametrize("args", ["tests/unit", "tests/unit -k names", "tests/unit/test_jobs.py tests/replay"])
+def test_tests_that_need_no_server_do_not_wait_for_it(args: str) -> None:
+    assert "-m devstack temporal" not in commands("test", f"ARGS={args}")
+
+
+def test_a_check_needs_no_server() -> None:
+    assert "-m devstack temporal" not in commands("check")
+
+
+def test_all_tests_run_beside_each_other_and_chosen_ones_in_one_process() -> None:
+    assert "pytest -n " in commands("test")
+    assert "pytest tests/unit\n" in commands("test", "ARGS=tests/unit")
