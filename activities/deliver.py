@@ -56,7 +56,7 @@ class Deliveries:
         while (attempt := await self._attempts.outcome(delivery, patience=HEARTBEAT_EVERY)) is None:
             activity.heartbeat(*activity.info().heartbeat_details)
         if isinstance(attempt, Cancelled):
-            await self._ask_to_close(delivery)
+            await self._request_cancel(delivery)
         return success_of(attempt)
 
     @activity.defn(name=stored_names.CANCEL_DELIVERY)
@@ -77,7 +77,7 @@ class Deliveries:
             await asyncio.sleep(GRACE)
             expired_claim = row.claim
 
-    async def _ask_to_close(self, delivery: Delivery) -> None:
+    async def _request_cancel(self, delivery: Delivery) -> None:
         """Cancel a workflow whose run was cancelled, which it has not been told of."""
         run = self._client.get_workflow_handle(delivery.job.workflow_id, first_execution_run_id=delivery.run_id)
         try:

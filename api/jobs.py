@@ -55,10 +55,13 @@ log = logging.getLogger(__name__)
 
 UNDECIDED = (JobState.SCHEDULED, JobState.DELIVERING)
 
-CLOSE_TIME = 0.5
+CLOSE_WAIT = 0.5
 """Seconds that a cancelled job's workflow gets to close before the cancel is answered."""
 
-POLL = 0.1
+CANCEL_SHARE = 0.9
+"""Part of the time limit of a request in which a cancel has to be decided; the rest is for the calls around it."""
+
+CANCEL_POLL = 0.1
 """Seconds after which a cancel asks again how the attempt that is under way has ended."""
 
 
@@ -93,7 +96,7 @@ class Jobs:
             try:
                 check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
             except TriggerTimeError:
-                if await self._has(job):
+                if await self._is_already_created(job):
                     return False
                 raise
             created = await self._start(job)
@@ -113,19 +116,19 @@ class Jobs:
                 return True
             except WorkflowAlreadyStartedError:
                 existing = await read_job_status(self._client, self._ledger, job.workflow_id)
-            if _is_repeated(existing, job):
+            if _is_same_create(existing, job):
                 return False
             if not existing.run.is_open:
                 continue
             if existing.shown.state is JobState.CANCELLED:
-                await self._close(existing.run)
+                await self._terminate_cancelled(existing.run)
             elif existing.shown.state in UNDECIDED:
                 raise _other_exists(job, existing.shown.state)
             else:
                 raise UnavailableError("the last job with this id is about to end; repeat this request in a moment")
         raise _other_exists(job, JobState.SCHEDULED)
 
-    async def _close(self, run: JobRun) -> None:
+    async def _terminate_cancelled(self, run: JobRun) -> None:
         """Make room for another job where the ledger says that this one is cancelled, which it may not know yet."""
         handle = self._client.get_workflow_handle(run.description.id, run_id=run.run_id)
         try:
@@ -134,10 +137,10 @@ class Jobs:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
 
-    async def _has(self, job: Job) -> bool:
+    async def _is_already_created(self, job: Job) -> bool:
         """Return whether this very job is there, waiting or ended by itself."""
         try:
-            return _is_repeated(await read_job_status(self._client, self._ledger, job.workflow_id), job)
+            return _is_same_create(await read_job_status(self._client, self._ledger, job.workflow_id), job)
         except NoSuchJobError:
             return False
 
@@ -166,14 +169,14 @@ class Jobs:
             await self._routes.check(job.db, job.route)
             description = await self._describe(job.workflow_id)
             first_run = first_run_id(description)
-            while not await self._changed(job, first_run, description.status):
+            while not await self._send_change(job, first_run, description.status):
                 # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
                 description = await self._describe(job.workflow_id)
                 if first_run_id(description) != first_run:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
         _log("job changed", job)
 
-    async def _changed(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
+    async def _send_change(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
         """Send the update, and return False when there is no open run that could have taken it.
 
         Raises:
@@ -217,46 +220,46 @@ class Jobs:
 
     async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
-        first_run, due = first_run_id(description), description.typed_search_attributes.get(TRIGGER_TIME)
-        until, expired_claim, asked = asyncio.get_running_loop().time() + self._limit * 0.9 - CLOSE_TIME, None, False
+        first_run = first_run_id(description)
+        due = description.typed_search_attributes.get(TRIGGER_TIME) or datetime.now(UTC)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limit * CANCEL_SHARE - CLOSE_WAIT
+        expired_claim = None
+        is_requested = False
         while True:
-            row = await self._cancelled(first_run, due or datetime.now(UTC), expired_claim)
+            row = await self._cancel_in_ledger(first_run, due, expired_claim)
             if row and row.is_decided:
-                await self._close_cancelled(description)
+                await self._await_close(description)
                 return row
-            if row and not asked:
-                asked = True
-                await self._ask_to_close(description)
-            wait = GRACE if row and row.is_expired and row.claim != expired_claim else POLL
-            if asyncio.get_running_loop().time() + wait > until:
-                raise UnavailableError(
-                    "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
-                    if row
-                    else "Postgres does not answer"
-                )
+            if row and not is_requested:
+                await self._request_cancel(description)
+                is_requested = True
+            newly_expired = row.claim if row and row.is_expired and row.claim != expired_claim else None
+            wait = GRACE if newly_expired else CANCEL_POLL
+            if loop.time() + wait > until:
+                raise UnavailableError(_NOT_DECIDED if row else "Postgres does not answer")
             await asyncio.sleep(wait)
-            if row and wait == GRACE:
-                expired_claim = row.claim
+            expired_claim = newly_expired or expired_claim
 
-    async def _close_cancelled(self, description: WorkflowExecutionDescription) -> None:
+    async def _await_close(self, description: WorkflowExecutionDescription) -> None:
         """Have the workflow of a decided run close, and give it a moment, so that whoever asks Temporal sees the same.
 
         What is decided does not depend on it: without a worker the workflow closes later.
         """
         run = self._client.get_workflow_handle(description.id, run_id=description.run_id)
         with suppress(TimeoutError, RPCError, WorkflowFailureError):
-            async with asyncio.timeout(CLOSE_TIME):
-                await self._ask_to_close(description)
+            async with asyncio.timeout(CLOSE_WAIT):
+                await self._request_cancel(description)
                 await run.result(follow_runs=False)
 
-    async def _cancelled(self, first_run: str, due: datetime, expired_claim: str | None) -> LedgerRow | None:
+    async def _cancel_in_ledger(self, first_run: str, due: datetime, expired_claim: str | None) -> LedgerRow | None:
         """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""
         try:
             return await self._ledger.cancel(first_run, due=due, expired_claim=expired_claim)
         except UnavailableError:
             return None
 
-    async def _ask_to_close(self, description: WorkflowExecutionDescription) -> None:
+    async def _request_cancel(self, description: WorkflowExecutionDescription) -> None:
         """Tell the workflow of its cancel. When that fails, it learns it from the ledger when it is due."""
         run = self._client.get_workflow_handle(description.id, first_execution_run_id=first_run_id(description))
         try:
@@ -279,27 +282,30 @@ class Jobs:
             raise
 
 
+_NOT_DECIDED = "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
+
+
 def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:
     """Return why a job can be neither changed nor cancelled any more, and what helps."""
     if row and row.is_cancelled_in_doubt:
         return TooLateError(f"too late: {LOST}")
-    state = row.state if row and row.is_decided else _DECIDED_BY.get(status or WorkflowExecutionStatus.RUNNING)
+    state = row.state if row and row.is_decided else _ROW_STATE_OF.get(status or WorkflowExecutionStatus.RUNNING)
     if state is None:
         return TooLateError(
             "too late: the job is due, and being delivered or tried again; to change it all the same, cancel it and "
             "create it again"
         )
-    return TooLateError(f"too late: {_ENDS[state]}")
+    return TooLateError(f"too late: {_TOO_LATE_REASONS[state]}")
 
 
-_DECIDED_BY = {
+_ROW_STATE_OF = {
     WorkflowExecutionStatus.COMPLETED: RowState.TAKEN,
     WorkflowExecutionStatus.FAILED: RowState.FAILED,
     WorkflowExecutionStatus.TIMED_OUT: RowState.FAILED,
     WorkflowExecutionStatus.CANCELED: RowState.CANCELLED,
     WorkflowExecutionStatus.TERMINATED: RowState.CANCELLED,
 }
-_ENDS = {
+_TOO_LATE_REASONS = {
     RowState.TAKEN: "the job was delivered; create it with another time to have it delivered once more",
     RowState.FAILED: "the job has failed; redeliver it, or create it with another time",
     RowState.CANCELLED: "the job was cancelled before; create it again",
@@ -321,7 +327,7 @@ def _other_exists(job: Job, state: JobState) -> JobExistsError:
     return JobExistsError(message)
 
 
-def _is_repeated(existing: JobStatus, job: Job) -> bool:
+def _is_same_create(existing: JobStatus, job: Job) -> bool:
     """Return whether a create is a repetition. After a cancel it is not: the client wants the job again.
 
     Raises:
@@ -342,7 +348,7 @@ def _is_being_cancelled(existing: JobStatus) -> bool:
     return existing.run.cancel_requested or (existing.row is not None and existing.row.state is RowState.CANCELLING)
 
 
-def _asked(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:
+def _job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:
     """Return the job that a request asks for."""
     return Job(
         db=db,
@@ -392,7 +398,7 @@ class JobController(Controller):
 
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
-        created = await jobs.create(_asked(db, collection, data.id, data))
+        created = await jobs.create(_job_from_request(db, collection, data.id, data))
         return Response(Ok(), headers={"timemachine-job": "created" if created else "unchanged"})
 
     @get(
@@ -433,7 +439,7 @@ class JobController(Controller):
         """Replace trigger time, meta and route of a waiting job. After a 200 the old version is never delivered."""
         if data.id not in (UNSET, job_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        await jobs.change(_asked(db, collection, job_id, data))
+        await jobs.change(_job_from_request(db, collection, job_id, data))
         return Ok()
 
     @delete(

@@ -15,23 +15,24 @@ with workflow.unsafe.imports_passed_through():
 
     from activities.deliver import Deliveries, nothing
     from timemachine.domain import stored_names
-    from timemachine.domain.delivery import AttemptsMade
-    from timemachine.domain.jobs import Job, from_ms, to_ms
+    from timemachine.domain.delivery import AttemptsMade, Delivery
+    from timemachine.domain.jobs import Job, from_ms, message_id, to_ms
     from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
+    from timemachine.domain.releases import HOLD_CHECKS
     from timemachine.domain.wake import ContinuedRun
     from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
-    from workflows.job_before_ledger import HOLD_CHECKS, JobBeforeLedger
+    from workflows.job_before_ledger import JobBeforeLedger
 
 T = TypeVar("T")
 
-TASK_LIMIT = timedelta(seconds=5)
+LOCAL_ACTIVITY_TIMEOUT = timedelta(seconds=5)
 """Longest time that a workflow task is held by an activity within it; the server takes the task for lost after ten."""
 
-ATTEMPT_LIMIT = timedelta(minutes=2)
-SILENCE = timedelta(seconds=10)
+DELIVER_TIMEOUT = timedelta(minutes=2)
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 """Time without a heartbeat after which an attempt is taken for lost with its worker."""
 
-CANCEL_LIMIT = timedelta(seconds=10)
+CANCEL_TIMEOUT = timedelta(seconds=10)
 
 
 @workflow.defn(name=stored_names.JOB)
@@ -45,7 +46,7 @@ class JobWorkflow(JobBeforeLedger):
         self._attempt_in_task = job.attempt_in_task
         self._first = None
         self._attempted = job.attempts_made > 0
-        self._may_be_under_way = False
+        self._first_attempt_may_be_under_way = False
         self._attempts_made = job.attempts_made
         self._hold_checks = 0
         self._release_at = None
@@ -62,7 +63,7 @@ class JobWorkflow(JobBeforeLedger):
         try:
             return await self._deliver_when_due()
         except asyncio.CancelledError:
-            return _end(await self._cancel())
+            return _return_or_raise(await self._cancel())
 
     async def _deliver_when_due(self) -> Delivered:
         while True:
@@ -70,7 +71,7 @@ class JobWorkflow(JobBeforeLedger):
             self._attempted = True
             outcome = await self._attempt()
             if not isinstance(outcome, Held):
-                return _end(outcome)
+                return _return_or_raise(outcome)
             await self._hold(outcome)
             if workflow.info().is_continue_as_new_suggested():
                 await self._continue_as_new()
@@ -83,16 +84,18 @@ class JobWorkflow(JobBeforeLedger):
         """
         self._job = msgspec.structs.replace(job, ledger=self._job.ledger)
         if job.trigger_at <= workflow.now():
-            # Within this workflow task an attempt would be made before the change that led to it is durable.
+            # The Update is stored only when this workflow task completes. An attempt within the task would be sent
+            # before the change is durable.
             self._attempt_in_task = False
         workflow.upsert_memo({stored_names.CHANGED_JOB: self._job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
     @change.validator
-    def _in_time(self, job: Job) -> None:
+    def validate_change(self, job: Job) -> None:
+        """Refuse what comes too late, before anything of it is stored."""
         redelivered = self._job.message_id is not None
-        if self._attempted or redelivered or self._may_be_lost():
+        if self._attempted or redelivered or self._first_attempt_may_be_lost():
             raise ApplicationError("the job is being delivered", type=stored_names.TOO_LATE)
 
     @workflow.update(name=stored_names.WAKE)
@@ -109,19 +112,36 @@ class JobWorkflow(JobBeforeLedger):
         if self._release_at is None or self._release_at > workflow.now() + timedelta(seconds=spread):
             self._release_at = workflow.now() + timedelta(seconds=workflow.random().uniform(0, spread))
 
+    @property
+    def _delivery(self) -> Delivery:
+        first_run = workflow.info().first_execution_run_id
+        message = self._job.message_id or message_id(first_run)
+        return Delivery(
+            job=self._job, message_id=message, attempts_made=self._attempts_made, first=self._first, run_id=first_run
+        )
+
+    def _first_attempt_may_be_lost(self) -> bool:
+        """Return whether the first attempt may have been made already, in a workflow task that was lost.
+
+        Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
+        nothing that would undo the attempt is believed before the activity was asked.
+        """
+        return self._attempt_in_task and workflow.now() >= self._job.trigger_at
+
     async def _until_due(self) -> None:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
         while (wait := self._job.trigger_at - workflow.now()) > timedelta(0):
             if workflow.info().is_continue_as_new_suggested():
                 await self._continue_as_new()
-            await self._pass(wait)
+            await self._wait_unless_moved_earlier(wait)
 
-    async def _pass(self, wait: timedelta) -> None:
+    async def _wait_unless_moved_earlier(self, wait: timedelta) -> None:
         """Let time pass, until the job is moved to an earlier one or the history has grown long at the latest.
 
         A job that is moved later waits on by the timer that is there: each costs four events to replace.
         """
-        seen, any_move = self._job.trigger_time, not self._job.ledger
+        seen = self._job.trigger_time
+        any_move = not self._job.ledger
         with suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: (
@@ -134,14 +154,13 @@ class JobWorkflow(JobBeforeLedger):
             )
 
     async def _continue_as_new(self) -> NoReturn:
-        """Go on as a new run with a short history: each change, and each look of a held job, has the whole job in it.
-
-        A new run begins with what is left of the delay that the first one was started with, and only an update or a
-        cancel ends that: so another workflow is started before, which wakes it. A cancel request that came together
-        with a change is told to us after the change has woken us, when nothing is left to run; it must find us waiting.
-        """
-        await workflow.execute_local_activity(nothing, start_to_close_timeout=TASK_LIMIT)
+        """Go on as a new run with a short history: each change, and each check of a held job, holds the whole job."""
+        # A cancel request in the same activation is delivered only once all coroutines wait. This activity has us
+        # wait, so that the cancel is raised here and not lost in the cut.
+        await workflow.execute_local_activity(nothing, start_to_close_timeout=LOCAL_ACTIVITY_TIMEOUT)
         if self._job.ledger or workflow.patched(stored_names.WAKE_AFTER_CUT):
+            # A new run begins with what is left of the start delay of the first one, and only an Update or a cancel
+            # ends that (decision 20).
             info = workflow.info()
             continued = ContinuedRun(
                 workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
@@ -166,23 +185,24 @@ class JobWorkflow(JobBeforeLedger):
                     wait = from_ms(next_at) - workflow.now()
                     await workflow.sleep(max(wait, timedelta(0)), summary=_summary(f"next attempt; {outcome.reason}"))
                 case Unknown():
-                    # It may begin yet, with the job as it is now: no later one may be confirmed to a client.
-                    self._may_be_under_way = True
+                    # It may still begin with this version of the job, so no later change may be accepted.
+                    self._first_attempt_may_be_under_way = True
         return await self._later_attempts()
 
     async def _first_attempt(self) -> Outcome:
         """Make the first attempt by a local activity: half of the events, and of the work, of a regular one."""
         if workflow.cancellation_reason() is not None:
+            # A cancel request that comes with the first task is known before it is raised in us.
             raise asyncio.CancelledError
         attempt = workflow.start_local_activity_method(
             Deliveries.first_attempt,
             self._delivery,
-            start_to_close_timeout=TASK_LIMIT,
+            start_to_close_timeout=LOCAL_ACTIVITY_TIMEOUT,
             retry_policy=RetryPolicy(maximum_attempts=1),
             summary=f"POST to {self._job.route}",
         )
         try:
-            return await _uncancelled(attempt)
+            return await _wait_through_cancellation(attempt)
         except FailureError as error:
             return Unknown(reason=str(error))
 
@@ -191,8 +211,8 @@ class JobWorkflow(JobBeforeLedger):
         attempts = workflow.start_activity_method(
             Deliveries.deliver,
             self._delivery,
-            start_to_close_timeout=ATTEMPT_LIMIT,
-            heartbeat_timeout=SILENCE,
+            start_to_close_timeout=DELIVER_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
             retry_policy=RetryPolicy(
                 initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10), maximum_attempts=0
             ),
@@ -200,7 +220,7 @@ class JobWorkflow(JobBeforeLedger):
             priority=Priority(fairness_key=self._job.fairness_key),
         )
         try:
-            return await _uncancelled(attempts)
+            return await _wait_through_cancellation(attempts)
         except ActivityError as error:
             cause = error.cause
             if not isinstance(cause, ApplicationError):
@@ -211,14 +231,11 @@ class JobWorkflow(JobBeforeLedger):
             return Failed(reason=cause.message, attempts=made)
 
     async def _cancel(self) -> Decision:
-        """Have the ledger decide. An attempt that is under way goes on, and its end counts.
-
-        A cancel request that comes with the first task is known before it is raised in us: it is raised here.
-        """
+        """Have the ledger decide. An attempt that is under way goes on, and its end counts."""
         deciding = workflow.start_local_activity_method(
             Deliveries.cancel_delivery,
             self._delivery,
-            start_to_close_timeout=TASK_LIMIT,
+            start_to_close_timeout=LOCAL_ACTIVITY_TIMEOUT,
             retry_policy=RetryPolicy(maximum_attempts=1),
             summary="cancel, unless a receiver has taken it",
         )
@@ -231,23 +248,25 @@ class JobWorkflow(JobBeforeLedger):
             return await workflow.execute_activity_method(
                 Deliveries.cancel_delivery,
                 self._delivery,
-                start_to_close_timeout=CANCEL_LIMIT,
+                start_to_close_timeout=CANCEL_TIMEOUT,
                 retry_policy=RetryPolicy(maximum_interval=timedelta(seconds=10)),
                 summary="cancel, once the attempt under way has ended",
             )
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._attempts_made, self._release_at = held.attempts_made, None
-        self._attempted = held.attempts_made > 0 or self._may_be_under_way
+        self._attempts_made = held.attempts_made
+        self._release_at = None
+        self._attempted = held.attempts_made > 0 or self._first_attempt_may_be_under_way
         workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
-        job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
+        job = self._job
+        check_at = workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
         while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
             seen = self._release_at
             summary = "until its moment" if seen else _summary(f"held: {held.reason}")
-            await self._wait_for_news(job, seen, wait, summary)
+            await self._wait_for_change_or_release(job, seen, wait, summary)
             if self._release_at and self._release_at != seen:
                 self._hold_checks = 0
                 released = msgspec.structs.replace(held, release_at=to_ms(self._release_at))
@@ -256,7 +275,9 @@ class JobWorkflow(JobBeforeLedger):
         workflow.upsert_memo({stored_names.HELD_SINCE: None})
         workflow.upsert_search_attributes([IS_HELD.value_set(False)])
 
-    async def _wait_for_news(self, job: Job, release_at: datetime | None, wait: timedelta, summary: str) -> None:
+    async def _wait_for_change_or_release(
+        self, job: Job, release_at: datetime | None, wait: timedelta, summary: str
+    ) -> None:
         """Wait until a held job is changed, or another moment is set for its release."""
         with suppress(TimeoutError):
             await workflow.wait_condition(
@@ -269,13 +290,13 @@ def _summary(text: str) -> str:
     return text.encode()[:200].decode(errors="ignore")
 
 
-async def _uncancelled(activity: "workflow.ActivityHandle[T]") -> T:
+async def _wait_through_cancellation(activity: "workflow.ActivityHandle[T]") -> T:
     """Wait for an activity that goes on when the workflow is cancelled meanwhile."""
     await workflow.wait([activity])
     return await activity
 
 
-def _end(decision: Decision) -> Delivered:
+def _return_or_raise(decision: Decision) -> Delivered:
     """End as it was decided.
 
     Raises:

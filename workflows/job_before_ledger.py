@@ -19,27 +19,19 @@ with workflow.unsafe.imports_passed_through():
     from activities.before_ledger import DeliveriesBeforeLedger as Deliveries
     from timemachine.domain import stored_names
     from timemachine.domain.delivery import AttemptsMade, Delivery, FirstAttempt
-    from timemachine.domain.jobs import Job, message_id, to_ms
+    from timemachine.domain.jobs import Job, to_ms
     from timemachine.domain.outcomes import Delivered, Held
+    from timemachine.domain.releases import HOLD_CHECKS
     from timemachine.temporal.search_attributes import IS_HELD
 
 ATTEMPT_LIMIT = timedelta(seconds=60)
 AT_ONCE_LIMIT = timedelta(seconds=5)
 LOOK_LIMIT = timedelta(seconds=10)
 LOOK_RETRY = RetryPolicy(maximum_interval=timedelta(seconds=5))
-HOLD_CHECKS = (
-    timedelta(seconds=10),
-    timedelta(minutes=2),
-    timedelta(minutes=20),
-    timedelta(hours=4),
-    timedelta(days=1),
-)
-"""Times after which a held job looks at its route again, the last one for ever: it may have been held in the very
-moment in which the others were released, and a signal that was missed must not lose it."""
 
 
 class JobBeforeLedger:
-    """The part of the `Job` workflow that runs from before the ledger need."""
+    """The part of the `Job` workflow that only runs from before the ledger need. `JobWorkflow` has what both use."""
 
     _job: Job
     _attempt_in_task: bool
@@ -55,12 +47,19 @@ class JobBeforeLedger:
     async def _continue_as_new(self) -> None:
         raise NotImplementedError
 
+    def _first_attempt_may_be_lost(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def _delivery(self) -> Delivery:
+        raise NotImplementedError
+
     async def _run_before_ledger(self) -> Delivered:
         while True:
             try:
                 await self._until_due()
             except asyncio.CancelledError:
-                if self._may_be_lost():
+                if self._first_attempt_may_be_lost():
                     return await self._settled()
                 raise
             self._attempted = True
@@ -70,14 +69,6 @@ class JobBeforeLedger:
             await self._hold_before_ledger(outcome)
             if workflow.info().is_continue_as_new_suggested() and workflow.patched(stored_names.HELD_ARE_CUT):
                 await self._continue_as_new()
-
-    def _may_be_lost(self) -> bool:
-        """Return whether the first attempt may have been made already, in a workflow task that was lost.
-
-        Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
-        nothing that would undo the attempt is believed before the activity was asked.
-        """
-        return self._attempt_in_task and workflow.now() >= self._job.trigger_at
 
     async def _deliver(self) -> Delivered | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
@@ -209,22 +200,12 @@ class JobBeforeLedger:
             priority=Priority(fairness_key=self._job.fairness_key),
         )
 
-    @property
-    def _delivery(self) -> Delivery:
-        first_run = workflow.info().first_execution_run_id
-        message = self._job.message_id or message_id(first_run)
-        return Delivery(
-            job=self._job, message_id=message, attempts_made=self._attempts_made, first=self._first, run_id=first_run
-        )
-
     async def _hold_before_ledger(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._attempts_made, self._attempted, self._release_at, self._first = (
-            held.attempts_made,
-            held.attempts_made > 0,
-            None,
-            None,
-        )
+        self._attempts_made = held.attempts_made
+        self._attempted = held.attempts_made > 0
+        self._release_at = None
+        self._first = None
         workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         job, patience = self._job, HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]

@@ -1,8 +1,20 @@
 """The release of the jobs that a paused or disabled route has held."""
 
+from datetime import timedelta
+
 import msgspec
 
 from timemachine.domain import stored_names
+
+HOLD_CHECKS = (
+    timedelta(seconds=10),
+    timedelta(minutes=2),
+    timedelta(minutes=20),
+    timedelta(hours=4),
+    timedelta(days=1),
+)
+"""Times after which a held job checks its route by itself, the last one for ever. It may have been held just as the
+others were released, and a missed signal must not lose it."""
 
 
 class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
