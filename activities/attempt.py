@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from activities.attempt_end import (
-    deferred,
-    not_made,
+from activities.attempt_report import (
+    deferral,
+    not_made_report,
     now_ms,
 )
 from activities.in_progress import InProgress
@@ -28,9 +28,9 @@ from timemachine.postgres.delivery_ledger import (
     BEGIN_TIME,
     END_RETRY,
     GRACE,
+    AttemptReport,
     Begun,
     DeliveryLedger,
-    EndedAttempt,
     RouteClosed,
 )
 from timemachine.postgres.route_store import RouteStore
@@ -75,21 +75,22 @@ class Attempts:
         attempt = self._in_progress.get(delivery.run_id)
         if attempt is None:
             if self._in_progress.is_full:
-                return deferred("this worker makes as many attempts as it can", 1.0)
+                return deferral("this worker makes as many attempts as it can", 1.0)
             attempt = self._in_progress.start(delivery.run_id, self._attempt(delivery))
         ended, _ = await asyncio.wait([attempt], timeout=patience)
         return attempt.result() if ended else None
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         """Wait for the time and for a slot of the route, and attempt."""
-        asked, early = boot_time(), await _wait_until_due(delivery.job)
+        asked_at = boot_time()
+        early = await _wait_until_due(delivery.job)
         if early:
-            return deferred(f"this worker's clock is {early:.1f} s behind", early)
+            return deferral(f"this worker's clock is {early:.1f} s behind", early)
         try:
             async with self._slots.slot(delivery.job.route_key) as note_attempt:
-                return await self._claim(delivery, asked + STALE_AFTER, note_attempt)
+                return await self._claim(delivery, asked_at + STALE_AFTER, note_attempt)
         except NoSlotError as error:
-            return deferred(str(error), error.after)
+            return deferral(str(error), error.after)
 
     async def _claim(self, delivery: Delivery, stale_at: float, note_attempt: Callable[[], None]) -> Outcome:
         """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over.
@@ -100,11 +101,12 @@ class Attempts:
         """
         expired_claim = None
         while boot_time() < stale_at:
-            claim, asked = uuid4(), boot_time()
+            claim = uuid4()
+            asked_at = boot_time()
             answer = await self._begin(delivery, claim, expired_claim)
             match answer:
                 case Begun():
-                    return await self._make(delivery, claim, answer, min(asked + BEGIN_TIME, stale_at), note_attempt)
+                    return await self._make(delivery, claim, answer, min(asked_at + BEGIN_TIME, stale_at), note_attempt)
                 case LedgerRow() if answer.is_expired and answer.claim != expired_claim:
                     await asyncio.sleep(GRACE)
                     expired_claim = answer.claim
@@ -114,7 +116,7 @@ class Attempts:
                     return Held(reason=answer.reason, since=datetime.now(UTC), attempts_made=answer.attempts_made)
                 case Deferred():
                     return answer
-        return deferred("the worker was stopped meanwhile", 1.0)
+        return deferral("the worker was stopped meanwhile", 1.0)
 
     async def _begin(
         self, delivery: Delivery, claim: UUID, expired_claim: str | None
@@ -147,29 +149,29 @@ class Attempts:
                 reason = INTERNAL_ERROR
                 log.exception("attempt not begun", extra={"job_id": job.id, "route": job.route_key})
                 break
-        await self._end(delivery.run_id, claim, not_made(reason))
-        return deferred(reason, POSTGRES_RETRY)
+        await self._end(delivery.run_id, claim, not_made_report(reason))
+        return deferral(reason, POSTGRES_RETRY)
 
     async def _make(
         self, delivery: Delivery, claim: UUID, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
     ) -> Outcome:
         """Make the attempt that was begun, and tell what the ledger says after its end is written."""
         end = await self._calls.call(delivery, begun, begin_by, note_attempt)
-        row = await self._end(delivery.run_id, claim, not_made(end.reason) if isinstance(end, Deferred) else end)
+        row = await self._end(delivery.run_id, claim, not_made_report(end.reason) if isinstance(end, Deferred) else end)
         if isinstance(end, Deferred):
             return end if row.state is RowState.WAITING else outcome_of(row, now_ms())
         if begun.target and end.logged:
             await self._calls.note(begun.target, end.logged)
         return outcome_of(row, now_ms())
 
-    async def _end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow:
+    async def _end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow:
         """Write an end until it is there. What is known of an attempt is never given up."""
         tries = 0
         while True:
             try:
                 if row := await self._ledger.end(run_id, claim, end):
                     return row
-                # It went away with what Postgres lost in a fail-over: as if nobody had begun.
+                # Postgres lost the row in a fail-over. The run counts as never begun.
                 return LedgerRow(
                     state=RowState.WAITING,
                     claim=None,

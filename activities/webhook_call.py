@@ -6,7 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-from activities.attempt_end import deferred, explained, failed, given_up, logged, record_lateness, taken
+from activities.attempt_report import (
+    deferral,
+    expired_report,
+    explain_tls_error,
+    failed_report,
+    log_entry,
+    record_lateness,
+    taken_report,
+)
 from activities.route_slots import RouteSlots
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
@@ -25,7 +33,7 @@ from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
 from timemachine.domain.signing import signatures
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import Begun, EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport, Begun
 from timemachine.postgres.route_store import RouteStore, Target
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
@@ -54,7 +62,7 @@ class WebhookCalls:
 
     async def call(
         self, delivery: Delivery, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
-    ) -> EndedAttempt | Deferred:
+    ) -> AttemptReport | Deferred:
         """POST the job, and return how the attempt ended, or why it was not made.
 
         Args:
@@ -63,25 +71,25 @@ class WebhookCalls:
         """
         job, target = delivery.job, begun.target
         if expired(job, datetime.now(UTC)):
-            return given_up("the deadline has passed", begun.number)
+            return expired_report("the deadline has passed", begun.number)
         if target is None:
             result = RequestResult(kind=AttemptKind.REFUSED)
-            return failed(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, result)
+            return failed_report(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, result)
         try:
             async with self._slot(delivery, target.route.max_in_flight):
                 if boot_time() > begin_by:
-                    return deferred("the worker was stopped meanwhile", 1.0)
+                    return deferral("the worker was stopped meanwhile", 1.0)
                 note_attempt()
                 return await self._post(delivery, target, begun.number, begin_by)
         except NoSlotError as error:
-            return deferred(str(error), error.after)
+            return deferral(str(error), error.after)
         except UnavailableError as error:
-            return deferred(str(error), POSTGRES_RETRY)
+            return deferral(str(error), POSTGRES_RETRY)
         except NotSentError:
-            return deferred("the worker was stopped meanwhile", 1.0)
+            return deferral("the worker was stopped meanwhile", 1.0)
         except OwnFaultError as error:
             log.error("attempt not made", extra={"reason": str(error), "job_id": job.id, "route": job.route_key})
-            return deferred(str(error), OWN_FAULT_RETRY)
+            return deferral(str(error), OWN_FAULT_RETRY)
 
     @asynccontextmanager
     async def _slot(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
@@ -102,7 +110,7 @@ class WebhookCalls:
             note_attempt()
             yield
 
-    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> EndedAttempt:
+    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> AttemptReport:
         """POST once.
 
         Raises:
@@ -112,10 +120,10 @@ class WebhookCalls:
         result, reason, body = await self._result(delivery, target, number, begin_by)
         if number == 1 and not job.message_id:
             record_lateness(job, started)
-        row = logged(delivery, number, started, result, reason, body)
+        row = log_entry(delivery, number, started, result, reason, body)
         if reason is None:
-            return taken(job, row, number)
-        return failed(reason, job, job.retry or target.route.retry, number, result, row)
+            return taken_report(job, row, number)
+        return failed_report(reason, job, job.retry or target.route.retry, number, result, row)
 
     async def _result(
         self, delivery: Delivery, target: Target, number: int, begin_by: float
@@ -126,7 +134,7 @@ class WebhookCalls:
         except NoAnswerError as error:
             if isinstance(error, BlockedAddressError):
                 log.warning("target blocked", extra={"detail": error.detail, "route": delivery.job.route_key})
-            return RequestResult(kind=error.kind), explained(error, target.route.webhook_url), b""
+            return RequestResult(kind=error.kind), explain_tls_error(error, target.route.webhook_url), b""
         except WebhookUrlError as error:
             return RequestResult(kind=AttemptKind.BLOCKED), str(error), b""
         except (NotSentError, OwnFaultError):

@@ -14,7 +14,7 @@ from temporalio.client import Client, WorkflowExecution
 from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Db
-from api.schemas import FailedOut, FailedPage, name_schema
+from api.schemas import FailedJobOut, FailedPage, name_schema
 from timemachine.domain import stored_names
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
 from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
@@ -162,10 +162,10 @@ def _ended_at(run: WorkflowExecution) -> datetime:
     return run.close_time or run.start_time
 
 
-def _show(run: WorkflowExecution, last_error: str | None) -> FailedOut:
+def _show(run: WorkflowExecution, last_error: str | None) -> FailedJobOut:
     _, collection, job_id = split_workflow_id(run.id)
     route, trigger_time = run.typed_search_attributes.get(ROUTE), run.typed_search_attributes.get(TRIGGER_TIME)
-    return FailedOut(
+    return FailedJobOut(
         id=job_id,
         collection=collection,
         route=route.partition("/")[2] if route else UNSET,

@@ -42,7 +42,7 @@ from timemachine.domain.errors import (
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
-from timemachine.postgres.delivery_ledger import GRACE, LOST, DeliveryLedger
+from timemachine.postgres.delivery_ledger import GRACE, LOST_REASON, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
@@ -288,7 +288,7 @@ _NOT_DECIDED = "the cancel is noted, but how the attempt under way will end is n
 def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:
     """Return why a job can be neither changed nor cancelled any more, and what helps."""
     if row and row.is_cancelled_in_doubt:
-        return TooLateError(f"too late: {LOST}")
+        return TooLateError(f"too late: {LOST_REASON}")
     state = row.state if row and row.is_decided else _ROW_STATE_OF.get(status or WorkflowExecutionStatus.RUNNING)
     if state is None:
         return TooLateError(

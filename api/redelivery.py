@@ -20,7 +20,7 @@ from api.litestar_json import ExactJson
 from api.pagination import check_window
 from api.parameters import Collection, Db, JobIdInPath, RouteIdInPath
 from api.routes import check_route_key
-from api.schemas import Ok, RedeliveryOut, RedeliveryStarted, Window, name_schema
+from api.schemas import FailureWindow, Ok, RedeliveryOut, RedeliveryStarted, name_schema
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -100,7 +100,7 @@ class Redeliveries:
                 return run, row
             await asyncio.sleep(POLL)
 
-    async def many(self, db: str, route_id: str, window: Window) -> str:
+    async def many(self, db: str, route_id: str, window: FailureWindow) -> str:
         """Start a redelivery of the jobs of a route that failed within a window, and return its id.
 
         The same window, when it is past, gives the same id; while it is under way, asking again changes nothing.
@@ -169,7 +169,7 @@ def _is_under_way(run: JobRun) -> bool:
     return run.is_open and run.job.message_id is not None
 
 
-def _asked(db: str, route_id: str, window: Window) -> FailedJobs:
+def _asked(db: str, route_id: str, window: FailureWindow) -> FailedJobs:
     """Return what a window asks for. It ends now at the latest, so that it does not run after what fails meanwhile.
 
     Raises:
@@ -215,7 +215,7 @@ class RedeliveryController(Controller):
 
     @post(
         "/route/{db:str}/{route_id:str}/redeliver",
-        dto=ExactJson[Window],
+        dto=ExactJson[FailureWindow],
         return_dto=None,
         status_code=200,
         operation_id="RedeliverRoute",
@@ -224,7 +224,11 @@ class RedeliveryController(Controller):
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def many(
-        self, db: Db, route_id: RouteIdInPath, data: JSONBody[Window], redeliveries: NamedDependency[Redeliveries]
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[FailureWindow],
+        redeliveries: NamedDependency[Redeliveries],
     ) -> RedeliveryStarted:
         """Deliver the jobs of a route once more that failed within a window of time, in the background.
 

@@ -30,7 +30,7 @@ def name_schema(limit: int) -> dict[str, object]:
     return {"pattern": NAME_PATTERN, "max_length": limit}
 
 
-Id = Annotated[
+JobId = Annotated[
     str,
     Meta(
         description="1 to 120 characters of `A-Z a-z 0-9 _ - . : ~ @ +`.",
@@ -97,7 +97,7 @@ RetryOfJob = Annotated[
 class JobIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A job to create."""
 
-    id: Id
+    id: JobId
     trigger_time: TriggerTime
     route: RouteId
     meta: Raw = msgspec.field(default_factory=_null)
@@ -108,7 +108,7 @@ class JobIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a waiting job becomes. `id` may be left out, and must otherwise be the path's."""
 
-    id: Id | UnsetType = UNSET
+    id: JobId | UnsetType = UNSET
     trigger_time: TriggerTime
     route: RouteId
     meta: Raw = msgspec.field(default_factory=_null)
@@ -129,7 +129,7 @@ class JobState(StrEnum):
 class JobOut(msgspec.Struct, frozen=True, kw_only=True):
     """A job, and where it is in its life."""
 
-    id: Id
+    id: JobId
     trigger_time: TriggerTime
     meta: Raw
     route: RouteId
@@ -160,9 +160,9 @@ WebhookUrl = Annotated[
     ),
 ]
 
-_OURS = "|".join([*OUR_HEADER_PREFIXES, *(f"{name}$" for name in sorted(OUR_HEADERS))])
+_RESERVED_HEADERS = "|".join([*OUR_HEADER_PREFIXES, *(f"{name}$" for name in sorted(OUR_HEADERS))])
 
-_HEADER_NAMES = HEADER_NAME_PATTERN.replace("^", f"^(?!{_OURS})", 1)
+_HEADER_NAMES = HEADER_NAME_PATTERN.replace("^", f"^(?!{_RESERVED_HEADERS})", 1)
 
 HeaderValues = Annotated[
     dict[str, str],
@@ -273,11 +273,11 @@ class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 MAX_OVERLAP = 7 * 86_400
 
 # Who decodes them reads what they are.
-EXAMPLE = encode_secret(b"example secret: not a real one !")
+EXAMPLE_SECRET = encode_secret(b"example secret: not a real one !")
 
-OLDER_EXAMPLE = encode_secret(b"older example, not a real one  !")
+OLDER_EXAMPLE_SECRET = encode_secret(b"older example, not a real one  !")
 
-Value = Annotated[
+SecretValue = Annotated[
     str, Meta(description="`whsec_` and 32 bytes in base64, as the libraries of Standard Webhooks take it.")
 ]
 
@@ -298,10 +298,10 @@ class RotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 86_400.0
 
 
-class PreviousOut(msgspec.Struct, frozen=True, kw_only=True):
+class PreviousSecretOut(msgspec.Struct, frozen=True, kw_only=True):
     """A secret of before, which signs for some time more."""
 
-    secret: Annotated[Value, Meta(examples=[OLDER_EXAMPLE])]
+    secret: Annotated[SecretValue, Meta(examples=[OLDER_EXAMPLE_SECRET])]
     expires_at: Annotated[
         int, Meta(description="Until when it signs, in milliseconds since the epoch.", examples=[4_102_444_800_000])
     ]
@@ -310,15 +310,15 @@ class PreviousOut(msgspec.Struct, frozen=True, kw_only=True):
 class SecretOut(msgspec.Struct, frozen=True, kw_only=True):
     """The secrets that sign the deliveries of a route. Every request carries a signature of each."""
 
-    secret: Annotated[Value, Meta(examples=[EXAMPLE])]
+    secret: Annotated[SecretValue, Meta(examples=[EXAMPLE_SECRET])]
     previous: Annotated[
-        list[PreviousOut], Meta(description="Those of before, the newest first; empty most of the time.")
+        list[PreviousSecretOut], Meta(description="Those of before, the newest first; empty most of the time.")
     ]
 
 
 MAX_TIME = 253_402_300_799_999
 """The end of the year 9999, in milliseconds since the epoch."""
-Next = Annotated[str, Meta(description="The `cursor` of the next page. Left out on the last one.")]
+NextCursor = Annotated[str, Meta(description="The `cursor` of the next page. Left out on the last one.")]
 
 
 class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -342,10 +342,10 @@ class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
     """A page of attempts, the latest first."""
 
     attempts: Annotated[list[AttemptOut], Meta(description="The latest first.")]
-    next: Next | UnsetType = UNSET
+    next: NextCursor | UnsetType = UNSET
 
 
-class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
+class FailedJobOut(msgspec.Struct, frozen=True, kw_only=True):
     """A job that failed for good."""
 
     id: Annotated[str, Meta(description="The job's id.")]
@@ -361,8 +361,8 @@ class FailedOut(msgspec.Struct, frozen=True, kw_only=True):
 class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
 
-    failed: Annotated[list[FailedOut], Meta(description="The latest first.")]
-    next: Next | UnsetType = UNSET
+    failed: Annotated[list[FailedJobOut], Meta(description="The latest first.")]
+    next: NextCursor | UnsetType = UNSET
 
 
 # Litestar forgets a bound of 0.
@@ -389,7 +389,7 @@ FailedBefore = Annotated[
 ]
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FailureWindow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When the jobs failed, in milliseconds since the epoch: from `since` on, and before `until`."""
 
     since: FailedSince

@@ -11,7 +11,7 @@ from api.errors import refusals
 from api.litestar_json import OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.routes import check_route_key
-from api.schemas import PreviousOut, RotateIn, SecretOut
+from api.schemas import PreviousSecretOut, RotateIn, SecretOut
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -30,7 +30,7 @@ def _shown(secrets: list[Secret]) -> SecretOut:
     return SecretOut(
         secret=encode_secret(newest.value),
         previous=[
-            PreviousOut(secret=encode_secret(secret.value), expires_at=to_ms(secret.expires_at))
+            PreviousSecretOut(secret=encode_secret(secret.value), expires_at=to_ms(secret.expires_at))
             for secret in previous
             if secret.expires_at
         ],

@@ -148,7 +148,9 @@ async def test_the_numbers_in_bodies_have_their_bounds(document: Any) -> None:
     assert (fields["RetryIn"]["waits"]["minItems"], fields["RetryIn"]["waits"]["maxItems"]) == (1, 99)
     assert bounds(fields["RotateIn"]["overlap"]) == (0, 604_800)
     assert bounds(fields["ResumeIn"]["spread"]) == (0, 86_400)
-    assert bounds(fields["Window"]["since"]) == bounds(fields["Window"]["until"]) == (0, 253_402_300_799_999)
+    assert (
+        bounds(fields["FailureWindow"]["since"]) == bounds(fields["FailureWindow"]["until"]) == (0, 253_402_300_799_999)
+    )
 
 
 async def test_header_names_in_the_document_are_those_that_are_allowed(document: Any) -> None:

@@ -35,7 +35,7 @@ from timemachine.domain.outcomes import (
     Unknown,
 )
 from timemachine.domain.retry import Retry
-from timemachine.postgres.delivery_ledger import DeliveryLedger, EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport, DeliveryLedger
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -291,7 +291,7 @@ async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
 ) -> None:
     write, refusals = DeliveryLedger._write_end, [asyncpg.InternalServerError("refused") for _ in range(4)]
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         if refusals:
             raise refusals.pop()
         return await write(ledger, run_id, claim, end)

@@ -11,7 +11,7 @@ from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
-from timemachine.postgres.delivery_ledger import EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport
 
 
 async def pause(service: Service, reason: str = "maintenance") -> None:
@@ -223,7 +223,7 @@ async def test_a_held_job_whose_attempt_was_given_back_can_be_changed(
     await service.add_route(receiver.url, "other")
     job_id = await service.create(2, meta="old")
     run = await first_run(client, service, job_id)
-    await another.end(run, await another.begin(service.db, run), EndedAttempt(counts=False))
+    await another.end(run, await another.begin(service.db, run), AttemptReport(counts=False))
     await pause(service)
     assert (await wait_until_held(service, job_id))["state"] == "scheduled"
 

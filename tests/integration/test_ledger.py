@@ -20,7 +20,7 @@ from tests.support.ledger_rules import At, Row
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import (
-    AttemptEnd,
+    AttemptResult,
     Cancelled,
     Deferred,
     Delivered,
@@ -33,7 +33,14 @@ from timemachine.domain.outcomes import (
 )
 from timemachine.domain.routes import RestRoute, RouteState
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, LOST, Begun, DeliveryLedger, EndedAttempt, RouteClosed
+from timemachine.postgres.delivery_ledger import (
+    CLAIM_MARGIN,
+    LOST_REASON,
+    AttemptReport,
+    Begun,
+    DeliveryLedger,
+    RouteClosed,
+)
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -48,13 +55,13 @@ NUMBER = 3
 
 MINE, OTHERS = str(uuid.uuid4()), str(uuid.uuid4())
 ENDS = {
-    "taken": AttemptEnd(number=NUMBER, kind=AttemptKind.TAKEN, status=204, ended_at=1, late_ms=2),
-    "again": AttemptEnd(
+    "taken": AttemptResult(number=NUMBER, kind=AttemptKind.TAKEN, status=204, ended_at=1, late_ms=2),
+    "again": AttemptResult(
         number=NUMBER, kind=AttemptKind.REFUSED, status=503, reason="503 from the receiver", ended_at=1
     ),
-    "final": AttemptEnd(number=NUMBER, kind=AttemptKind.EXPIRED, reason="the deadline has passed", ended_at=1),
-    "lost": AttemptEnd(number=0, kind=AttemptKind.LOST, reason=LOST, ended_at=0),
-    "before": AttemptEnd(number=NUMBER - 1, kind=AttemptKind.TIMEOUT, reason="no answer", ended_at=1),
+    "final": AttemptResult(number=NUMBER, kind=AttemptKind.EXPIRED, reason="the deadline has passed", ended_at=1),
+    "lost": AttemptResult(number=0, kind=AttemptKind.LOST, reason=LOST_REASON, ended_at=0),
+    "before": AttemptResult(number=NUMBER - 1, kind=AttemptKind.TIMEOUT, reason="no answer", ended_at=1),
 }
 
 
@@ -132,15 +139,17 @@ def run(pool: Pool, store: RouteStore, db: str) -> Run:
     return Run(pool, store, db)
 
 
-def an_end(run: Run, how: str) -> EndedAttempt:
+def an_end(run: Run, how: str) -> AttemptReport:
     if how == "not made":
-        return EndedAttempt(counts=False)
+        return AttemptReport(counts=False)
     end = ENDS[how]
     logged = None if how == "final" else logged_of(run, end)
-    return EndedAttempt(counts=True, attempts=NUMBER, outcome=end, wait=WAIT if how == "again" else None, logged=logged)
+    return AttemptReport(
+        counts=True, attempts=NUMBER, outcome=end, wait=WAIT if how == "again" else None, logged=logged
+    )
 
 
-def logged_of(run: Run, end: AttemptEnd) -> Attempt:
+def logged_of(run: Run, end: AttemptResult) -> Attempt:
     return Attempt(
         db=run.db,
         collection="c",
@@ -368,8 +377,8 @@ async def test_of_many_who_saw_a_claim_expire_one_takes_over(run: Run) -> None:
 @pytest.mark.parametrize("reason", ["a null \0 in a body", "half a \ud800 pair", "long " * 10_000])
 async def test_what_a_receiver_says_cannot_keep_an_end_from_being_written(run: Run, reason: str) -> None:
     await run.begin()
-    end = AttemptEnd(number=1, kind=AttemptKind.REFUSED, reason=reason, ended_at=1)
-    row = await run.ledger.end(run.id, uuid.UUID(MINE), EndedAttempt(counts=True, attempts=1, outcome=end, wait=WAIT))
+    end = AttemptResult(number=1, kind=AttemptKind.REFUSED, reason=reason, ended_at=1)
+    row = await run.ledger.end(run.id, uuid.UUID(MINE), AttemptReport(counts=True, attempts=1, outcome=end, wait=WAIT))
     assert row
     assert row.state is RowState.WAITING
     assert row.end
@@ -379,7 +388,7 @@ async def test_what_a_receiver_says_cannot_keep_an_end_from_being_written(run: R
 
 async def test_a_job_can_be_taken_without_an_entry_in_the_log(run: Run) -> None:
     await run.begin()
-    row = await run.ledger.end(run.id, uuid.UUID(MINE), EndedAttempt(counts=True, attempts=1, outcome=ENDS["taken"]))
+    row = await run.ledger.end(run.id, uuid.UUID(MINE), AttemptReport(counts=True, attempts=1, outcome=ENDS["taken"]))
     assert row
     assert row.state is RowState.TAKEN
     assert await run.log() == []
@@ -463,7 +472,7 @@ def a_row(state: RowState, **fields: object) -> LedgerRow:
             Delivered(status=204, attempts=3, delivered_at=1, late_ms=2),
         ),
         (a_row(RowState.FAILED), Failed(reason="no answer", attempts=2)),
-        (a_row(RowState.FAILED, end=ENDS["lost"]), Failed(reason=LOST, attempts=2)),
+        (a_row(RowState.FAILED, end=ENDS["lost"]), Failed(reason=LOST_REASON, attempts=2)),
         (a_row(RowState.FAILED, end=None), Failed(reason="not delivered", attempts=2)),
         (a_row(RowState.CANCELLED), Cancelled()),
         (a_row(RowState.CANCELLED, claim=None, end=None, attempts_made=0), Cancelled()),
@@ -491,7 +500,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.PostgresError) ->
     """Let Postgres refuse the ends that are written first."""
     write, left = DeliveryLedger._write_end, list(errors)
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: EndedAttempt) -> LedgerRow | None:
+    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: AttemptReport) -> LedgerRow | None:
         if left:
             raise left.pop(0)
         return await write(ledger, run_id, claim, end)

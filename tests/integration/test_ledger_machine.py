@@ -27,10 +27,10 @@ from msgspec.structs import replace
 from tests.support.postgres_proxy import Cut, PostgresProxy
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
-from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
+from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres.attempt_log import Attempt as Logged
-from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport, Begun, DeliveryLedger
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -382,10 +382,10 @@ class LedgerMachine(RuleBasedStateMachine):
         if row and row.is_decided:
             self.told(row.state)
 
-    def end_of(self, attempt: Attempt) -> EndedAttempt:
+    def end_of(self, attempt: Attempt) -> AttemptReport:
         if attempt.kind is None:
-            return EndedAttempt(counts=False)
-        end = AttemptEnd(number=attempt.number, kind=attempt.kind, ended_at=1)
+            return AttemptReport(counts=False)
+        end = AttemptResult(number=attempt.number, kind=attempt.kind, ended_at=1)
         wait = FAR if attempt.kind is not AttemptKind.TAKEN and attempt.number < ATTEMPTS else None
         logged = Logged(
             db=DB,
@@ -402,7 +402,7 @@ class LedgerMachine(RuleBasedStateMachine):
             error=None,
             worker="w",
         )
-        return EndedAttempt(counts=True, attempts=attempt.number, outcome=end, wait=wait, logged=logged)
+        return AttemptReport(counts=True, attempts=attempt.number, outcome=end, wait=wait, logged=logged)
 
     # Clients who cancel
 

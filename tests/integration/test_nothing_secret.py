@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from temporalio.client import Client, WorkflowExecution
 
 from api.app import create_app
-from api.schemas import EXAMPLE, OLDER_EXAMPLE
+from api.schemas import EXAMPLE_SECRET, OLDER_EXAMPLE_SECRET
 from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.conftest import serving, working
@@ -267,7 +267,7 @@ async def test_nothing_secret_is_anywhere_else(
         "job": next(iter(job_ids)),
         "worker's line": "attempt failed",
         "API's line": "cryptography.fernet.InvalidToken",
-        "example": EXAMPLE,
+        "example": EXAMPLE_SECRET,
         "attempt": "500 from the receiver",
     }.items():
         search.hide(name, value)
@@ -305,5 +305,5 @@ async def test_what_a_receiver_echoes_is_kept_without_our_header_values(
 
 
 def test_the_examples_of_secrets_say_that_they_are_none() -> None:
-    for example in (EXAMPLE, OLDER_EXAMPLE):
+    for example in (EXAMPLE_SECRET, OLDER_EXAMPLE_SECRET):
         assert b"not a real one" in base64.b64decode(example.removeprefix("whsec_"))

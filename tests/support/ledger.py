@@ -8,9 +8,9 @@ from temporalio.client import Client
 
 from tests.support.service import ROUTE, Service
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.outcomes import AttemptEnd, LedgerRow
+from timemachine.domain.outcomes import AttemptResult, LedgerRow
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values
-from timemachine.postgres.delivery_ledger import Begun, DeliveryLedger, EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport, Begun, DeliveryLedger
 from timemachine.postgres.pool import connection
 from timemachine.postgres.route_store import RouteStore, Target
 from timemachine.settings import Settings
@@ -40,21 +40,21 @@ async def first_run(client: Client, service: Service, job_id: str) -> str:
     return (await latest_run(client, f"{service.db}/c/{job_id}")).first_run_id
 
 
-def taken(number: int = 1) -> EndedAttempt:
+def taken(number: int = 1) -> AttemptReport:
     """Return the end of an attempt that was taken."""
     now = int(datetime.now(UTC).timestamp() * 1000)
-    return EndedAttempt(
+    return AttemptReport(
         counts=True,
         attempts=number,
-        outcome=AttemptEnd(number=number, kind=AttemptKind.TAKEN, status=200, ended_at=now),
+        outcome=AttemptResult(number=number, kind=AttemptKind.TAKEN, status=200, ended_at=now),
     )
 
 
-def refused_by_receiver(wait: timedelta | None, number: int = 1) -> EndedAttempt:
+def refused_by_receiver(wait: timedelta | None, number: int = 1) -> AttemptReport:
     """Return the end of an attempt that the receiver did not take."""
     reason = "500 from the receiver"
-    outcome = AttemptEnd(number=number, kind=AttemptKind.REFUSED, status=500, reason=reason, ended_at=0)
-    return EndedAttempt(counts=True, attempts=number, outcome=outcome, wait=wait)
+    outcome = AttemptResult(number=number, kind=AttemptKind.REFUSED, status=500, reason=reason, ended_at=0)
+    return AttemptReport(counts=True, attempts=number, outcome=outcome, wait=wait)
 
 
 class AnotherWorker:
@@ -70,7 +70,7 @@ class AnotherWorker:
         assert isinstance(await self.ledger.begin(run_id, db, route, claim), Begun)
         return claim
 
-    async def end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow:
+    async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow:
         row = await self.ledger.end(run_id, claim, end)
         assert row
         return row

@@ -6,7 +6,7 @@ import pytest
 
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.outcomes import (
-    AttemptEnd,
+    AttemptResult,
     Cancelled,
     Decision,
     Deferred,
@@ -21,14 +21,14 @@ from timemachine.domain.outcomes import (
 )
 
 NOW = 1_000_000
-TAKEN = AttemptEnd(number=2, kind=AttemptKind.TAKEN, status=204, ended_at=7, late_ms=3)
-REFUSED = AttemptEnd(number=2, kind=AttemptKind.REFUSED, status=500, reason="500 from the receiver", ended_at=7)
-LOST = AttemptEnd(number=0, kind=AttemptKind.LOST, reason="lost", ended_at=0)
+TAKEN = AttemptResult(number=2, kind=AttemptKind.TAKEN, status=204, ended_at=7, late_ms=3)
+REFUSED = AttemptResult(number=2, kind=AttemptKind.REFUSED, status=500, reason="500 from the receiver", ended_at=7)
+LOST_REASON = AttemptResult(number=0, kind=AttemptKind.LOST, reason="lost", ended_at=0)
 
 DELIVERED = Delivered(status=204, attempts=2, delivered_at=7, late_ms=3)
 
 
-def a_row(state: RowState, end: AttemptEnd | None = None, **fields: Any) -> LedgerRow:
+def a_row(state: RowState, end: AttemptResult | None = None, **fields: Any) -> LedgerRow:
     values: dict[str, Any] = {"claim": "c", "seconds_left": 5.0, "attempts_made": 0, "has_lost_attempt": False}
     return LedgerRow(state=state, end=end, **values | fields)
 
@@ -36,7 +36,7 @@ def a_row(state: RowState, end: AttemptEnd | None = None, **fields: Any) -> Ledg
 DECIDED: list[tuple[LedgerRow, Decision]] = [
     (a_row(RowState.TAKEN, TAKEN, attempts_made=2), DELIVERED),
     (a_row(RowState.FAILED, REFUSED, attempts_made=2), Failed(reason="500 from the receiver", attempts=2)),
-    (a_row(RowState.FAILED, LOST, attempts_made=1, has_lost_attempt=True), Failed(reason="lost", attempts=1)),
+    (a_row(RowState.FAILED, LOST_REASON, attempts_made=1, has_lost_attempt=True), Failed(reason="lost", attempts=1)),
     (a_row(RowState.FAILED), Failed(reason="not delivered", attempts=0)),
     (a_row(RowState.CANCELLED), Cancelled()),
     # A cancel between two attempts leaves the end of the first one in the row.
@@ -91,7 +91,7 @@ def test_only_a_claim_expires(state: RowState, left: float) -> None:
 @pytest.mark.parametrize(
     ("row", "in_doubt"),
     [
-        (a_row(RowState.FAILED, LOST, has_lost_attempt=True), True),
+        (a_row(RowState.FAILED, LOST_REASON, has_lost_attempt=True), True),
         (a_row(RowState.FAILED, REFUSED, has_lost_attempt=True), False),
         (a_row(RowState.FAILED), False),
         (a_row(RowState.TAKEN, TAKEN, has_lost_attempt=True), False),

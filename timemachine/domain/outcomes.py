@@ -69,7 +69,7 @@ Decision = Delivered | Failed | Cancelled
 """How a run ends."""
 
 
-class AttemptEnd(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt ended. Stored in the ledger: fields may only be added, with defaults."""
 
     number: int
@@ -114,7 +114,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts whose end is known."""
     has_lost_attempt: bool
     """Whether an attempt was lost with its worker, so that nobody knows its end."""
-    end: AttemptEnd | None
+    end: AttemptResult | None
     """How the last attempt ended."""
 
     @property

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
-from timemachine.domain.outcomes import AttemptEnd, LedgerRow, RowState
+from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
 from timemachine.domain.routes import RouteState
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
 from timemachine.postgres.pool import connection, delete
@@ -39,7 +39,7 @@ Postgres before, has written its end by then."""
 END_RETRY = 0.5
 """Seconds after which an end that could not be written is written again. Well below `GRACE`."""
 
-LOST = "an attempt was lost with its worker, and the receiver may have taken it; no other will be made"
+LOST_REASON = "an attempt was lost with its worker, and the receiver may have taken it; no other will be made"
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,14 +60,14 @@ class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts made before."""
 
 
-class EndedAttempt(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt has come to, as `DeliveryLedger.end` writes it."""
 
     counts: bool
     """Whether it reached out to the receiver, or failed for good without that; else nothing is used up."""
     attempts: int = 0
     """Attempts made in all, this one included."""
-    outcome: AttemptEnd | None = None
+    outcome: AttemptResult | None = None
     """How it ended; None for one that was not made."""
     wait: timedelta | None = None
     """Time until the next attempt; None when there is to be no other."""
@@ -132,7 +132,7 @@ class DeliveryLedger:
         row = await self.find(run_id)
         if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             # Begun, without our knowing, before the route was closed.
-            row = await self.end(run_id, claim, EndedAttempt(counts=False))
+            row = await self.end(run_id, claim, AttemptReport(counts=False))
         is_lost = row is not None and row.is_expired and row.claim == expired_claim
         if row and not is_lost and (row.state is not RowState.WAITING or not _is_closed(answer)):
             return row
@@ -144,7 +144,7 @@ class DeliveryLedger:
             attempts_made=row.attempts_made if row else 0,
         )
 
-    async def end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
+    async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
 
         That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
@@ -159,17 +159,19 @@ class DeliveryLedger:
         except asyncpg.PostgresError as error:
             raise UnavailableError("Postgres refuses the end of an attempt") from error
 
-    async def _write_end(self, run_id: str, claim: UUID, end: EndedAttempt) -> LedgerRow | None:
-        outcome = _stored(end.outcome) if end.outcome else None
-        log = attempt_values(end.logged, claim) if end.logged else []
+    async def _write_end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
+        outcome = _encode_result(end.outcome) if end.outcome else None
+        log_values = attempt_values(end.logged, claim) if end.logged else []
         async with connection(self._pool) as postgres:
             if end.outcome and end.outcome.kind is AttemptKind.TAKEN:
-                query = _END_TAKEN_LOGGED if log else _END_TAKEN
-                row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log)
+                query = _END_TAKEN_LOGGED if log_values else _END_TAKEN
+                row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log_values)
             else:
                 made = end.attempts if end.counts else None
                 wait = end.wait if end.counts else timedelta(0)
-                row = await postgres.fetchrow(_END_LOGGED if log else _END, run_id, claim, made, outcome, wait, *log)
+                row = await postgres.fetchrow(
+                    _END_LOGGED if log_values else _END, run_id, claim, made, outcome, wait, *log_values
+                )
         return _row(row) if row else await self.find(run_id)
 
     async def cancel(self, run_id: str, *, due: datetime, expired_claim: str | None = None) -> LedgerRow:
@@ -179,7 +181,7 @@ class DeliveryLedger:
         tells how it ended. After an attempt was lost with its worker a run ends as failed, never as cancelled.
 
         Args:
-            due: When the job is due: so long the row is kept at least.
+            due: When the job is due. The row is kept until then at least.
             expired_claim: As for `begin`.
         """
         async with connection(self._pool) as postgres:
@@ -230,46 +232,50 @@ def _row(row: Record) -> LedgerRow:
         seconds_left=row["left"].total_seconds(),
         attempts_made=row["made"],
         has_lost_attempt=row["doubt"],
-        end=msgspec.json.decode(row["outcome"], type=AttemptEnd) if row["outcome"] else None,
+        end=msgspec.json.decode(row["outcome"], type=AttemptResult) if row["outcome"] else None,
     )
 
 
-def _without_words(end: EndedAttempt) -> EndedAttempt:
+def _without_words(end: AttemptReport) -> AttemptReport:
     """Return an end with what it decides alone."""
     logged = replace(end.logged, error=end.logged.error and "?", answer=b"") if end.logged else None
     return replace(end, logged=logged, outcome=replace(end.outcome, reason=None) if end.outcome else None)
 
 
-def _stored(end: AttemptEnd) -> str:
+def _encode_result(end: AttemptResult) -> str:
     """Return an end as Postgres takes it, whatever the receiver said: one that it refuses would be tried for ever."""
     reason = storable(end.reason) if end.reason is not None else None
     return msgspec.json.encode(replace(end, reason=reason)).decode()
 
 
-_LOST = _stored(AttemptEnd(number=0, kind=AttemptKind.LOST, reason=LOST, ended_at=0))
+_LOST_OUTCOME = _encode_result(AttemptResult(number=0, kind=AttemptKind.LOST, reason=LOST_REASON, ended_at=0))
 
+# `at`: when the claim expires of an attempt under way, or when the next attempt may begin of a run that waits. `made`:
+# attempts whose end is known. `doubt`: an attempt was lost with its worker. `outcome`: the result of the last attempt.
 _ROW = "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.outcome"
 
 
-def _cancelled(doubt: str) -> str:
+def _state_after_cancel(doubt: str) -> str:
     """Return what a cancel makes of a run: nobody may be told "cancelled" of one that a receiver may have taken."""
     return f"CASE WHEN {doubt} THEN 'failed' ELSE 'cancelled' END"
 
 
-def _lost(doubt: str) -> str:
+def _outcome_after_cancel(doubt: str) -> str:
     """Return the outcome of a run that a cancel ends."""
-    return f"CASE WHEN {doubt} THEN '{_LOST}'::jsonb ELSE run.outcome END"
+    return f"CASE WHEN {doubt} THEN '{_LOST_OUTCOME}'::jsonb ELSE run.outcome END"
 
 
-def _taken_over(claim: str) -> str:
+def _may_take_over(claim: str) -> str:
     """Return whether the claim is one that the caller has seen expired before, and still is."""
     # Without a claim that was seen the comparison is null, and so would be what is computed with it.
     return f"(run.state <> 'waiting' AND coalesce(run.claim = {claim}, false) AND run.at <= clock_timestamp())"
 
 
-_BY_BEGIN, _BY_CANCEL = _taken_over("$5::uuid"), _taken_over("$3::uuid")
+_BY_BEGIN, _BY_CANCEL = _may_take_over("$5::uuid"), _may_take_over("$3::uuid")
 
-# A row is only there to be updated when the route is open, as is one to be inserted; both are decided by the same look.
+# $1 db, $2 route (both of TARGET), $3 run, $4 claim, $5 expired claim, $6 default time-out in seconds, $7 attempts made
+# before. `(SELECT) AS one` gives one row even where there is no such route. Whether the route is open decides in one
+# look about a row to be inserted and one to be updated.
 _BEGIN = f"""
     WITH target AS ({TARGET}),
     begun AS (
@@ -281,11 +287,11 @@ _BEGIN = f"""
         WHERE target.state IS NULL OR target.state = 'active'
         ON CONFLICT (run_id) DO UPDATE SET
             state = CASE
-                WHEN run.state = 'cancelling' THEN {_cancelled(f"run.doubt OR {_BY_BEGIN}")}
+                WHEN run.state = 'cancelling' THEN {_state_after_cancel(f"run.doubt OR {_BY_BEGIN}")}
                 ELSE 'under_way'
             END,
             outcome = CASE
-                WHEN run.state = 'cancelling' THEN {_lost(f"run.doubt OR {_BY_BEGIN}")}
+                WHEN run.state = 'cancelling' THEN {_outcome_after_cancel(f"run.doubt OR {_BY_BEGIN}")}
                 ELSE run.outcome
             END,
             doubt = run.doubt OR {_BY_BEGIN},
@@ -298,17 +304,18 @@ _BEGIN = f"""
     SELECT begun.*, target.* FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
 """  # noqa: S608 - constants
 
+# $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none); then the log's.
 _END = f"""
     UPDATE delivery_ledger AS run SET
         state = CASE
-            WHEN run.state = 'cancelling' THEN {_cancelled("run.doubt")}
+            WHEN run.state = 'cancelling' THEN {_state_after_cancel("run.doubt")}
             WHEN $5::interval IS NULL THEN 'failed'
             ELSE 'waiting'
         END,
         at = clock_timestamp() + coalesce($5::interval, '0'),
         made = coalesce($3::int, run.made),
         outcome = CASE
-            WHEN run.state = 'cancelling' AND run.doubt THEN '{_LOST}'::jsonb
+            WHEN run.state = 'cancelling' AND run.doubt THEN '{_LOST_OUTCOME}'::jsonb
             ELSE coalesce($4::jsonb, run.outcome)
         END
     WHERE run.run_id = $1 AND run.claim = $2::uuid AND run.state IN ('under_way', 'cancelling')
@@ -327,6 +334,7 @@ def _logged(first: int) -> str:
 
 _END_LOGGED = f"WITH {_logged(6)}, ended AS ({_END}) SELECT * FROM ended"  # noqa: S608 - constants
 
+# $1 run, $2 claim, $3 attempts made, $4 outcome; then the log's.
 _END_TAKEN = f"""
     INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made, outcome)
     VALUES ($1, 'taken', $2::uuid, clock_timestamp(), $3::int, $4::jsonb)
@@ -338,15 +346,16 @@ _END_TAKEN = f"""
 
 _END_TAKEN_LOGGED = f"WITH {_logged(5)}, ended AS ({_END_TAKEN}) SELECT * FROM ended"  # noqa: S608 - constants
 
+# $1 run, $2 when the job is due, $3 expired claim.
 _CANCEL = f"""
     INSERT INTO delivery_ledger AS run (run_id, state, at, made) VALUES ($1, 'cancelled', $2, 0)
     ON CONFLICT (run_id) DO UPDATE SET
         state = CASE
-            WHEN run.state = 'waiting' THEN {_cancelled("run.doubt")}
+            WHEN run.state = 'waiting' THEN {_state_after_cancel("run.doubt")}
             WHEN {_BY_CANCEL} THEN 'failed'
             ELSE 'cancelling'
         END,
-        outcome = {_lost(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
+        outcome = {_outcome_after_cancel(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
         doubt = run.doubt OR {_BY_CANCEL}
     WHERE run.state IN ('waiting', 'under_way') OR (run.state = 'cancelling' AND {_BY_CANCEL})
     RETURNING {_ROW}

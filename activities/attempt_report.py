@@ -1,4 +1,4 @@
-"""What an attempt comes to, put into what the ledger, the log of attempts and Temporal are told."""
+"""What the ledger and the log of attempts are told of an attempt, and when it is made again."""
 
 import logging
 import random
@@ -10,11 +10,11 @@ from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import Delivery, RequestResult, expired, wait_after
 from timemachine.domain.errors import NoAnswerError
 from timemachine.domain.jobs import Job, to_ms
-from timemachine.domain.outcomes import AttemptEnd, Deferred
+from timemachine.domain.outcomes import AttemptResult, Deferred
 from timemachine.domain.retry import Retry
 from timemachine.domain.routes import has_scheme
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import EndedAttempt
+from timemachine.postgres.delivery_ledger import AttemptReport
 from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ def now_ms() -> int:
     return to_ms(datetime.now(UTC))
 
 
-def deferred(reason: str, wait: float) -> Deferred:
+def deferral(reason: str, wait: float) -> Deferred:
     """Return that no attempt was made. Those that were put off together do not come back together."""
     return Deferred(reason=reason, next_at=now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
 
 
-def explained(error: NoAnswerError, webhook_url: str) -> str:
+def explain_tls_error(error: NoAnswerError, webhook_url: str) -> str:
     """Return an error's message, with what was assumed where that may be what is wrong."""
     if error.kind is not AttemptKind.TLS or has_scheme(webhook_url):
         return str(error)
@@ -40,31 +40,33 @@ def explained(error: NoAnswerError, webhook_url: str) -> str:
     )
 
 
-def not_made(reason: str) -> EndedAttempt:
+def not_made_report(reason: str) -> AttemptReport:
     """Return the end of an attempt that uses nothing up, with the reason for whoever looks at the job."""
-    return EndedAttempt(
+    return AttemptReport(
         counts=False,
-        outcome=AttemptEnd(number=0, kind=AttemptKind.NOT_MADE, reason=reason, ended_at=to_ms(datetime.now(UTC))),
+        outcome=AttemptResult(number=0, kind=AttemptKind.NOT_MADE, reason=reason, ended_at=now_ms()),
     )
 
 
-def given_up(reason: str, number: int) -> EndedAttempt:
+def expired_report(reason: str, number: int) -> AttemptReport:
     """Return the end of a job whose attempt with this number is not made, and none after it."""
-    outcome = AttemptEnd(number=number - 1, kind=AttemptKind.EXPIRED, reason=reason, ended_at=now_ms())
-    return EndedAttempt(counts=True, attempts=number - 1, outcome=outcome)
+    outcome = AttemptResult(number=number - 1, kind=AttemptKind.EXPIRED, reason=reason, ended_at=now_ms())
+    return AttemptReport(counts=True, attempts=number - 1, outcome=outcome)
 
 
-def taken(job: Job, row: Attempt, number: int) -> EndedAttempt:
+def taken_report(job: Job, row: Attempt, number: int) -> AttemptReport:
     """Return the end of an attempt by which the receiver took the job."""
     late_ms = to_ms(row.started_at) - job.trigger_time
-    outcome = AttemptEnd(number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms)
-    log.info("job delivered", extra=_who(job) | {"attempt_number": number, "late_ms": late_ms})
-    return EndedAttempt(counts=True, attempts=number, outcome=outcome, logged=row)
+    outcome = AttemptResult(
+        number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms
+    )
+    log.info("job delivered", extra=_job_fields(job) | {"attempt_number": number, "late_ms": late_ms})
+    return AttemptReport(counts=True, attempts=number, outcome=outcome, logged=row)
 
 
-def failed(
+def failed_report(
     reason: str, job: Job, retry: Retry, number: int, result: RequestResult, row: Attempt | None = None
-) -> EndedAttempt:
+) -> AttemptReport:
     """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
     now = datetime.now(UTC)
     wait = wait_after(result, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
@@ -73,22 +75,22 @@ def failed(
     log.warning(
         "attempt failed" if wait is not None else "job failed",
         extra={
-            **_who(job),
+            **_job_fields(job),
             "attempt_number": number,
             "reason": reason,
             "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
         },
     )
-    outcome = AttemptEnd(number=number, kind=result.kind, status=result.status, reason=reason, ended_at=now_ms())
-    return EndedAttempt(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
+    outcome = AttemptResult(number=number, kind=result.kind, status=result.status, reason=reason, ended_at=now_ms())
+    return AttemptReport(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
 
 
-def _who(job: Job) -> dict[str, str]:
+def _job_fields(job: Job) -> dict[str, str]:
     """Return the fields of a log line by which a job is found."""
     return {"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route}
 
 
-def logged(
+def log_entry(
     delivery: Delivery, number: int, started: datetime, result: RequestResult, reason: str | None, body: bytes
 ) -> Attempt:
     """Return the attempt as the log keeps it."""
