@@ -65,7 +65,7 @@ def _null() -> Raw:
 
 
 class RetryIn(Retry, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When to try again. What is left out has its default; `waits` stands in place of all the others."""
+    """When to retry. Fields that are left out have their defaults. `waits` replaces all other fields."""
 
     waits: (
         Annotated[
@@ -90,7 +90,7 @@ class RetryIn(Retry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 RetryOfJob = Annotated[
-    RetryIn | None, Meta(description="In place of the route's.", examples=[{"waits": [60, 600, 3600]}])
+    RetryIn | None, Meta(description="Replaces the retry policy of the route.", examples=[{"waits": [60, 600, 3600]}])
 ]
 
 
@@ -106,7 +106,7 @@ class JobIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a waiting job becomes. `id` may be left out, and must otherwise be the path's."""
+    """The new content of a waiting job. `id` may be left out, and must otherwise be the path's."""
 
     id: JobId | UnsetType = UNSET
     trigger_time: TriggerTime
@@ -117,7 +117,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """State of a job."""
 
     SCHEDULED = "scheduled"
     DELIVERING = "delivering"
@@ -127,28 +127,26 @@ class JobState(StrEnum):
 
 
 class JobOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A job, and where it is in its life."""
+    """A job and its state."""
 
     id: JobId
     trigger_time: TriggerTime
     meta: Raw
     route: RouteId
     state: JobState
-    attempts: Annotated[
-        int | UnsetType, Meta(description="Attempts that have reached out to the receiver and ended.")
-    ] = UNSET
+    attempts: Annotated[int | UnsetType, Meta(description="Attempts that were sent and have ended.")] = UNSET
     next_attempt_time: Annotated[
         int | UnsetType,
-        Meta(description="When the next attempt is made, in milliseconds since the epoch, between two."),
+        Meta(description="When the next attempt is made, in milliseconds since the epoch. Only between two attempts."),
     ] = UNSET
     last_error: Annotated[str | UnsetType, Meta(description="Why the last attempt, or the whole job, failed.")] = UNSET
     delivered_at: Annotated[
-        int | UnsetType, Meta(description="When the receiver took the job, in milliseconds since the epoch.")
+        int | UnsetType, Meta(description="When the receiver accepted the job, in milliseconds since the epoch.")
     ] = UNSET
     held: Annotated[
         str | UnsetType, Meta(description="Why the job is held back, while its route is paused or disabled.")
     ] = UNSET
-    retry: Annotated[Retry | UnsetType, Meta(description="The job's own retry, where it has one.")] = UNSET
+    retry: Annotated[Retry | UnsetType, Meta(description="The job's own retry policy, if it has one.")] = UNSET
     deadline: Deadline | UnsetType = UNSET
 
 
@@ -186,14 +184,14 @@ Timeout = Annotated[
     Meta(
         ge=0.1,
         le=LONGEST_TIMEOUT,
-        description="Seconds that one attempt may take; the service's own without it.",
+        description="Seconds that one attempt may take. Defaults to the service's setting.",
         examples=[10],
     ),
 ]
 
 MaxInFlight = Annotated[
     int,
-    Meta(ge=1, le=10_000, description="Requests at a time, over all workers; no limit without it.", examples=[20]),
+    Meta(ge=1, le=10_000, description="Concurrent requests over all workers. No limit by default.", examples=[20]),
 ]
 
 
@@ -201,7 +199,7 @@ RouteType = Annotated[Literal["REST"], Meta(description="How jobs are delivered:
 
 
 class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A route to create. What is left out has the default that GET shows."""
+    """A route to create. Fields that are left out have the defaults that GET shows."""
 
     id: RouteId
     type: RouteType
@@ -213,7 +211,7 @@ class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a route becomes, all of it. `id` may be left out, and must otherwise be the path's."""
+    """The new content of a route. It replaces all fields. `id` may be left out, and must otherwise be the path's."""
 
     id: RouteId | UnsetType = UNSET
     type: RouteType
@@ -225,17 +223,17 @@ class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A route, with the policy of its deliveries and whether they may go there now."""
+    """A route, its delivery policy, and whether deliveries are allowed now."""
 
     id: RouteId
     type: RouteType = "REST"
     webhook_url: WebhookUrl
     retry: Retry
     timeout: Annotated[float, Meta(description="Seconds that one attempt may take.")]
-    headers: Annotated[dict[str, str], Meta(description="Names of the extra headers; the values are not shown.")]
-    max_in_flight: Annotated[int | None, Meta(description="Requests at a time, over all workers; null for no limit.")]
+    headers: Annotated[dict[str, str], Meta(description="Names of the extra headers. The values are not shown.")]
+    max_in_flight: Annotated[int | None, Meta(description="Concurrent requests over all workers; null for no limit.")]
     state: RouteState
-    since: Annotated[int, Meta(description="When it came into this state, in milliseconds since the epoch.")]
+    since: Annotated[int, Meta(description="When the route entered this state, in milliseconds since the epoch.")]
     reason: Annotated[str | UnsetType, Meta(description="Why it is paused or disabled.")] = UNSET
 
 
@@ -248,7 +246,7 @@ class PauseIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             Meta(
                 max_length=200,
                 pattern=r"^[^\x00]*$",
-                description="It is shown with the route, and with the jobs that are held.",
+                description="Shown with the route and with its held jobs.",
                 examples=["maintenance"],
             ),
         ]
@@ -264,7 +262,7 @@ class ResumeIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(
             ge=0,
             le=86_400,
-            description="Seconds over which they are spread, each at a moment of its own.",
+            description="Seconds over which the jobs are spread, each at a random moment.",
             examples=[60],
         ),
     ] = 60.0
@@ -291,7 +289,7 @@ class RotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ge=0,
             le=MAX_OVERLAP,
             examples=[3600],
-            description="Seconds during which the secrets of before sign too. With 0 they end at once, which is for a "
+            description="Seconds during which the previous secrets sign, too. With 0 they end at once, which is for a "
             "secret that others have come to know: a request that is under way just then may still carry its signature "
             "only, and is refused and tried again.",
         ),
@@ -299,7 +297,7 @@ class RotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class PreviousSecretOut(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret of before, which signs for some time more."""
+    """A previous secret, which still signs for some time."""
 
     secret: Annotated[SecretValue, Meta(examples=[OLDER_EXAMPLE_SECRET])]
     expires_at: Annotated[
@@ -312,7 +310,8 @@ class SecretOut(msgspec.Struct, frozen=True, kw_only=True):
 
     secret: Annotated[SecretValue, Meta(examples=[EXAMPLE_SECRET])]
     previous: Annotated[
-        list[PreviousSecretOut], Meta(description="Those of before, the newest first; empty most of the time.")
+        list[PreviousSecretOut],
+        Meta(description="The previous secrets that still sign, the newest first. Usually empty."),
     ]
 
 
@@ -326,16 +325,16 @@ class AttemptOut(msgspec.Struct, frozen=True, kw_only=True):
 
     collection: Annotated[str, Meta(description="The job's collection.")]
     id: Annotated[str, Meta(description="The job's id.")]
-    route: Annotated[str, Meta(description="The route that it went to.")]
+    route: Annotated[str, Meta(description="The route of the attempt.")]
     webhook_id: Annotated[str, Meta(description="The request's `webhook-id`, the same for all attempts of a job.")]
-    attempt: Annotated[int, Meta(description="From 1; a redelivery counts anew.")]
+    attempt: Annotated[int, Meta(description="From 1. A redelivery counts from 1 again.")]
     started_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
     duration_ms: Annotated[int, Meta(description="Milliseconds from its start to its end.")]
     status: Annotated[int | UnsetType, Meta(description="HTTP status of the answer, where there was one.")] = UNSET
     kind: AttemptKind
     error: Annotated[str | UnsetType, Meta(description="Why the attempt failed, where it did.")] = UNSET
     answer: Annotated[str, Meta(description="The answer's first KiB, with what is not UTF-8 replaced.")]
-    worker: Annotated[str, Meta(description="Who made the attempt.")]
+    worker: Annotated[str, Meta(description="The worker that made the attempt.")]
 
 
 class AttemptsOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -350,16 +349,16 @@ class FailedJobOut(msgspec.Struct, frozen=True, kw_only=True):
 
     id: Annotated[str, Meta(description="The job's id.")]
     collection: Annotated[str, Meta(description="The job's collection.")]
-    route: Annotated[str | UnsetType, Meta(description="The job's route, while that is known.")] = UNSET
+    route: Annotated[str | UnsetType, Meta(description="The job's route, if it is known.")] = UNSET
     trigger_time: TriggerTime | UnsetType = UNSET
     failed_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
     last_error: Annotated[
-        str | UnsetType, Meta(description="Why the last attempt failed, while the log of attempts has it.")
+        str | UnsetType, Meta(description="Why the last attempt failed, as long as the log of attempts has it.")
     ] = UNSET
 
 
 class FailedPage(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of failed jobs, the latest first. It may hold fewer than the limit, or none, and yet have a next one."""
+    """A page of failed jobs, the latest first. It may be short, or empty, even if there is a next page."""
 
     failed: Annotated[list[FailedJobOut], Meta(description="The latest first.")]
     next: NextCursor | UnsetType = UNSET
@@ -372,7 +371,7 @@ FailedSince = Annotated[
     Meta(
         ge=0,
         le=MAX_TIME,
-        description="The first moment that counts.",
+        description="Inclusive start of the window.",
         examples=[1_735_689_600_000],
         extra_json_schema={"extra": _BOUNDS},
     ),
@@ -382,7 +381,7 @@ FailedBefore = Annotated[
     Meta(
         ge=0,
         le=MAX_TIME,
-        description="The first moment that counts no more. It is now, where it is left out or yet to come.",
+        description="Exclusive end of the window. Defaults to now; a time in the future counts as now.",
         examples=[1_735_776_000_000],
         extra_json_schema={"extra": _BOUNDS},
     ),
@@ -399,20 +398,20 @@ class FailureWindow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class RedeliveryStarted(msgspec.Struct, frozen=True):
     """A redelivery under way."""
 
-    id: Annotated[str, Meta(description="To ask for its progress by.", examples=["1735689600000-1735776000000"])]
+    id: Annotated[str, Meta(description="Use it to query the progress.", examples=["1735689600000-1735776000000"])]
 
 
 class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a redelivery is; a few seconds old while it is under way."""
+    """Progress of a redelivery. While it runs, the figures are a few seconds old."""
 
-    id: Annotated[str, Meta(description="To ask for its progress by.")]
+    id: Annotated[str, Meta(description="Use it to query the progress.")]
     found: Annotated[int, Meta(description="Failures within the window, as they were counted at the start.")] = 0
-    started: Annotated[int, Meta(description="Jobs that are delivered once more.")] = 0
+    started: Annotated[int, Meta(description="Jobs that are redelivered.")] = 0
     skipped: Annotated[
-        int, Meta(description="Jobs left alone: they have moved on since they failed, or are past their deadline.")
+        int, Meta(description="Jobs left alone: they have changed since they failed, or are past their deadline.")
     ] = 0
-    done: Annotated[bool, Meta(description="Whether it has come to its end.")]
-    error: Annotated[str | UnsetType, Meta(description="Why it ended before its end, if it did.")] = UNSET
+    done: Annotated[bool, Meta(description="Whether the redelivery has ended.")]
+    error: Annotated[str | UnsetType, Meta(description="Why the redelivery stopped early, if it did.")] = UNSET
 
 
 class Ok(msgspec.Struct, frozen=True):

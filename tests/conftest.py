@@ -3,7 +3,7 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
 
+CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     """Give the processes of pytest-xdist time to stop their servers after a Ctrl-C, which would go on running."""
@@ -44,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out."""
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Keep the developer's own Temporal and settings out of the tests, but for where the Temporal program is."""
+    with pytest.MonkeyPatch.context() as env:
+        for name in list(os.environ):
+            if name.startswith(("TEMPORAL_", "TIMEMACHINE_")) and name != CLI_SETTING:
+                env.delenv(name)
+        env.setenv("TEMPORAL_CONFIG_FILE", os.devnull)
+        yield
 
 
 @asynccontextmanager
@@ -99,7 +113,7 @@ async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
 @pytest.fixture(scope="session")
 async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
     async with embedded_temporal(
-        await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ), data_folder
+        await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ), data_folder
     ) as temporal:
         yield temporal
 
@@ -169,7 +183,7 @@ CUT_AFTER = 20
 @pytest.fixture(scope="module")
 async def cutting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Temporal]:
     """A Temporal that has histories cut soon."""
-    cli = await find_temporal_cli(os.environ.get("TIMEMACHINE_TEMPORAL_CLI"), os.environ)
+    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(local_temporal._DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", str(CUT_AFTER))
         async with embedded_temporal(cli, tmp_path_factory.mktemp("cutting")) as temporal:
