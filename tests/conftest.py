@@ -30,7 +30,6 @@ from timemachine.vault import new_key
 from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
-
 CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
 
 
