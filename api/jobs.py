@@ -377,6 +377,7 @@ class JobController(Controller):
         response_headers=[
             ResponseHeader(
                 name="timemachine-job",
+                value="created",
                 description="`created`, or `unchanged` where the same job was there before.",
                 documentation_only=True,
             )

@@ -94,17 +94,6 @@ RetryOfJob = Annotated[
 ]
 
 
-class JobIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job to create."""
-
-    id: JobId
-    trigger_time: TriggerTime
-    route: RouteId
-    meta: Raw = msgspec.field(default_factory=_null)
-    retry: RetryOfJob = None
-    deadline: Deadline | None = None
-
-
 class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The new content of a waiting job. `id` may be left out, and must otherwise be the path's."""
 
@@ -114,6 +103,12 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     meta: Raw = msgspec.field(default_factory=_null)
     retry: RetryOfJob = None
     deadline: Deadline | None = None
+
+
+class JobIn(JobChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job to create."""
+
+    id: JobId
 
 
 class JobState(StrEnum):
@@ -198,18 +193,6 @@ MaxInFlight = Annotated[
 RouteType = Annotated[Literal["REST"], Meta(description="How jobs are delivered: by POST to a URL.")]
 
 
-class RouteIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A route to create. Fields that are left out have the defaults that GET shows."""
-
-    id: RouteId
-    type: RouteType
-    webhook_url: WebhookUrl
-    retry: RetryIn = RetryIn()
-    timeout: Timeout | None = None
-    headers: HeaderValues = {}
-    max_in_flight: MaxInFlight | None = None
-
-
 class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The new content of a route. It replaces all fields. `id` may be left out, and must otherwise be the path's."""
 
@@ -220,6 +203,12 @@ class RouteChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     timeout: Timeout | None = None
     headers: HeaderValues = {}
     max_in_flight: MaxInFlight | None = None
+
+
+class RouteIn(RouteChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A route to create. Fields that are left out have the defaults that GET shows."""
+
+    id: RouteId
 
 
 class RouteOut(msgspec.Struct, frozen=True, kw_only=True):
