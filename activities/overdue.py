@@ -50,6 +50,7 @@ class OverdueJobs:
         self._client = client
         self._ledger = ledger
         self._rate = RateLimiter(settings.bulk_per_second)
+        self._task_queue = settings.task_queue
 
     async def watch(self) -> None:
         """Look again and again, until it is cancelled."""
@@ -64,7 +65,7 @@ class OverdueJobs:
             await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
 
     async def look(self) -> None:
-        """Wake each job that is overdue and has never had a workflow task.
+        """Wake each job that is overdue and has never had a workflow task. One that cannot be read keeps no other.
 
         Raises:
             RPCError, UnavailableError: Temporal or Postgres does not answer.
@@ -81,19 +82,25 @@ class OverdueJobs:
             await asyncio.gather(*waking)
 
     async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
-        """Return the runs that are overdue, without those that are held, or at work as the ledger says."""
+        """Return the runs that are overdue, without those that are held, or at work as the ledger says.
+
+        One of another task queue is for the workers of that, and where there are none would be waited for in vain.
+        """
         due = (datetime.now(UTC) - OVERDUE).isoformat(timespec="milliseconds")
         query = f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {TRIGGER_TIME.name} < '{due}'"
         runs = self._client.list_workflows(query, page_size=PAGE)
         while True:
             await runs.fetch_next_page()
-            page = [run for run in runs.current_page or () if not run.typed_search_attributes.get(IS_HELD)]
+            page = [run for run in runs.current_page or () if self._is_ours(run)]
             at_work = await self._ledger.at_work([run.run_id for run in page], since=OVERDUE)
             for run in page:
                 if run.run_id not in at_work:
                     yield run
             if not runs.next_page_token:
                 return
+
+    def _is_ours(self, run: WorkflowExecution) -> bool:
+        return run.task_queue == self._task_queue and not run.typed_search_attributes.get(IS_HELD)
 
     async def _has_no_task(self, run: WorkflowExecution) -> bool:
         """Return whether a run has never had a workflow task that was stored, and has not ended since."""
@@ -102,9 +109,9 @@ class OverdueJobs:
         try:
             await events.fetch_next_page()
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return False
-            raise
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                log.warning("overdue job not looked at", extra={"workflow_id": run.id, "reason": str(error)})
+            return False
         first = events.current_page or ()
         return not any(event.HasField("workflow_task_scheduled_event_attributes") for event in first)
 

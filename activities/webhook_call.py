@@ -116,11 +116,11 @@ class WebhookCalls:
         Raises:
             NotSentError, OwnFaultError: Nothing was sent.
         """
-        job, started = delivery.job, datetime.now(UTC)
+        job, started, began = delivery.job, datetime.now(UTC), boot_time()
         result, reason, body = await self._result(delivery, target, number, begin_by)
         if number == 1 and not job.message_id:
             record_lateness(job, started)
-        row = log_entry(delivery, number, started, result, reason, body)
+        row = log_entry(delivery, number, started, boot_time() - began, result, reason, body)
         if reason is None:
             return taken_report(job, row, number)
         return failed_report(reason, job, job.retry or target.route.retry, number, result, row)

@@ -162,7 +162,7 @@ def _as_options(send: Send) -> Send:
 def _strip_authority(scope: Scope) -> None:
     """Turn a request line with a whole URL, as for a proxy, into one with a path (RFC 9112, 3.2.2)."""
     if _ABSOLUTE.match(scope["raw_path"]):
-        scope["raw_path"] = b"/" + _ABSOLUTE.sub(b"", scope["raw_path"])
+        scope["raw_path"] = b"/" + _ABSOLUTE.sub(b"", scope["raw_path"], count=1)
         scope["path"] = unquote(scope["raw_path"].decode("ascii"))
 
 

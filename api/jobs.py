@@ -55,6 +55,9 @@ log = logging.getLogger(__name__)
 
 UNDECIDED = (JobState.SCHEDULED, JobState.DELIVERING)
 
+START_TRIES = 3
+"""Times that a job is tried to be started, when its id is taken by one that has ended, or by yet another one then."""
+
 CLOSE_WAIT = 0.5
 """Seconds that a cancelled job's workflow gets to close before the cancel is answered."""
 
@@ -106,11 +109,8 @@ class Jobs:
 
     async def _start(self, job: Job) -> bool:
         """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
-        for reuse in (
-            WorkflowIDReusePolicy.REJECT_DUPLICATE,
-            WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-        ):
+        reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE
+        for _ in range(START_TRIES):
             try:
                 await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
                 return True
@@ -118,6 +118,7 @@ class Jobs:
                 existing = await read_job_status(self._client, self._ledger, job.workflow_id)
             if _is_same_create(existing, job):
                 return False
+            reuse = existing.run.reuse
             if not existing.run.is_open:
                 continue
             if existing.shown.state is JobState.CANCELLED:
@@ -250,7 +251,7 @@ class Jobs:
         with suppress(TimeoutError, RPCError, WorkflowFailureError):
             async with asyncio.timeout(CLOSE_WAIT):
                 await self._request_cancel(description)
-                await run.result(follow_runs=False)
+                await run.result()
 
     async def _cancel_in_ledger(self, first_run: str, due: datetime, expired_claim: str | None) -> LedgerRow | None:
         """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""

@@ -231,7 +231,15 @@ async def test_requests_one_behind_the_other_are_answered_in_order(jobs: Service
 
 @pytest.mark.parametrize(
     ("target", "expected"),
-    [("http://x/healthz", 200), ("HTTP://x:80/healthz", 200), ("http://x", 404), ("http://x/job//c/x", 400)],
+    [
+        ("http://x/healthz", 200),
+        ("HTTP://x:80/healthz", 200),
+        ("http://x", 404),
+        ("http://x/job//c/x", 400),
+        ("http://x/http://y/healthz", 400),
+        ("http://x/http:/healthz", 404),
+        ("http://x/job/d/c/http://y/attempts", 400),
+    ],
 )
 async def test_a_request_line_with_a_whole_url(server: Server, target: str, expected: int) -> None:
     answer = await server.send(f"GET {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())

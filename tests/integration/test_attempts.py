@@ -1,13 +1,14 @@
 """The log of attempts, as it is written and as clients ask for it."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import httpx
 import pytest
 from msgspec.structs import replace
 
+from activities import attempt_report
 from tests.support.ledger import log_attempt
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
@@ -97,6 +98,27 @@ async def test_each_request_that_was_made_is_shown_the_latest_first(service: Ser
     }
     assert (second["attempt"], second["status"], second["kind"], second["answer"]) == (2, 200, "taken", "thanks")
     assert "error" not in second
+
+
+@pytest.mark.parametrize("days", [-40, 40])
+async def test_a_clock_that_is_set_within_an_attempt_keeps_no_job_from_its_end(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    class Set(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(days=days)
+
+    async def take_and_set(_: Received) -> bytes:
+        monkeypatch.setattr(attempt_report, "datetime", Set)
+        return response(200)
+
+    receiver.answer = take_and_set
+    job_id = await service.create(0)
+
+    await service.wait_for_state(job_id, "delivered")
+    (shown,) = (await service.api.get(f"{service.jobs}/{job_id}/attempts")).json()["attempts"]
+    assert 0 <= shown["duration_ms"] < 20_000
 
 
 async def test_an_attempt_without_an_answer_says_why(service: Service) -> None:
@@ -235,6 +257,12 @@ async def test_the_log_takes_whatever_a_receiver_may_send(log: Log, db: str) -> 
     assert kept.error
     assert kept.error.startswith("a\ufffdb?a")
     assert len(kept.error) == 1000
+
+
+async def test_the_log_takes_an_attempt_in_which_the_machine_slept_for_weeks(log: Log, db: str) -> None:
+    await log.record(an_attempt(db, duration_ms=2**40))
+
+    assert (await log.of_job(db, "c", "j", limit=1)).attempts[0].duration_ms == 2**31 - 1
 
 
 async def test_the_success_of_a_run_is_found_and_only_that(log: Log, db: str) -> None:

@@ -6,7 +6,9 @@ from datetime import timedelta
 
 import httpx
 import pytest
+from temporalio.client import Client, WorkflowExecutionDescription
 
+from api.jobs import Jobs
 from tests.integration.test_holds import wait_until_held
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, refused
@@ -63,6 +65,26 @@ async def test_a_held_job_that_is_cut_is_cancelled(
     await cut.api.post(f"/route/{cut.db}/{ROUTE}/resume", json={"spread": 0})
     assert ends == {"cancelled": HELD_JOBS}
     assert receiver.received == []
+
+
+async def test_a_job_that_is_cut_after_its_cancel_looked_at_it_is_cancelled(
+    cut: Service, cutting_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await cut.create(3600)
+    describe, job = Jobs._describe, cutting_client.get_workflow_handle(f"{cut.db}/c/{job_id}")
+
+    async def describe_and_cut(jobs: Jobs, workflow_id: str) -> WorkflowExecutionDescription:
+        found = await describe(jobs, workflow_id)
+        with pytest.MonkeyPatch.context() as undo:
+            undo.setattr(Jobs, "_describe", describe)
+            while (await job.describe()).run_id == found.run_id:
+                await cut.change(job_id, 1800)
+        return found
+
+    monkeypatch.setattr(Jobs, "_describe", describe_and_cut)
+
+    assert answer_of(await cut.cancel(job_id)) == (200, None)
+    assert (await cut.find(job_id))["state"] == "cancelled"
 
 
 async def test_a_held_job_that_is_delivered_once_more_cannot_be_changed(service: Service, receiver: Receiver) -> None:

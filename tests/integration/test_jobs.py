@@ -6,12 +6,16 @@ from itertools import pairwise
 import httpx
 import pytest
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 
+from api.job_status import JobStatus, read_job_status
 from tests.integration.test_at_once import wait_for_event
-from tests.support.receiver import Received, Receiver, response
+from tests.integration.test_cancel import wait_for_status
+from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.temporal.client import temporal_timeout
 
 META = b'{"n": 12345678901234567890.10, "b":1,"a":"\\u00e9"}'
 
@@ -377,3 +381,44 @@ async def test_a_second_delete_comes_too_late(service: Service) -> None:
     await service.cancel(job_id)
 
     assert refused(await service.cancel(job_id)) == (400, "E006")
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_a_job_that_is_created_anew_twice_at_once_is_delivered_once(
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """As when a client repeats its request before the first one is answered."""
+
+    async def refuse(_: Received) -> bytes:
+        return response(500)
+
+    if end == "cancelled":
+        job_id = await service.create(3600)
+        assert (await service.cancel(job_id)).status_code == 200
+    else:
+        receiver.answer = refuse
+        job_id = await service.create(0, retry={"maximum_attempts": 1})
+    ended = WorkflowExecutionStatus.CANCELED if end == "cancelled" else WorkflowExecutionStatus.FAILED
+    await wait_for_status(client, service, job_id, ended)
+    receiver.answer = take
+    before, reads, both_read = len(receiver.of(job_id)), 0, asyncio.Event()
+
+    async def read_both_first(temporal: Client, ledger: DeliveryLedger, workflow_id: str) -> JobStatus:
+        nonlocal reads
+        status = await read_job_status(temporal, ledger, workflow_id)
+        reads += 1
+        if reads == 1:
+            await both_read.wait()
+            await receiver.wait_for(job_id, before + 1)
+            await service.wait_for_state(job_id, "delivered")
+        both_read.set()
+        return status
+
+    monkeypatch.setattr("api.jobs.read_job_status", read_both_first)
+    monkeypatch.setattr("api.jobs.temporal_timeout", lambda _: temporal_timeout(30))
+    again = a_job(0, meta="again") | {"id": job_id}
+    answers = await asyncio.gather(*(service.api.post(service.jobs, json=again) for _ in range(2)))
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    await service.wait_for_state(job_id, "delivered")
+    assert len(receiver.of(job_id)) == before + 1

@@ -5,10 +5,11 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistoryEventAsyncIterator
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities import overdue
@@ -92,6 +93,41 @@ async def test_a_job_whose_task_was_lost_is_delivered(
         await own_service.wait_for_state(job_id, "delivered")
 
     assert len(receiver.of(job_id)) == 1
+
+
+async def test_a_job_that_cannot_be_read_keeps_no_other_from_being_woken(
+    own_service: Service, own: Settings, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overdue, "LOOK_EVERY", 0.3)
+    job_id = await own_service.create(0.7)
+    await lose_task(own_service, client, job_id)
+    unreadable = await own_service.create(0.7)
+    await lose_task(own_service, client, unreadable)
+    await wait_for_visibility(client, own_service, unreadable)
+    read = WorkflowHistoryEventAsyncIterator.fetch_next_page
+
+    async def read_others(events: WorkflowHistoryEventAsyncIterator, **more: Any) -> None:
+        if events._input.id.endswith(unreadable):
+            raise RPCError("history corrupted", RPCStatusCode.DATA_LOSS, b"")
+        await read(events, **more)
+
+    monkeypatch.setattr(WorkflowHistoryEventAsyncIterator, "fetch_next_page", read_others)
+    async with running_worker(own):
+        await receiver.wait_for(job_id)
+        assert receiver.of(unreadable) == []
+        monkeypatch.undo()
+
+
+async def test_jobs_of_another_task_queue_are_left_to_its_workers(
+    own_service: Service, own: Settings, client: Client, another: AnotherWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = await own_service.create(0.7)
+    await lose_task(own_service, client, job_id)
+    await wait_for_visibility(client, own_service, job_id)
+
+    await OverdueJobs(client, another.ledger, replace(own, task_queue="others")).look()
+
+    assert [record for record in caplog.records if record.name == "activities.overdue"] == []
 
 
 @pytest.mark.parametrize("work", ["held", "between attempts", "attempted just now"])

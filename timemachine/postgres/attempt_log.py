@@ -15,6 +15,8 @@ from timemachine.postgres.pool import connection, delete
 
 MAX_ANSWER = 1024
 MAX_ERROR = 1000
+MAX_DURATION = 2**31 - 1
+"""Milliseconds that the column takes: 24 days, which a machine may be suspended for within an attempt."""
 
 _COLUMNS = (
     "db, collection, job_id, route_id, run_id, message_id, attempt, started_at, duration_ms, status, kind, error, "
@@ -209,6 +211,7 @@ def attempt_values(attempt: Attempt, claim: UUID) -> list[object]:
         "error": storable(attempt.error) if attempt.error is not None else None,
         "answer": attempt.answer[:MAX_ANSWER],
         "worker": storable(attempt.worker),
+        "duration_ms": min(attempt.duration_ms, MAX_DURATION),
     }
     return [*values.values(), claim]
 

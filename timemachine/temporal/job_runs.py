@@ -64,6 +64,16 @@ class JobRun(msgspec.Struct, frozen=True):
         """The `webhook-id` of its deliveries."""
         return self.job.message_id or message_id(self.first_run_id)
 
+    @property
+    def reuse(self) -> WorkflowIDReusePolicy:
+        """By which policy another run is started after this one has ended.
+
+        Of two who start one at once the second is then refused, though what the first one started may have been
+        delivered by then. Only after a delivered run Temporal knows no policy that would tell the two apart.
+        """
+        delivered = self.status is WorkflowExecutionStatus.COMPLETED
+        return WorkflowIDReusePolicy.ALLOW_DUPLICATE if delivered else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
+
     async def redelivers(self) -> Redelivers | None:
         """Return what this run delivers once more, or None for a job's first delivery."""
         redelivers: Redelivers | None = await self.description.memo_value(
@@ -165,14 +175,10 @@ async def redeliver(
         WorkflowAlreadyStartedError: The job has been started by somebody else in this moment.
     """
     check_redeliverable(run, row)
-    delivered = run.status is WorkflowExecutionStatus.COMPLETED
     await start_job(
         client,
         msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0),
         task_queue=task_queue,
-        # Of two at once the second is then refused, though the first one's delivery may have come to its end.
-        reuse=(
-            WorkflowIDReusePolicy.ALLOW_DUPLICATE if delivered else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
-        ),
+        reuse=run.reuse,
         redelivers=Redelivers(run_id=run.run_id, by=by),
     )
