@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-from temporalio import activity
+from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunner, Worker
 
@@ -196,7 +196,9 @@ async def main() -> int:
     configure_logging()
     raise_file_limit()
     on_one_thread(os.environ)
-    activity.logger.activity_info_on_message = False  # it is in the line's own field
+    # It is in the line's own field.
+    activity.logger.activity_info_on_message = False
+    workflow.logger.workflow_info_on_message = False
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)

@@ -260,6 +260,9 @@ class JobWorkflow(JobBeforeLedger):
         self._attempted = held.attempts_made > 0 or self._first_attempt_may_be_under_way
         workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
+        workflow.set_current_details(f"Held: {held.reason}.")
+        if self._hold_checks == 0:
+            self._log("job held", reason=held.reason)
         job = self._job
         check_at = workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
@@ -274,6 +277,17 @@ class JobWorkflow(JobBeforeLedger):
                 workflow.upsert_search_attributes([IS_HELD.value_set(False)])
         workflow.upsert_memo({stored_names.HELD_SINCE: None})
         workflow.upsert_search_attributes([IS_HELD.value_set(False)])
+        if self._job is job:
+            workflow.set_current_details("")
+        if self._release_at:
+            self._log("job released")
+
+    def _log(self, event: str, **fields: str) -> None:
+        """Log what happens to the job, once: a replay logs nothing."""
+        job = self._job
+        workflow.logger.info(
+            event, extra={"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route, **fields}
+        )
 
     async def _wait_for_change_or_release(
         self, job: Job, release_at: datetime | None, wait: timedelta, summary: str

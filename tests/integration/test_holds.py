@@ -1,5 +1,6 @@
 """Routes that are paused or disabled hold their jobs, without using up attempts, and release them again."""
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -36,8 +37,9 @@ async def wait_until_listed(client: Client, service: Service, count: int) -> Non
 
 
 async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
-    service: Service, receiver: Receiver, client: Client
+    service: Service, receiver: Receiver, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "temporalio.workflow")
     await pause(service)
     job_ids = [await service.create(0) for _ in range(5)]
     held = [await wait_until_held(service, job_id) for job_id in job_ids]
@@ -51,6 +53,9 @@ async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
         (received,) = await receiver.wait_for(job_id)
         assert received.headers["timemachine-attempt"] == "1"
         assert "held" not in await service.wait_for_state(job_id, "delivered")
+    for event in ("job held", "job released"):
+        logged = [vars(record)["job_id"] for record in caplog.records if record.getMessage().startswith(event)]
+        assert sorted(logged) == sorted(job_ids)
 
 
 async def test_the_release_is_spread(service: Service, receiver: Receiver, client: Client) -> None:
