@@ -55,7 +55,6 @@ def _no_settings_from_outside() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("TEMPORAL_", "TIMEMACHINE_")) and name != CLI_SETTING:
                 env.delenv(name)
-        env.setenv("TEMPORAL_CONFIG_FILE", os.devnull)
         yield
 
 
