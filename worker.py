@@ -28,7 +28,7 @@ from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.postgres.route_store import RouteStore
-from timemachine.process import leave, raise_file_limit
+from timemachine.process import exit_process, raise_file_limit
 from timemachine.process import run as run_program
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
@@ -216,4 +216,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(run_program(main()))
+    exit_process(run_program(main()))

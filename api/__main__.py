@@ -9,7 +9,7 @@ import uvicorn
 from api.app import create_app
 from api.http_protocol import JsonErrorProtocol
 from timemachine.domain.errors import SettingsError
-from timemachine.process import leave
+from timemachine.process import exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import on_one_thread
@@ -21,7 +21,7 @@ def main() -> int:
     on_one_thread(os.environ)
     for signum in (signal.SIGTERM, signal.SIGINT):
         # While uvicorn serves, it takes these itself, and raises them again once it has shut down.
-        signal.signal(signum, lambda *_: leave(0))
+        signal.signal(signum, lambda *_: exit_process(0))
     try:
         settings = Settings.from_env(os.environ)
         set_log_level(settings.log_level)
@@ -49,4 +49,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

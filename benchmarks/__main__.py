@@ -20,7 +20,7 @@ from benchmarks.report import PAGE, summary, with_report
 from benchmarks.results import Measurement, Run, merged, problems
 from devstack.children import ROOT
 from devstack.terminal import say
-from timemachine.process import leave
+from timemachine.process import exit_process
 
 RESULTS = ROOT / "build" / "bench"
 
@@ -132,4 +132,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

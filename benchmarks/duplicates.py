@@ -20,7 +20,7 @@ from devstack.stack import Stack
 from devstack.terminal import say
 from tests.support.receiver import Received, Receiver, receiving, response
 from tests.support.service import Service
-from timemachine.process import leave
+from timemachine.process import exit_process
 
 KILLS = int(os.environ.get("KILLS", "50"))
 
@@ -98,4 +98,4 @@ async def bench() -> None:
 
 if __name__ == "__main__":
     asyncio.run(bench())
-    leave(0)
+    exit_process(0)

@@ -17,7 +17,7 @@ from benchmarks.stack import fresh_stack
 from devstack.terminal import say
 from tests.support.receiver import Received, Receiver, receiving
 from tests.support.service import Service, now_ms
-from timemachine.process import leave
+from timemachine.process import exit_process
 
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
 HEALTHY, NOISY = 50, 500
@@ -101,4 +101,4 @@ async def bench() -> None:
 
 if __name__ == "__main__":
     asyncio.run(bench())
-    leave(0)
+    exit_process(0)

@@ -12,7 +12,7 @@ from devstack.stack import Stack, local_stack
 from devstack.temporal_cli import find_temporal_cli
 from devstack.terminal import say
 from timemachine.domain.errors import TimemachineError
-from timemachine.process import leave
+from timemachine.process import exit_process
 from timemachine.settings import Settings
 
 
@@ -90,4 +90,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

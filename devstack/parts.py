@@ -11,7 +11,7 @@ from typing import IO
 
 import msgspec
 
-from devstack.ledger import Ledger
+from devstack.running_processes import RunningProcesses
 from timemachine.domain.errors import LocalStackError
 
 Ready = Callable[[], Awaitable[bool]]
@@ -44,16 +44,16 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 class Part:
     """A program of the stack while it runs; killed, it can be started again with the same data and ports."""
 
-    def __init__(self, program: Program, ready: Ready, *, ledger: Ledger | None = None) -> None:
+    def __init__(self, program: Program, ready: Ready, *, processes: RunningProcesses | None = None) -> None:
         """Prepare the part; nothing is started yet.
 
         Args:
             ready: Says whether the program does its work; asked until it does. Limits its own time.
-            ledger: Where the process is noted, for the next run to stop it should this one be killed.
+            processes: Where the process is noted, for the next run to stop it should this one be killed.
         """
         self.program = program
         self._ready = ready
-        self._ledger = ledger
+        self._processes = processes
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
 
@@ -96,7 +96,7 @@ class Part:
         except TimeoutError:
             pass
         finally:
-            await _noted_end(process, self._ledger)
+            await _noted_end(process, self._processes)
 
     async def restart(self) -> None:
         """Start the program anew, after stopping it where it still runs.
@@ -116,7 +116,7 @@ class Part:
     async def _try_start(self) -> str | None:
         """Start the program once, and return why that failed, or None when it is ready."""
         self._log_start = _rotated_size(self.program.log)
-        self._process = await _noted_spawn(self.program, self._ledger)
+        self._process = await _noted_spawn(self.program, self._processes)
         try:
             async with asyncio.timeout(self.program.start_limit):
                 # What we wait for happens in another program.
@@ -129,7 +129,7 @@ class Part:
             await self.stop()
             raise
         if (status := self._last.returncode) is not None:
-            await _noted_end(self._last, self._ledger)
+            await _noted_end(self._last, self._processes)
             return f"{self.name} ended with status {status} before it was ready"
         return None
 
@@ -148,17 +148,17 @@ async def running(part: Part) -> AsyncIterator[Part]:
         await part.stop()
 
 
-async def run_to_end(program: Program, *, ledger: Ledger | None = None) -> None:
+async def run_to_end(program: Program, *, processes: RunningProcesses | None = None) -> None:
     """Run a program that ends by itself, within its `start_limit`.
 
     Args:
-        ledger: As for a `Part`.
+        processes: As for a `Part`.
 
     Raises:
         LocalStackError: It failed or took too long. The message has the last lines of its log.
     """
     log_start = _rotated_size(program.log)
-    process = await _noted_spawn(program, ledger)
+    process = await _noted_spawn(program, processes)
     try:
         async with asyncio.timeout(program.start_limit):
             status = await process.wait()
@@ -166,22 +166,22 @@ async def run_to_end(program: Program, *, ledger: Ledger | None = None) -> None:
         tail = _log_tail(program.log, log_start)
         raise LocalStackError(f"{program.name} took longer than {program.start_limit:g} s{tail}") from error
     finally:
-        await _noted_end(process, ledger)
+        await _noted_end(process, processes)
     if status != 0:
         raise LocalStackError(f"{program.name} failed with status {status}{_log_tail(program.log, log_start)}")
 
 
-async def _noted_spawn(program: Program, ledger: Ledger | None) -> asyncio.subprocess.Process:
-    process = await _spawn(program, ledger.mark if ledger else {})
-    if ledger:
-        ledger.add(program.name, process.pid, program.stop_signal)
+async def _noted_spawn(program: Program, processes: RunningProcesses | None) -> asyncio.subprocess.Process:
+    process = await _spawn(program, processes.mark if processes else {})
+    if processes:
+        processes.add(program.name, process.pid, program.stop_signal)
     return process
 
 
-async def _noted_end(process: asyncio.subprocess.Process, ledger: Ledger | None) -> None:
+async def _noted_end(process: asyncio.subprocess.Process, processes: RunningProcesses | None) -> None:
     await _kill_group(process)
-    if ledger:
-        ledger.remove(process.pid)
+    if processes:
+        processes.remove(process.pid)
 
 
 async def _spawn(program: Program, mark: dict[str, str]) -> asyncio.subprocess.Process:

@@ -19,9 +19,9 @@ import msgspec
 import psutil
 
 from devstack.folder import kept_secret
-from devstack.ledger import Ledger
 from devstack.parts import Part, Program, run_to_end, running
 from devstack.ports import LOOPBACK, free_port
+from devstack.running_processes import RunningProcesses
 from timemachine.domain.errors import LocalStackError
 
 USER = DATABASE = "timemachine"
@@ -41,7 +41,9 @@ class Postgres(msgspec.Struct, frozen=True):
 
 
 @asynccontextmanager
-async def embedded_postgres(folder: Path, *, port: int = 0, ledger: Ledger | None = None) -> AsyncIterator[Postgres]:
+async def embedded_postgres(
+    folder: Path, *, port: int = 0, processes: RunningProcesses | None = None
+) -> AsyncIterator[Postgres]:
     """Run PostgreSQL on loopback with its data in `folder`/postgres, made at the first run, and stop it in the end.
 
     Args:
@@ -52,10 +54,10 @@ async def embedded_postgres(folder: Path, *, port: int = 0, ledger: Ledger | Non
     """
     port = port or free_port()
     password = kept_secret(folder / "postgres.password", lambda: secrets.token_urlsafe(24))
-    await _init(folder, ledger)
+    await _init(folder, processes)
     _disown_stale_lock(folder / "postgres")
     server = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
-    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}"), ledger=ledger)
+    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}"), processes=processes)
     async with running(part):
         await _create_database(f"{server}/postgres{_ALONE}")
         yield Postgres(part, f"{server}/{DATABASE}{_ALONE}")
@@ -83,7 +85,7 @@ def _server(folder: Path, port: int) -> Program:
     )
 
 
-async def _init(folder: Path, ledger: Ledger | None) -> None:
+async def _init(folder: Path, processes: RunningProcesses | None) -> None:
     """Make the data folder: under another name first, so that an interrupted run leaves no half-made one."""
     data, unfinished = folder / "postgres", folder / "postgres.new"
     if _is_made(data, unfinished):
@@ -101,7 +103,7 @@ async def _init(folder: Path, ledger: Ledger | None) -> None:
             log=folder / "logs" / "postgres.log",
             start_limit=180,
         ),
-        ledger=ledger,
+        processes=processes,
     )
     unfinished.replace(data)
 
@@ -115,9 +117,9 @@ def _is_made(data: Path, unfinished: Path) -> bool:
 def _disown_stale_lock(data: Path) -> None:
     """Let PostgreSQL see that the server named in its lock file is dead, where it would think otherwise.
 
-    It only asks whether a process with that pid exists, which a zombie or a stranger answers as well. The pid of its
-    own parent, which is ours, it takes for stale. The rest of the file stays: by it PostgreSQL knows whether children
-    of the dead server still run.
+    It only asks whether a process with that pid exists, which may be a zombie or another program. The pid of its own
+    parent, which is ours, it takes for stale. The rest of the file stays: by it PostgreSQL knows whether children of
+    the dead server still run.
     """
     lock = data / "postmaster.pid"
     lines = lock.read_text(encoding="utf-8").splitlines() if lock.exists() else []

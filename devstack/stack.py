@@ -10,10 +10,10 @@ import msgspec
 from devstack import children
 from devstack.children import ROOT, Commands
 from devstack.folder import held, kept_secret
-from devstack.ledger import Ledger
 from devstack.parts import Part, run_to_end, running
 from devstack.ports import LOOPBACK, choose_port, url
 from devstack.postgres import embedded_postgres
+from devstack.running_processes import RunningProcesses
 from devstack.temporal import NAMESPACE, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.terminal import say
@@ -71,8 +71,8 @@ async def local_stack(
     folder = _data_folder(settings)
     async with AsyncExitStack() as opened:
         opened.enter_context(held(folder))
-        ledger = Ledger(folder)
-        if leftovers := await ledger.stop_leftovers():
+        processes = RunningProcesses(folder)
+        if leftovers := await processes.stop_leftovers():
             say(f"stopped what an earlier run left behind: {', '.join(leftovers)}")
         settings = _with_ports(settings, env)
         stack = Stack(
@@ -80,9 +80,9 @@ async def local_stack(
             env=_environment(settings, env),
             api_url=url(settings.http_host, settings.http_port),
         )
-        await _start_postgres(stack, settings, opened, ledger)
-        await _start_temporal(stack, settings, opened, ledger)
-        await _start_ours(stack, settings, opened, ledger, commands or Commands())
+        await _start_postgres(stack, settings, opened, processes)
+        await _start_temporal(stack, settings, opened, processes)
+        await _start_ours(stack, settings, opened, processes, commands or Commands())
         yield stack
 
 
@@ -111,12 +111,14 @@ def _is_temporal_given(env: Mapping[str, str]) -> bool:
     return any(env.get(name) for name in _GIVEN_TEMPORAL)
 
 
-async def _start_postgres(stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger) -> None:
+async def _start_postgres(
+    stack: Stack, settings: Settings, opened: AsyncExitStack, processes: RunningProcesses
+) -> None:
     if settings.postgres_dsn:
         _check_keys(stack)
         return
     say("starting Postgres")
-    postgres = await opened.enter_async_context(embedded_postgres(stack.folder, ledger=ledger))
+    postgres = await opened.enter_async_context(embedded_postgres(stack.folder, processes=processes))
     stack.env["TIMEMACHINE_POSTGRES_DSN"] = postgres.dsn
     if not stack.env.get("TIMEMACHINE_SECRET_KEYS"):
         # Beside what it encrypts: without the one the other is worth nothing.
@@ -133,7 +135,9 @@ def _check_keys(stack: Stack) -> None:
         )
 
 
-async def _start_temporal(stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger) -> None:
+async def _start_temporal(
+    stack: Stack, settings: Settings, opened: AsyncExitStack, processes: RunningProcesses
+) -> None:
     if _is_temporal_given(stack.env):
         return
     cli = await find_temporal_cli(settings.temporal_cli, stack.env)
@@ -145,7 +149,7 @@ async def _start_temporal(stack: Stack, settings: Settings, opened: AsyncExitSta
             port=settings.temporal_port,
             ui_port=settings.temporal_ui_port,
             env=stack.env,
-            ledger=ledger,
+            processes=processes,
         )
     )
     # A key, TLS or a profile that is meant for another server would not fit this one.
@@ -161,17 +165,17 @@ async def _start_temporal(stack: Stack, settings: Settings, opened: AsyncExitSta
 
 
 async def _start_ours(
-    stack: Stack, settings: Settings, opened: AsyncExitStack, ledger: Ledger, commands: Commands
+    stack: Stack, settings: Settings, opened: AsyncExitStack, processes: RunningProcesses, commands: Commands
 ) -> None:
     say("preparing both: migrations and search attributes")
-    await run_to_end(children.setup(commands, stack.env), ledger=ledger)
+    await run_to_end(children.setup(commands, stack.env), processes=processes)
     say("starting API and worker")
-    api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), ledger=ledger)
+    api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), processes=processes)
     stack.parts["api"] = await opened.enter_async_context(running(api))
     worker = Part(
         children.worker(commands, stack.env, settings),
         children.serves_queue(stack.env, settings.task_queue),
-        ledger=ledger,
+        processes=processes,
     )
     stack.parts["worker"] = await opened.enter_async_context(running(worker))
 

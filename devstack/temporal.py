@@ -12,9 +12,9 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNa
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from devstack.ledger import Ledger
 from devstack.parts import Part, Program, running
 from devstack.ports import LOOPBACK, free_port, url
+from devstack.running_processes import RunningProcesses
 
 NAMESPACE = "default"
 
@@ -59,7 +59,7 @@ async def embedded_temporal(
     port: int = 0,
     ui_port: int = 0,
     env: Mapping[str, str] | None = None,
-    ledger: Ledger | None = None,
+    processes: RunningProcesses | None = None,
 ) -> AsyncIterator[Temporal]:
     """Run the dev server on loopback with its database in `folder`/temporal.db, and stop it in the end.
 
@@ -77,7 +77,7 @@ async def embedded_temporal(
     made = folder / "temporal.made"
     _remove_unfinished(folder, made)
     server = _server(cli, folder, port, ui_port, env or {})
-    part = Part(server, lambda: _answers(address), ledger=ledger)
+    part = Part(server, lambda: _answers(address), processes=processes)
     async with running(part):
         made.touch()
         await _keep_ended_jobs(address)

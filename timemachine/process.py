@@ -13,7 +13,7 @@ else:
 
     from uvloop import run
 
-__all__ = ["leave", "raise_file_limit", "run"]
+__all__ = ["exit_process", "raise_file_limit", "run"]
 
 
 def raise_file_limit() -> None:
@@ -25,7 +25,7 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process at once, after everything has been closed and flushed.
 
     About one process in fifteen that used the Temporal client crashes while the interpreter shuts down

@@ -18,7 +18,7 @@ import os
 from timemachine.domain.errors import TimemachineError
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
-from timemachine.process import leave
+from timemachine.process import exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
 from timemachine.vault import Vault
@@ -52,4 +52,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 
 from timemachine.domain.errors import TimemachineError
 from timemachine.postgres.migrate import Part, migrate
-from timemachine.process import leave
+from timemachine.process import exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
 from timemachine.temporal.client import check_namespace, connect
@@ -64,4 +64,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

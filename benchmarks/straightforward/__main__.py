@@ -11,7 +11,7 @@ from temporalio.worker import Worker
 
 from benchmarks.straightforward.activity import Webhooks
 from benchmarks.straightforward.workflow import StraightforwardWorkflow
-from timemachine.process import leave
+from timemachine.process import exit_process
 
 TASK_QUEUE = "straightforward"
 
@@ -34,4 +34,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
-    leave(0)
+    exit_process(0)

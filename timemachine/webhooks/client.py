@@ -158,7 +158,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
     ) -> None:
         """Set the limits; see `WebhookClient`."""
         self._slots = asyncio.Semaphore(max_connections)
-        self._kept = ConnectionPool(max_connections)
+        self._pool = ConnectionPool(max_connections)
         self._system = SystemResolver()
         look_up = resolve or self._system
         self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
@@ -172,7 +172,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close every connection."""
-        self._kept.close()
+        self._pool.close()
         await self._system.aclose()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -214,7 +214,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
 
     async def _answer(self, post: "_Post") -> httpx.Response:
         """Make the request on a kept connection, or on a new one if that was closed meanwhile."""
-        if kept := self._kept.take(post.endpoint.receiver):
+        if kept := self._pool.acquire(post.endpoint.receiver):
             with suppress(HungUpError):
                 return await self._answer_over(kept, post)
         async with _until(post.deadline):
@@ -230,7 +230,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
             await _read_body(exchange, stream, post.deadline)
         finally:
             if exchange.complete:
-                self._kept.keep(post.endpoint.receiver, stream)
+                self._pool.release(post.endpoint.receiver, stream)
             else:
                 stream.close()
         if status == _PROXY_AUTHENTICATION and self._proxy and not post.endpoint.tls:

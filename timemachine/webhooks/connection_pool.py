@@ -18,7 +18,7 @@ class ConnectionPool:
         self._count = 0
         self._kept: dict[Hashable, dict[Stream, asyncio.TimerHandle]] = {}
 
-    def take(self, receiver: Hashable) -> Stream | None:
+    def acquire(self, receiver: Hashable) -> Stream | None:
         """Return the connection last used of those to a receiver that are still good, and keep it no longer."""
         while kept := self._kept.get(receiver):
             stream = next(reversed(kept))
@@ -28,7 +28,7 @@ class ConnectionPool:
             stream.close()
         return None
 
-    def keep(self, receiver: Hashable, stream: Stream) -> None:
+    def release(self, receiver: Hashable, stream: Stream) -> None:
         """Keep a connection of which the last answer was read to its end, or close it where there are too many."""
         if self._count >= self._most:
             stream.close()

@@ -12,7 +12,7 @@ import msgspec
 import psutil
 
 from devstack.children import ROOT
-from devstack.ledger import Entry
+from devstack.running_processes import Entry
 
 FREE_PORTS = dict.fromkeys(("TIMEMACHINE_HTTP_PORT", "TIMEMACHINE_TEMPORAL_PORT", "TIMEMACHINE_TEMPORAL_UI_PORT"), "0")
 GIVEN = ("TIMEMACHINE_POSTGRES_DSN", "TEMPORAL_")

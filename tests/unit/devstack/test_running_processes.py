@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from devstack.ledger import Entry, Ledger
+from devstack.running_processes import Entry, RunningProcesses
 
 WAITS = (sys.executable, "-c", "import signal; signal.pause()")
 
@@ -19,10 +19,10 @@ async def start(**env: str) -> asyncio.subprocess.Process:
 
 async def test_a_left_process_is_stopped_by_its_signal(tmp_path: Path) -> None:
     process = await start()
-    Ledger(tmp_path).add("left", process.pid, signal.SIGTERM)
-    assert await Ledger(tmp_path).stop_leftovers() == ["left"]
+    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM)
+    assert await RunningProcesses(tmp_path).stop_leftovers() == ["left"]
     assert await process.wait() == -signal.SIGTERM
-    assert await Ledger(tmp_path).stop_leftovers() == []
+    assert await RunningProcesses(tmp_path).stop_leftovers() == []
 
 
 async def test_a_stranger_with_the_same_pid_is_left_alone(tmp_path: Path) -> None:
@@ -30,16 +30,16 @@ async def test_a_stranger_with_the_same_pid_is_left_alone(tmp_path: Path) -> Non
     created = psutil.Process(process.pid).create_time() - 60
     entry = Entry(name="left", pid=process.pid, created=created, stop_signal=signal.SIGTERM)
     (tmp_path / "running.json").write_bytes(msgspec.json.encode([entry]))
-    assert await Ledger(tmp_path).stop_leftovers() == []
+    assert await RunningProcesses(tmp_path).stop_leftovers() == []
     assert process.returncode is None
     process.kill()
     await process.wait()
 
 
 async def test_the_children_of_a_left_process_are_stopped_too(tmp_path: Path) -> None:
-    child = await start(**Ledger(tmp_path).mark)
-    other = await start(**Ledger(tmp_path / "another").mark)
-    await Ledger(tmp_path).stop_leftovers()
+    child = await start(**RunningProcesses(tmp_path).mark)
+    other = await start(**RunningProcesses(tmp_path / "another").mark)
+    await RunningProcesses(tmp_path).stop_leftovers()
     assert await child.wait() == -signal.SIGKILL
     assert other.returncode is None
     other.kill()
@@ -54,11 +54,11 @@ async def test_one_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
     )
     assert process.stdout
     await process.stdout.readline()
-    Ledger(tmp_path).add("left", process.pid, signal.SIGTERM)
-    await Ledger(tmp_path).stop_leftovers(limit=0.2)
+    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM)
+    await RunningProcesses(tmp_path).stop_leftovers(limit=0.2)
     assert await process.wait() == -signal.SIGKILL
 
 
 async def test_a_file_that_cannot_be_read_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "running.json").write_text("{")
-    assert await Ledger(tmp_path).stop_leftovers() == []
+    assert await RunningProcesses(tmp_path).stop_leftovers() == []

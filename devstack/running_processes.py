@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-# Set in the environment of every child, so that its own children can be told from strangers. Postgres overwrites
+# Set in the environment of every child, so that its own children can be told from other programs. Postgres overwrites
 # its environment's memory with its title; its children end by themselves when it does.
 _MARK = "_TIMEMACHINE_LOCAL_STACK"
 
@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
 
-class Ledger:
+class RunningProcesses:
     """The list of started processes, in a file of the data folder. Only the holder of the folder's lock uses it."""
 
     def __init__(self, folder: Path) -> None:
