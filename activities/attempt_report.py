@@ -60,7 +60,7 @@ def taken_report(job: Job, row: Attempt, number: int) -> AttemptReport:
     outcome = AttemptResult(
         number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms
     )
-    log.info("job delivered", extra=_job_fields(job) | {"attempt_number": number, "late_ms": late_ms})
+    log.info("job delivered", extra=job.log_fields | {"attempt_number": number, "late_ms": late_ms})
     return AttemptReport(counts=True, attempts=number, outcome=outcome, logged=row)
 
 
@@ -75,7 +75,7 @@ def failed_report(
     log.warning(
         "attempt failed" if wait is not None else "job failed",
         extra={
-            **_job_fields(job),
+            **job.log_fields,
             "attempt_number": number,
             "reason": reason,
             "next_in_seconds": round(wait.total_seconds(), 1) if wait is not None else None,
@@ -83,11 +83,6 @@ def failed_report(
     )
     outcome = AttemptResult(number=number, kind=result.kind, status=result.status, reason=reason, ended_at=now_ms())
     return AttemptReport(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
-
-
-def _job_fields(job: Job) -> dict[str, str]:
-    """Return the fields of a log line by which a job is found."""
-    return {"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route}
 
 
 def log_entry(

@@ -65,7 +65,7 @@ class OverdueJobs:
             await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
 
     async def look(self) -> None:
-        """Wake each job that is overdue and has never had a workflow task. One that cannot be read keeps no other.
+        """Wake each job that is overdue and has never had a workflow task. One that cannot be read is skipped.
 
         Raises:
             RPCError, UnavailableError: Temporal or Postgres does not answer.
@@ -84,7 +84,7 @@ class OverdueJobs:
     async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
         """Return the runs that are overdue, without those that are held, or at work as the ledger says.
 
-        One of another task queue is for the workers of that, and where there are none would be waited for in vain.
+        Runs of another task queue belong to its workers: if it has none, an Update of them would only time out.
         """
         due = (datetime.now(UTC) - OVERDUE).isoformat(timespec="milliseconds")
         query = f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {TRIGGER_TIME.name} < '{due}'"

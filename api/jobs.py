@@ -315,9 +315,7 @@ _TOO_LATE_REASONS = {
 
 def _log(event: str, job: Job) -> None:
     due = job.trigger_at.isoformat(timespec="milliseconds")
-    log.info(
-        event, extra={"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route, "due": due}
-    )
+    log.info(event, extra=job.log_fields | {"due": due})
 
 
 def _other_exists(job: Job, state: JobState) -> JobExistsError:

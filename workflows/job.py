@@ -284,10 +284,7 @@ class JobWorkflow(JobBeforeLedger):
 
     def _log(self, event: str, **fields: str) -> None:
         """Log what happens to the job, once: a replay logs nothing."""
-        job = self._job
-        workflow.logger.info(
-            event, extra={"db": job.db, "collection": job.collection, "job_id": job.id, "route": job.route, **fields}
-        )
+        workflow.logger.info(event, extra=self._job.log_fields | fields)
 
     async def _wait_for_change_or_release(
         self, job: Job, release_at: datetime | None, wait: timedelta, summary: str

@@ -80,6 +80,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.db}/{self.route}"
 
     @property
+    def log_fields(self) -> dict[str, str]:
+        """The fields of a log line by which operators find the job."""
+        return {"db": self.db, "collection": self.collection, "job_id": self.id, "route": self.route}
+
+    @property
     def fairness_key(self) -> str:
         """What Temporal shares its turns by: one key per route, of at most 64 bytes."""
         key = self.route_key
