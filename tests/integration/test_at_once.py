@@ -4,26 +4,12 @@ import asyncio
 from datetime import timedelta
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus
 
+from tests.support.job_histories import events, wait_for_event, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, refused
-from tests.support.waiting import eventually
-
-Events = list[EventType.ValueType]
-
-
-def workflow_of(client: Client, service: Service, job_id: str) -> WorkflowHandle[object, object]:
-    return client.get_workflow_handle(f"{service.db}/c/{job_id}")
-
-
-async def events(client: Client, service: Service, job_id: str) -> Events:
-    return [event.event_type async for event in workflow_of(client, service, job_id).fetch_history_events()]
-
-
-async def wait_for_event(client: Client, service: Service, job_id: str, event: EventType.ValueType) -> None:
-    await eventually(lambda: events(client, service, job_id), lambda seen: event in seen)
 
 
 async def test_a_job_that_is_taken_at_once_has_six_events(service: Service, client: Client) -> None:

@@ -9,8 +9,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from api.job_status import JobStatus, read_job_status
-from tests.integration.test_at_once import wait_for_event
-from tests.integration.test_cancel import wait_for_status
+from tests.support.job_histories import wait_for_event, wait_for_status
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually

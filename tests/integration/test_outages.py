@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from api.app import create_app
@@ -17,6 +16,7 @@ from devstack.postgres import Postgres, embedded_postgres
 from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
+from tests.support.kills import send
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
@@ -100,7 +100,7 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
 ) -> None:
     job_id = await fragile.create(3600)
     requests = every_request(fragile, job_id)
-    stop(fragile.parts[part], how)
+    send(fragile.parts[part], how)
 
     try:
         answers = {name: await timed(requests[name]()) for name in NEEDS[part]}
@@ -114,20 +114,9 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
     assert (await fragile.find(job_id))["state"] in ("scheduled", "cancelled")
 
 
-def stop(part: Part, how: signal.Signals) -> None:
-    """Kill or freeze a part with the processes that it has started, which Postgres puts into groups of their own."""
-    for process in tree(part):
-        process.send_signal(how)
-
-
-def tree(part: Part) -> list[psutil.Process]:
-    process = psutil.Process(part.pid)
-    return [process, *process.children(recursive=True)]
-
-
 async def revive(part: Part, how: signal.Signals) -> None:
     if how is signal.SIGSTOP:
-        stop(part, signal.SIGCONT)
+        send(part, signal.SIGCONT)
     else:
         await part.restart()
 
@@ -148,7 +137,7 @@ async def test_the_route_store_heals_after_postgres_was_killed(servers: tuple[Po
     async with open_pool(settings) as pool:
         store = RouteStore(pool, Vault(settings))
         await store.add(db, route, {})
-        stop(postgres.part, signal.SIGKILL)
+        send(postgres.part, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(UnavailableError):
             await store.find(db, "r")

@@ -15,7 +15,7 @@ from activities.in_progress import InProgress
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.integration.test_at_once import wait_for_event
+from tests.support.job_histories import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service
 from timemachine.postgres.pool import open_pool
