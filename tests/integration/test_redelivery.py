@@ -8,10 +8,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from tests.support.failed_jobs import ONCE, fail, refuse
+from tests.support.job_histories import wait_for_status
 from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
@@ -328,6 +329,7 @@ async def test_who_saw_the_failure_but_comes_after_its_redelivery_delivers_nothi
     service: Service, out_of_order: Receiver, client: Client, settings: Settings
 ) -> None:
     job_id = await fail(service)
+    await wait_for_status(client, service, job_id, WorkflowExecutionStatus.FAILED)
     seen = await latest_run(client, f"{service.db}/c/{job_id}")
     out_of_order.answer = take
     await redeliver(service, job_id)
