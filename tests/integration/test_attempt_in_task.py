@@ -9,7 +9,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from tests.support.job_histories import events, wait_for_event, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
-from tests.support.service import Service, refused
+from tests.support.service import Service, now_ms, refused
 
 
 async def test_a_job_that_is_taken_at_once_has_six_events(service: Service, client: Client) -> None:
@@ -123,6 +123,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
     job_id = await service.create(1.0)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
+    not_before = now_ms(4)
     await another.end(run, claim, refused_by_receiver(timedelta(seconds=4)))
 
     job = await service.find(job_id)
@@ -131,6 +132,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
     (received,) = receiver.of(job_id)
     assert received.headers["timemachine-attempt"] == "2"
     assert received.at_ms >= job["next_attempt_time"] - 5
+    assert received.at_ms >= not_before
 
 
 async def test_a_cancel_waits_for_an_attempt_on_another_worker(

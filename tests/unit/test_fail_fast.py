@@ -21,14 +21,18 @@ from timemachine.temporal.fail_fast import FailFastServiceClient
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
 
 
-def exhausted(cause: ResourceExhaustedCause.ValueType) -> RPCError:
+def exhausted(cause: ResourceExhaustedCause.ValueType, message: str = "busy") -> RPCError:
     """Return the refusal that names what there is too much of."""
     status = GrpcStatus(code=BUSY.value)
     status.details.add().Pack(ResourceExhaustedFailure(cause=cause))
-    return RPCError("busy", BUSY, status.SerializeToString())
+    return RPCError(message, BUSY, status.SerializeToString())
 
 
 BUSY_WORKFLOW = exhausted(ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW)
+MANY_UPDATES = exhausted(
+    ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT,
+    "limit on number of concurrent in-flight updates has been reached (10)",
+)
 OTHER_CAUSES = [
     cause
     for cause in ResourceExhaustedCause.values()
@@ -88,6 +92,12 @@ async def test_whatever_the_server_has_too_much_of_is_told_at_once(cause: Resour
 async def test_a_workflow_that_takes_no_more_for_a_moment_is_asked_again() -> None:
     """As one that ends just now: a change that races a cancel is told which of the two was first."""
     await start(server := Server(BUSY_WORKFLOW, AWAY, BUSY_WORKFLOW, None))
+
+    assert len(server.asked) == 4
+
+
+async def test_a_workflow_that_many_change_at_once_is_asked_again() -> None:
+    await start(server := Server(MANY_UPDATES, AWAY, MANY_UPDATES, None))
 
     assert len(server.asked) == 4
 

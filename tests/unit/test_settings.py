@@ -62,7 +62,10 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
     ("setting", "value"),
     [
         *(("HTTP_PORT", value) for value in ("abc", "", "-1", "70000", "8080.5", "tcp://10.0.0.1:80")),
-        *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan")),
+        *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan", "inf", "1e300")),
+        ("SHUTDOWN_GRACE", "inf"),
+        ("DISABLE_AFTER_HOURS", "1e300"),
+        ("ATTEMPTS_KEPT_DAYS", "1000000"),
         ("DEFAULT_SCHEME", "ftp"),
         ("ALLOW_PRIVATE_TARGETS", "maybe"),
         ("TASK_QUEUE", ""),
@@ -70,7 +73,8 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
         ("ALLOWED_TARGETS", "10.0.0.1/8"),
         ("DENIED_TARGETS", "example.org"),
         ("POSTGRES_TRANSACTION_POOLING", "pgbouncer"),
-        ("MAX_DELIVERIES", "many"),
+        *(("MAX_DELIVERIES", value) for value in ("many", "10000000000000000000000")),
+        ("BULK_PER_SECOND", "inf"),
     ],
 )
 def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> None:

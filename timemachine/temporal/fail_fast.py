@@ -25,6 +25,9 @@ _PASSING = frozenset(
     }
 )
 
+# In the message alone: a limit of the whole namespace has the same cause and scope.
+_UPDATES_OF_ONE_WORKFLOW = "in-flight updates"
+
 # Seconds, as the SDK waits: 11 in all, which is longer than clients are let wait.
 _WAITS = tuple(0.1 * 1.5**n for n in range(10))
 
@@ -69,11 +72,15 @@ def _asks_for_outcome(request: Message) -> bool:
 
 
 def _is_busy_workflow(error: RPCError) -> bool:
-    """Return whether it is one workflow that takes no more for a moment, as while it ends, and not the server."""
+    """Return whether it is one workflow that takes no more for a moment, and not the server.
+
+    As one that ends just now, or that many change at once.
+    """
     failure = ResourceExhaustedFailure()
-    return any(
-        detail.Unpack(failure) and failure.cause == ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW
-        for detail in error.grpc_status.details
+    causes = {failure.cause for detail in error.grpc_status.details if detail.Unpack(failure)}
+    return ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW in causes or (
+        ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT in causes
+        and _UPDATES_OF_ONE_WORKFLOW in error.message
     )
 
 
