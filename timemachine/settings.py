@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_port: Port = 8080
     """Port that the API listens on."""
 
-    http_keep_alive: Annotated[int, Meta(ge=1, le=100_000)] = 75
+    http_keep_alive: Count = 75
     """Seconds that the API keeps an idle connection open. Set it longer than the idle timeout of the load balancer in
     front (60 on most). Otherwise the balancer may reuse a connection that is just being closed, and answer 502."""
 

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import GrpcStatus
 from temporalio.api.enums.v1 import ResourceExhaustedCause
-from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure, ResourceExhaustedFailure
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     GetWorkflowExecutionHistoryRequest,
@@ -15,7 +15,9 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
+from timemachine.domain.errors import UnavailableError
 from timemachine.temporal import fail_fast
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.fail_fast import FailFastServiceClient
 
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
@@ -70,6 +72,27 @@ async def start(server: Server) -> None:
     await FailFastServiceClient(server).workflow_service.start_workflow_execution(
         StartWorkflowExecutionRequest(request_id="one"), retry=True
     )
+
+
+async def test_that_the_namespace_is_missing_says_nothing_of_what_is_asked_for_in_it() -> None:
+    status = GrpcStatus(code=ABSENT.value)
+    status.details.add().Pack(NamespaceNotFoundFailure(namespace="nowhere"))
+
+    with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
+        async with temporal_timeout(1):
+            await start(Server(RPCError("Namespace nowhere is not found.", ABSENT, status.SerializeToString())))
+
+
+@pytest.mark.parametrize("status", [RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED])
+async def test_who_is_not_let_in_by_the_server_is_no_internal_error(
+    status: RPCStatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a certificate has expired; the server's own words are for operators."""
+    with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
+        async with temporal_timeout(1):
+            await start(Server(status))
+
+    assert [vars(record)["reason"] for record in caplog.records] == [f"RPCError: {status.name}"]
 
 
 async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
