@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from api.schemas import MAX_TIME
 from timemachine.domain.jobs import to_ms
 
 MAX_EXPLANATION = 300
@@ -13,7 +14,13 @@ MAX_EXPLANATION = 300
 TIMES = frozenset({"trigger_time", "deadline", "since", "until"})
 """Fields and parameters that are a time in milliseconds since the epoch."""
 
-_CHOICES = {"type": 'it must be "REST"', "kind": "it must be `taken` or `failed`"}
+_CHOICES = {
+    "type": 'it must be "REST"',
+    "kind": "it must be `taken` or `failed`",
+    "force": "it must be `true` or `false`",
+    "reason": "it must be a string of at most 200 characters, without the null character",
+}
+_INTEGER = re.compile(r"-?[0-9]+\Z")
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
 
 
@@ -25,7 +32,8 @@ def explain_body(error: Exception, body: bytes) -> str:
 
 def explain_parameter(name: str, message: str, given: str | None) -> str:
     """Return what is wrong with a parameter of a query, of which the framework gives a message."""
-    return explain(name, given) or _short(f"{name}: {message}")
+    number = int(given) if given and _INTEGER.match(given[:MAX_EXPLANATION]) else None
+    return explain(name, given if number is None else number) or _short(f"{name}: {message}")
 
 
 def explain(field: str, given: object) -> str | None:
@@ -36,14 +44,16 @@ def explain(field: str, given: object) -> str | None:
     """
     if field in _CHOICES:
         return f"{field}: {_CHOICES[field]}"
-    if field in TIMES and isinstance(given, str):
+    if field in TIMES:
+        if isinstance(given, int) and not isinstance(given, bool):
+            return f"{field}: it must be between 0 and {MAX_TIME}, in milliseconds since the epoch"
         return f"{field}: it must be an integer, in milliseconds since the epoch{_as_number(given)}"
     return None
 
 
-def _as_number(given: str) -> str:
+def _as_number(given: object) -> str:
     """Return which number a date in ISO 8601 is; nothing for what is no such date."""
-    if given.isdecimal():
+    if not isinstance(given, str) or given.isdecimal():
         return ""
     try:
         at = datetime.fromisoformat(given)

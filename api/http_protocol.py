@@ -6,7 +6,7 @@ at its head when the request has an `Upgrade` header, and takes the body for the
 
 import re
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 import h11
@@ -16,6 +16,7 @@ from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope,
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.errors import ErrorBody, refuse
+from timemachine import h11_patterns  # noqa: F401 - replaced where h11 reads
 from timemachine.domain.errors import MalformedError
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -25,12 +26,44 @@ _NO_METHOD = "NONE"
 
 _ABSOLUTE = re.compile(rb"https?://[^/]*/?", re.IGNORECASE)
 
+PIECE = 8 * 1024
+"""Bytes of a connection that are read before others have their turn: of chunks of one byte, some 10 ms."""
+
 
 class JsonErrorProtocol(H11Protocol):
-    """Answers what is no HTTP in the API's own form, and closes the connection."""
+    """Answers what is no HTTP in the API's own form, and closes the connection. Keeps no other connection waiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what uvicorn gives."""
+        super().__init__(*args, **kwargs)
+        self._unread = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        """Read what has come, piece by piece."""
+        is_first = not self._unread
+        self._unread += data
+        if is_first:
+            self._read_piece()
+
+    def _read_piece(self) -> None:
+        if self.transport.is_closing():
+            return
+        piece = bytes(self._unread[:PIECE])
+        del self._unread[:PIECE]
+        super().data_received(piece)
+        if self._unread:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_piece)
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 with E001 in place of plain text."""
+        """Answer 400 with E001 in place of plain text, unless the request that is malformed was answered already."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what the application still answers goes nowhere
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         body = msgspec.json.encode(ErrorBody(msg.rstrip(".").lower(), "E001"))
         head = h11.Response(
             status_code=400,
@@ -61,10 +94,11 @@ class UnambiguousRequests:
         """Answer a request, or refuse it."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
-        elif reason := ambiguity(scope["http_version"], scope["headers"]):
+            return
+        _strip_authority(scope)
+        if reason := ambiguity(scope["http_version"], scope["raw_path"], scope["headers"]):
             await refuse(MalformedError(reason), scope, receive, _closing(send))
         else:
-            _strip_authority(scope)
             if any(name == b"expect" for name, _ in scope["headers"]):
                 receive, send = _closed_unless_read(receive, send)
             await self._app(scope, receive, send)
@@ -89,8 +123,10 @@ class HeadAndOptions:
         await self._app(scope, receive, send)
 
 
-def ambiguity(http_version: str, headers: Headers) -> str | None:
-    """Return why the length of a request's body could be read in two ways (RFC 9112, 6.1), or None."""
+def ambiguity(http_version: str, path: bytes, headers: Headers) -> str | None:
+    """Return why a request's path or the length of its body could be read in two ways (RFC 9112, 3.2 and 6.1)."""
+    if path != b"*" and not path.startswith(b"/"):
+        return "the path must begin with a slash"
     names = {name for name, _ in headers}
     if b"transfer-encoding" not in names:
         return None

@@ -31,6 +31,16 @@ BESIDE_THE_REQUEST = 15.0
 
 _AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
+_TRUE_OR_FALSE = "it must be `true` or `false`"
+_EXPECTED = {
+    "log_level": "it must be `debug`, `info`, `warning` or `error`",
+    "default_scheme": "it must be `https` or `http`",
+    "postgres_transaction_pooling": _TRUE_OR_FALSE,
+    "allow_private_targets": _TRUE_OR_FALSE,
+    "egress_proxy": "it must be `http://[user:password@]host[:port]`",
+}
+"""What settings take of which the decoder says too little."""
+
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 # More can be neither added to a date nor waited for, whether they are seconds, hours or days.
 Duration = Annotated[float, Meta(gt=0, le=100_000)]
@@ -209,4 +219,4 @@ def _variable(setting: str) -> str:
 def _with_variable(reason: str) -> str:
     """Return why a value is malformed, with the variable that it stands in at the front."""
     at = _AT_SETTING.match(reason)
-    return f"{_variable(at['setting'])}: {at['reason']}" if at else reason
+    return f"{_variable(at['setting'])}: {_EXPECTED.get(at['setting'], at['reason'])}" if at else reason

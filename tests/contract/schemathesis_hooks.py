@@ -8,7 +8,7 @@ from typing import Any
 import schemathesis
 from schemathesis import Case, CheckContext, Response
 
-A_WHOLE_FLOAT = re.compile(r"Expected `int( \| null)?`, got `float`")
+A_WHOLE_FLOAT = re.compile(r"Expected `int( \| null)?`, got `float`|it must be an integer")
 """`1.0` is an integer to JSON Schema, and none to us."""
 
 

@@ -207,12 +207,6 @@ async def test_a_folded_header_is_read_as_one(refusing: Service, server: Server)
     assert [answer.status_code for answer in found] == [400, 200]
 
 
-async def test_http_1_0_has_no_chunks(server: Server) -> None:
-    whole = request("POST", "/job/d/c", b"{}", in_chunks=True).replace(b"HTTP/1.1", b"HTTP/1.0")
-
-    assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [(400, "E001")]
-
-
 async def test_a_refusal_before_100_continue_ends_the_connection(refusing: Service, server: Server) -> None:
     head = request("POST", "/job//c", b"{}", [b"expect: 100-continue"])[:-2]
 
@@ -246,3 +240,73 @@ async def test_a_request_line_with_a_whole_url(server: Server, target: str, expe
 
     assert answer.status_code == expected
     assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        pytest.param(b"zz\r\n", id="chunk size"),
+        pytest.param(b"0\r\nno trailer\r\n\r\n", id="trailer"),
+        pytest.param(b"4\r\nabcdefg", id="end of a chunk"),
+        pytest.param(b"1;a\rb\r\nx\r\n0\r\n\r\n", id="carriage return in an extension"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/job//c", "/nowhere", "/healthz"])
+@pytest.mark.parametrize("pieces", [1, 2, 9])
+async def test_a_body_that_is_malformed_after_its_answer_ends_the_connection(
+    server: Server, path: str, late: bytes, pieces: int
+) -> None:
+    head = request("GET", path, None, [b"transfer-encoding: chunked"])
+
+    found = await answers(server, cut(head + chunked(MARKED) + late, pieces))
+
+    assert len(found) <= 1
+    assert all(refused(answer)[1] != "E004" for answer in found if answer.status_code != 200)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        pytest.param(request("GET", "/healthz", None, [b"x:" + b" " * 60_000 + b"\x00"]), id="header"),
+        pytest.param(request("GET", "/healthz", None, [b"x:" + b"\r\n " * 20_000 + b"\x00"]), id="folded header"),
+        pytest.param(request("GET", "/healthz", None, [b"x:" + b"\t" * 60_000 + b"\x00"]), id="tabs"),
+        pytest.param(
+            request("POST", "/job/d/c", None, [b"transfer-encoding: chunked"]) + b"1;" + b" " * 60_000 + b"\n\r\n",
+            id="chunk extension",
+        ),
+        pytest.param(
+            request("POST", "/job/d/c", None, [b"transfer-encoding: chunked"])
+            + b"0\r\nx:"
+            + b" " * 60_000
+            + b"\x00\r\n\r\n",
+            id="trailer",
+        ),
+    ],
+)
+async def test_many_blanks_hold_nobody_up(server: Server, whole: bytes) -> None:
+    """Read by a pattern that tries each blank in two places, each of these holds the event loop for half a minute."""
+    assert refused(await server.send(whole)) == (400, "E001")
+
+
+async def test_http_1_0_has_no_chunks(server: Server) -> None:
+    whole = request("POST", "/job/d/c", b"{}", in_chunks=True).replace(b"HTTP/1.1", b"HTTP/1.0")
+
+    assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [(400, "E001")]
+
+
+@pytest.mark.parametrize("target", ["healthz", "job/d/c/x", "x:80", "?a=/healthz", "http:healthz"])
+async def test_a_path_without_a_slash_is_refused(server: Server, target: str) -> None:
+    """A proxy that lets nobody but some to `/route` may see no such path in `route`."""
+    assert refused(await server.request("GET", target)) == (400, "E001")
+
+
+async def test_many_chunks_are_read_in_turns(refusing: Service, server: Server) -> None:
+    """Read at once, what one packet can hold of them takes the event loop for half a second."""
+    body = job(meta=b'"' + b"a" * 30_000 + b'"', route="none")
+    whole = request("POST", refusing.jobs, None, [b"transfer-encoding: chunked", JSON.strip()])
+    whole += chunked(*(bytes([byte]) for byte in body)) + chunked(b"")
+
+    found = await answers(server, [whole + MARKED, MARKED])
+
+    assert [answer.status_code for answer in found] == [400, 400, 400, 200]
+    assert refused(found[0]) == (400, "E007")

@@ -28,7 +28,7 @@ PROGRAMS = {"timemachine.setup": ADAPTERS, "timemachine.rekey": ADAPTERS}
 USERS = {
     "asyncpg": ["timemachine.postgres", "devstack"],
     "aiodns": ["timemachine.webhooks"],
-    "h11": ["timemachine.webhooks", "api.http_protocol"],
+    "h11": ["timemachine.h11_patterns", "timemachine.webhooks", "api.http_protocol"],
     "httpx": ["timemachine.webhooks.client", "devstack.temporal_release"],
     "cryptography": ["timemachine.vault"],
     "litestar": ["api"],

@@ -85,6 +85,23 @@ def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> 
     assert "$" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        *(("LOG_LEVEL", value, "`debug`, `info`, `warning` or `error`") for value in ("verbose", "INFO", "")),
+        *(("DEFAULT_SCHEME", value, "`https` or `http`") for value in ("ftp", "HTTPS", "https://")),
+        *(("ALLOW_PRIVATE_TARGETS", value, "`true` or `false`") for value in ("yes", "on", "")),
+        ("POSTGRES_TRANSACTION_POOLING", "transaction", "`true` or `false`"),
+        ("EGRESS_PROXY", "https://proxy", "`http://[user:password@]host[:port]`"),
+    ],
+)
+def test_a_value_that_is_none_of_a_few_is_told_which_they_are(setting: str, value: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_env({f"TIMEMACHINE_{setting}": value})
+
+    assert str(refusal.value) == f"TIMEMACHINE_{setting}: it must be {expected}"
+
+
 def test_an_idle_connection_is_kept_longer_than_load_balancers_do() -> None:
     assert Settings.from_env({}).http_keep_alive > 60
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import h11
 
+from timemachine import h11_patterns  # noqa: F401 - replaced where h11 reads
 from timemachine.webhooks.network import Stream
 
 MAX_HEAD_BYTES = 64 * 1024
