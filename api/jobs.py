@@ -358,6 +358,7 @@ def _job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobCh
         meta=data.meta,
         retry=data.retry.stored() if data.retry else None,
         deadline=data.deadline,
+        labels=data.labels,
     )
 
 

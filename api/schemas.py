@@ -8,7 +8,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_LABELS, MAX_NAME, NAME_PATTERN
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 from timemachine.domain.routes import (
     HEADER_NAME_PATTERN,
@@ -94,6 +94,19 @@ RetryOfJob = Annotated[
 ]
 
 
+Labels = Annotated[
+    tuple[
+        Annotated[str, Meta(min_length=1, max_length=MAX_LABEL)],
+        ...,
+    ],
+    Meta(
+        max_length=MAX_LABELS,
+        description="What lists and cancels of many find the job by.",
+        examples=[["order=1234", "checkout"]],
+    ),
+]
+
+
 class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The new content of a waiting job. `id` may be left out, and must otherwise be the path's."""
 
@@ -103,6 +116,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     meta: Raw = msgspec.field(default_factory=_null)
     retry: RetryOfJob = None
     deadline: Deadline | None = None
+    labels: Labels = ()
 
 
 class JobIn(JobChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +157,7 @@ class JobOut(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
     retry: Annotated[Retry | UnsetType, Meta(description="The job's own retry policy, if it has one.")] = UNSET
     deadline: Deadline | UnsetType = UNSET
+    labels: Annotated[tuple[str, ...] | UnsetType, Meta(description="The job's labels, if it has some.")] = UNSET
 
 
 WebhookUrl = Annotated[
