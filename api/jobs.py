@@ -22,6 +22,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from api.authentication import requires
 from api.errors import refusals
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
@@ -40,6 +41,7 @@ from timemachine.domain.errors import (
     UnavailableError,
 )
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
+from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
 from timemachine.postgres.delivery_ledger import GRACE, LOST_REASON, DeliveryLedger
@@ -372,6 +374,7 @@ class JobController(Controller):
         dto=ExactJson[JobIn],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="CreateJob",
         summary="Create a job",
         response_headers=[
@@ -404,6 +407,7 @@ class JobController(Controller):
 
     @get(
         "/{job_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetJob",
         summary="Get a job",
         responses=refusals(ForbiddenNameError, NoSuchJobError),
@@ -416,6 +420,7 @@ class JobController(Controller):
         "/{job_id:str}",
         dto=ExactJson[JobChange],
         return_dto=None,
+        guards=[requires(Role.WRITE)],
         operation_id="ChangeJob",
         summary="Change a waiting job",
         responses=refusals(
@@ -446,6 +451,7 @@ class JobController(Controller):
     @delete(
         "/{job_id:str}",
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="CancelJob",
         summary="Cancel a job",
         responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError),

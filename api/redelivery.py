@@ -15,6 +15,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import ExactJson
 from api.pagination import check_window
@@ -32,6 +33,7 @@ from timemachine.domain.errors import (
     TooLateError,
 )
 from timemachine.domain.jobs import MAX_NAME, check_key, check_name, to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_workflow_id
 from timemachine.postgres.delivery_ledger import DeliveryLedger
@@ -197,6 +199,7 @@ class RedeliveryController(Controller):
     @post(
         "/job/{db:str}/{collection:str}/{job_id:str}/redeliver",
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="RedeliverJob",
         summary="Deliver a job once more",
         tags=("Jobs",),
@@ -218,6 +221,7 @@ class RedeliveryController(Controller):
         dto=ExactJson[FailureWindow],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="RedeliverRoute",
         summary="Deliver the failed jobs of a route once more",
         tags=("Routes",),
@@ -238,6 +242,7 @@ class RedeliveryController(Controller):
 
     @get(
         "/route/{db:str}/{route_id:str}/redeliver/{redelivery_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetRedelivery",
         summary="Get the progress of a redelivery",
         tags=("Routes",),

@@ -10,6 +10,7 @@ from msgspec import UNSET
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
@@ -26,6 +27,7 @@ from timemachine.domain.errors import (
     WebhookUrlError,
 )
 from timemachine.domain.jobs import check_name, to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.domain.routes import (
     HIDDEN,
@@ -160,6 +162,7 @@ class RouteController(Controller):
         dto=ExactJson[RouteIn],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="CreateRoute",
         summary="Create a route",
         responses=refusals(
@@ -173,6 +176,7 @@ class RouteController(Controller):
 
     @get(
         "/{route_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetRoute",
         summary="Get a route",
         responses=refusals(ForbiddenNameError, NoSuchRouteError),
@@ -186,6 +190,7 @@ class RouteController(Controller):
         "/{route_id:str}",
         dto=ExactJson[RouteChange],
         return_dto=None,
+        guards=[requires(Role.ADMIN)],
         operation_id="ChangeRoute",
         summary="Change a route",
         responses=refusals(
@@ -208,6 +213,7 @@ class RouteController(Controller):
     @delete(
         "/{route_id:str}",
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="DeleteRoute",
         summary="Delete a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, RouteInUseError),
@@ -230,6 +236,7 @@ class RouteController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="PauseRoute",
         summary="Pause a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
@@ -248,6 +255,7 @@ class RouteController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="ResumeRoute",
         summary="Resume a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),

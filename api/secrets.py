@@ -7,6 +7,7 @@ from litestar.datastructures import CacheControlHeader
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
@@ -20,6 +21,7 @@ from timemachine.domain.errors import (
     TooLargeError,
 )
 from timemachine.domain.jobs import to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.signing import encode_secret
 from timemachine.postgres.route_store import RouteStore, Secret
 
@@ -45,6 +47,7 @@ class SecretController(Controller):
     cache_control = CacheControlHeader(no_store=True)
 
     @get(
+        guards=[requires(Role.ADMIN)],
         operation_id="GetSecret",
         summary="Get the secret of a route",
         responses=refusals(ForbiddenNameError, NoSuchRouteError),
@@ -60,6 +63,7 @@ class SecretController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="RotateSecret",
         summary="Rotate the secret of a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
