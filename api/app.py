@@ -71,7 +71,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, audit_log, settings)
-            app.state.keys = Keys(key_store)
+            app.state.api_keys = Keys(key_store)
             app.state.audit_log = audit_log
             app.state.readiness = Readiness(client, pool, settings)
             cache = KeyCache(key_store)
@@ -109,7 +109,7 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
-_PARTS = ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "keys", "audit_log", "readiness")
+_PARTS = ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "api_keys", "audit_log", "readiness")
 """What `clients` opens, and handlers ask for by name."""
 
 

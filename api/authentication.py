@@ -108,9 +108,7 @@ class Authentication:
         try:
             key = await self._valid_key(scope, address)
         except UnauthorizedError:
-            wait = self._failures.acquire(
-                _network(address), per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE
-            )
+            wait = self._failures.acquire(_network(address), per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE)
             if wait:
                 raise _busy("too many requests without a valid key came from this address", wait) from None
             raise

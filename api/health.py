@@ -48,7 +48,12 @@ class HealthController(Controller):
         """Answer 200 while this process runs."""
         return Ok()
 
-    @get("/readyz", operation_id="Readiness", summary="Tell whether the service can work", responses=refusals(needs_key=False))
+    @get(
+        "/readyz",
+        operation_id="Readiness",
+        summary="Tell whether the service can work",
+        responses=refusals(needs_key=False),
+    )
     async def ready(self, readiness: NamedDependency[Readiness]) -> Ok:
         """Answer 200 when Postgres and Temporal answer, else 503."""
         await readiness.check()

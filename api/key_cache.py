@@ -165,7 +165,7 @@ class _LookUps:
             asked, self._waiting = self._waiting, {}
             try:
                 found = await self._store.find(list(asked))
-            except Exception as error:  # noqa: BLE001 - for those who wait
+            except Exception as error:
                 for answer in asked.values():
                     answer.set_exception(error)
             else:

@@ -62,9 +62,7 @@ class Keys:
         """
         after = None if cursor is None else decode_cursor(cursor, KeyPosition)
         page = await self._store.page(caller, limit=limit, after=after)
-        return KeysOut(
-            keys=[_show(key) for key in page.keys], next=encode_cursor(page.next) if page.next else UNSET
-        )
+        return KeysOut(keys=[_show(key) for key in page.keys], next=encode_cursor(page.next) if page.next else UNSET)
 
     async def rotate(self, key_id: str, overlap: float, caller: Caller) -> NewKeyOut:
         """Give a key a new secret; see `KeyStore.rotate`."""
@@ -111,14 +109,14 @@ class KeyController(Controller):
         responses=refusals(MalformedError, ForbiddenNameError, TooLargeError, ContentTypeError),
     )
     async def create(
-        self, data: JSONBody[KeyIn], keys: NamedDependency[Keys], caller: NamedDependency[Caller]
+        self, data: JSONBody[KeyIn], api_keys: NamedDependency[Keys], caller: NamedDependency[Caller]
     ) -> NewKeyOut:
         """Create a key. This answer is the only one that shows it.
 
         A key that opens some dbs only makes keys for those. After a lost answer, look for the key in the list, revoke
         it, and create another one.
         """
-        return await keys.create(data, caller)
+        return await api_keys.create(data, caller)
 
     @get(
         guards=[requires(Role.ADMIN)],
@@ -128,13 +126,13 @@ class KeyController(Controller):
     )
     async def list_keys(
         self,
-        keys: NamedDependency[Keys],
+        api_keys: NamedDependency[Keys],
         caller: NamedDependency[Caller],
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> KeysOut:
         """List the keys, the newest first, revoked and expired ones too. What they open must be open to this key."""
-        return await keys.page(caller, limit, cursor)
+        return await api_keys.page(caller, limit, cursor)
 
     @post(
         "/{key_id:str}/rotate",
@@ -151,7 +149,7 @@ class KeyController(Controller):
         self,
         key_id: KeyId,
         data: JSONBody[KeyRotateIn],
-        keys: NamedDependency[Keys],
+        api_keys: NamedDependency[Keys],
         caller: NamedDependency[Caller],
     ) -> NewKeyOut:
         """Give a key a new secret, which this answer alone shows. Its id, role and dbs stay.
@@ -159,7 +157,7 @@ class KeyController(Controller):
         The present secret stays valid for the overlap. At most five are valid at a time; a rotation that would make it
         more is answered 429 (E014).
         """
-        return await keys.rotate(key_id, data.overlap, caller)
+        return await api_keys.rotate(key_id, data.overlap, caller)
 
     @delete(
         "/{key_id:str}",
@@ -169,12 +167,10 @@ class KeyController(Controller):
         summary="Revoke a key",
         responses=refusals(NoSuchKeyError, LastAdminKeyError),
     )
-    async def revoke(
-        self, key_id: KeyId, keys: NamedDependency[Keys], caller: NamedDependency[Caller]
-    ) -> Ok:
+    async def revoke(self, key_id: KeyId, api_keys: NamedDependency[Keys], caller: NamedDependency[Caller]) -> Ok:
         """Revoke a key for good, within five seconds everywhere. Repeating it changes nothing.
 
         The last admin key is refused: an operator revokes it by the command line.
         """
-        await keys.revoke(key_id, caller)
+        await api_keys.revoke(key_id, caller)
         return Ok()

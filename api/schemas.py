@@ -484,7 +484,9 @@ class KeyIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     requests_per_second: (
         Annotated[
             RequestsPerSecond,
-            Meta(description="Requests per second that one API process takes. The setting's by default.", examples=[50]),
+            Meta(
+                description="Requests per second that one API process takes. The setting's by default.", examples=[50]
+            ),
         ]
         | UnsetType
     ) = UNSET
@@ -499,8 +501,8 @@ class KeyRotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ge=0,
             le=MAX_OVERLAP,
             examples=[3600],
-            description="Seconds during which the previous secrets are valid, too. With 0 they end at once, which is for "
-            "a key that others have come to know.",
+            description="Seconds during which the previous secrets are valid, too. With 0 they end at once, which is "
+            "for a key that others have come to know.",
         ),
     ] = 86_400.0
 
@@ -560,9 +562,9 @@ class AuditEntryOut(msgspec.Struct, frozen=True, kw_only=True):
     address: Annotated[
         str, Meta(description="The address that the request came from, which may be a proxy's; or `command line`.")
     ]
-    request_id: Annotated[
-        str | UnsetType, Meta(description="The `x-request-id` of the request, if it had one.")
-    ] = UNSET
+    request_id: Annotated[str | UnsetType, Meta(description="The `x-request-id` of the request, if it had one.")] = (
+        UNSET
+    )
 
 
 class AuditOut(msgspec.Struct, frozen=True, kw_only=True):

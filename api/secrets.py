@@ -13,6 +13,7 @@ from api.litestar_json import OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.routes import check_route_key
 from api.schemas import PreviousSecretOut, RotateIn, SecretOut
+from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -69,7 +70,12 @@ class SecretController(Controller):
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def rotate(
-        self, db: Db, route_id: RouteIdInPath, data: JSONBody[RotateIn], store: NamedDependency[RouteStore]
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[RotateIn],
+        store: NamedDependency[RouteStore],
+        caller: NamedDependency[Caller],
     ) -> SecretOut:
         """Make a new secret, and return what signs from now on.
 
@@ -77,4 +83,4 @@ class SecretController(Controller):
         five sign at a time; a rotation that would make it more is answered 429 (E014).
         """
         check_route_key(db, route_id)
-        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap)))
+        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap), by=caller))

@@ -23,7 +23,7 @@ from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
-from timemachine.settings import Settings
+from timemachine.settings import Auth, Settings
 from timemachine.temporal.client import connect
 from timemachine.temporal.search_attributes import ensure_search_attributes
 from timemachine.vault import new_key
@@ -122,6 +122,7 @@ async def settings(postgres: Postgres) -> Settings:
         postgres_dsn=postgres.dsn,
         secret_keys=new_key(),
         task_queue="tests",
+        auth=Auth.NONE,
         default_scheme="http",
         allow_private_targets=True,
         # Some tests are hundreds of clients at once.

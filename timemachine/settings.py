@@ -62,9 +62,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     front (60 on most). Otherwise the balancer may reuse a connection that is just being closed, and answer 502."""
 
     auth: Auth = Auth.KEYS
-    """Who may use the API: with `keys`, whoever sends a valid key. With `none`, everybody who reaches it, which is refused
-    unless `TIMEMACHINE_HTTP_HOST` is a loopback address; `none-on-any-address` lifts that. `make run` sets `none` on a
-    loopback address."""
+    """Who may use the API: with `keys`, whoever sends a valid key. With `none`, everybody who reaches it, which is
+    refused unless `TIMEMACHINE_HTTP_HOST` is a loopback address; `none-on-any-address` lifts that. `make run` sets
+    `none` on a loopback address."""
 
     requests_per_second_per_key: Annotated[float, Meta(ge=1)] | None = None
     """Requests per second that one API process takes with one key; as many may come at once. It answers any further

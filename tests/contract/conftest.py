@@ -27,6 +27,7 @@ async def api_process(
     server = Server(port, log)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))} | {
         "TEMPORAL_ADDRESS": temporal.address,
+        "TIMEMACHINE_AUTH": settings.auth,
         "TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true",
         "TIMEMACHINE_DEFAULT_SCHEME": settings.default_scheme,
         "TIMEMACHINE_HTTP_PORT": str(port),

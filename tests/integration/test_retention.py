@@ -23,6 +23,7 @@ from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import Cleaned
 from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
 from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import connection, open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -72,7 +73,7 @@ async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> 
 
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned = await environment.run(Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts)
 
     assert cleaned.removed >= 2 * BATCH + 5
     assert len(beats) >= 3
@@ -101,7 +102,9 @@ async def clean(settings: Settings) -> tuple[Cleaned, int]:
     environment.on_heartbeat = lambda *_: beats.append(1)
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned: Cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned: Cleaned = await environment.run(
+            Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts
+        )
     return cleaned, len(beats)
 
 

@@ -15,6 +15,7 @@ class AuditAction(StrEnum):
     ROUTE_CHANGED = "route.change"
     ROUTE_DELETED = "route.delete"
     ROUTE_PAUSED = "route.pause"
+    ROUTE_DISABLED = "route.disable"
     ROUTE_RESUMED = "route.resume"
     ROUTE_REDELIVERED = "route.redeliver"
     SECRET_ROTATED = "secret.rotate"  # noqa: S105 - no secret

@@ -50,7 +50,7 @@ class AuditLog:
         self._pool = pool
 
     async def write(self, caller: Caller, action: AuditAction, db: str, target: str) -> None:
-        """Write an entry for what is done outside of Postgres. Write it before that: an unwritten one is not made up for.
+        """Write an entry for what is done outside of Postgres, before it is done: nothing makes up for a missing one.
 
         Args:
             target: What it is done to.
@@ -80,9 +80,7 @@ class AuditLog:
         async with connection(self._pool) as postgres:
             rows = await postgres.fetch(_PAGE, dbs, after.id if after else None, since, until, limit + 1)
         shown = rows[:limit]
-        return AuditPage(
-            [_entry(row) for row in shown], AuditPosition(shown[-1]["id"]) if len(rows) > limit else None
-        )
+        return AuditPage([_entry(row) for row in shown], AuditPosition(shown[-1]["id"]) if len(rows) > limit else None)
 
     async def remove_before(self, at: datetime, limit: int) -> int:
         """Remove the oldest of the entries from before a time, at most `limit`, and return how many.

@@ -17,6 +17,7 @@ from timemachine.domain.errors import (
     NoSuchKeyError,
     TooManySecretsError,
     UnauthorizedError,
+    UnavailableError,
 )
 from timemachine.domain.keys import ApiKey, KeyRequest, NewKey, Role, generate_key, new_key_id
 from timemachine.postgres.audit_log import write_audit
@@ -35,6 +36,10 @@ class KeySecret(msgspec.Struct, frozen=True):
     hash: bytes
     expires_at: datetime | None
     """None for the newest."""
+
+    def is_valid(self, now: datetime) -> bool:
+        """Return whether it has not expired."""
+        return self.expires_at is None or now < self.expires_at
 
 
 class StoredKey(msgspec.Struct, frozen=True):
@@ -114,6 +119,8 @@ class KeyStore:
                 asked.expires_at,
                 asked.requests_per_second,
             )
+            if row is None:
+                raise UnavailableError("Postgres returned no row")
             await postgres.execute(_ADD_SECRET, new.id, new.hash)
             key = _key(row)
             await _audit(postgres, caller, AuditAction.KEY_CREATED, key)

@@ -182,7 +182,9 @@ async def ping(pool: asyncpg.Pool) -> None:
     """
     try:
         async with connection(pool) as postgres:
-            await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
+            await postgres.fetchrow(
+                "SELECT route FROM routes, api_keys, audit WHERE routes.db = $1 AND routes.id = $2", "", ""
+            )
     except asyncpg.PostgresError as error:
         log.warning("Postgres is not ready", extra={"reason": f"{type(error).__name__}: {error}"})
         raise UnavailableError("Postgres is not ready") from error
