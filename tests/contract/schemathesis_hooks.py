@@ -26,7 +26,15 @@ def what_the_document_allows_is_understood(_: CheckContext, response: Response, 
 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
-    return _names_two_ids(case) or _asks_for_no_time(case) or "cursor" in (case.query or {})
+    return (
+        _names_two_ids(case) or _asks_for_no_time(case) or _expires_in_the_past(case) or "cursor" in (case.query or {})
+    )
+
+
+def _expires_in_the_past(case: Case[Any]) -> bool:
+    """Whether a key would have expired already."""
+    key: Any = case.body if isinstance(case.body, Mapping) and case.path == "/key" else {}
+    return bool(key.get("expires_at", time.time() * 1000 + 1) <= time.time() * 1000)
 
 
 def _asks_for_no_time(case: Case[Any]) -> bool:
