@@ -24,10 +24,16 @@ from timemachine.domain.errors import (
     TooLargeError,
 )
 from timemachine.domain.jobs import from_ms, looks_like_seconds, seconds_given, to_ms
-from timemachine.domain.keys import ApiKey, KeyRequest, NewKey, Role
+from timemachine.domain.keys import ID_LENGTH, KEY_ID_PATTERN, ApiKey, KeyRequest, NewKey, Role
 from timemachine.postgres.key_store import KeyPosition, KeyStore
 
-KeyId = Annotated[str, PathParameter(description="The key's id: the 12 characters after `tm_`.")]
+KeyId = Annotated[
+    str,
+    PathParameter(
+        schema_extra={"pattern": KEY_ID_PATTERN, "max_length": ID_LENGTH},
+        description="The key's id: the 12 characters after `tm_`.",
+    ),
+]
 
 
 class Keys:

@@ -104,6 +104,8 @@ Labels = Annotated[
         max_length=MAX_LABELS,
         description="What lists and cancels of many find the job by.",
         examples=[["order=1234", "checkout"]],
+        # Litestar takes the dots of a tuple's type for another type of its items.
+        extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},
     ),
 ]
 
@@ -427,16 +429,11 @@ KeyDbs = Annotated[
         description="The dbs that the key opens; null for all.",
         examples=[["arena"]],
         extra_json_schema={
+            # It is only said here: `KeyRequest.check` refuses what is not allowed.
             "extra": {
-                "one_of": [
-                    Schema(
-                        type=OpenAPIType.ARRAY,
-                        items=Schema(type=OpenAPIType.STRING, **name_schema(MAX_NAME)),
-                        min_items=1,
-                        max_items=MAX_DBS,
-                    ),
-                    Schema(type=OpenAPIType.NULL),
-                ]
+                "min_items": 1,
+                "max_items": MAX_DBS,
+                "items": Schema(type=OpenAPIType.STRING, pattern=NAME_PATTERN.replace("+$", f"{{1,{MAX_NAME}}}$")),
             }
         },
     ),

@@ -44,6 +44,13 @@ def _asks_for_no_time(case: Case[Any]) -> bool:
     return "since" in window and bool(window["since"] >= min(window.get("until", now), now))
 
 
+def _has_odd_labels(case: Case[Any]) -> bool:
+    """Whether a job has a label that is empty, too long, not printable, with a blank at an end, or there twice."""
+    labels: Any = case.body.get("labels", []) if isinstance(case.body, Mapping) else []
+    fine = [label for label in labels if 0 < len(label) <= 64 and label.isprintable() and label == label.strip()]
+    return len(set(fine)) < len(labels)
+
+
 def _names_two_ids(case: Case[Any]) -> bool:
     """Whether a PUT has one id in its path and another in its body, which no schema can forbid."""
     in_path = case.path_parameters.get("job_id") or case.path_parameters.get("route_id")

@@ -16,6 +16,7 @@ from tests.contract.server import Server
 from tests.support.keys import make_key
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.keys import ID_LENGTH, KEY_ID_PATTERN
 from timemachine.domain.routes import OUR_HEADERS, check_headers
 from timemachine.settings import Settings
 
@@ -134,13 +135,13 @@ async def test_a_body_is_described_with_examples(document: Any, method: str, pat
 
 @each_operation
 async def test_names_are_described(document: Any, method: str, path: str) -> None:
-    parameters = document["paths"][path][method]["parameters"]
+    parameters = document["paths"][path][method].get("parameters", [])
     names = {parameter["name"]: parameter["schema"] for parameter in parameters if parameter["in"] == "path"}
 
     assert [f"{{{name}}}" for name in names] == [part for part in path.split("/") if part.startswith("{")]
     for name, schema in names.items():
-        assert schema["pattern"] == NAME_PATTERN
-        assert schema["maxLength"] == (MAX_JOB_ID if name == "job_id" else MAX_NAME)
+        assert schema["pattern"] == (KEY_ID_PATTERN if name == "key_id" else NAME_PATTERN)
+        assert schema["maxLength"] == {"job_id": MAX_JOB_ID, "key_id": ID_LENGTH}.get(name, MAX_NAME)
 
 
 async def test_the_numbers_in_bodies_have_their_bounds(document: Any) -> None:

@@ -25,6 +25,7 @@ MAX_KEY_NAME = 100
 MAX_DBS = 100
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+KEY_ID_PATTERN = rf"^[0-9A-Za-z]{{{ID_LENGTH}}}$"
 KEY_PATTERN = rf"tm_[0-9A-Za-z]{{{ID_LENGTH}}}_[0-9A-Za-z]{{{SECRET_LENGTH + CHECKSUM_LENGTH}}}"
 """The form of a key, for scanners that look for leaked ones."""
 
