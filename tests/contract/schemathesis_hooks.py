@@ -27,7 +27,11 @@ def what_the_document_allows_is_understood(_: CheckContext, response: Response, 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
     return (
-        _names_two_ids(case) or _asks_for_no_time(case) or _expires_in_the_past(case) or "cursor" in (case.query or {})
+        _names_two_ids(case)
+        or _asks_for_no_time(case)
+        or _expires_in_the_past(case)
+        or _has_odd_labels(case)
+        or "cursor" in (case.query or {})
     )
 
 
