@@ -49,9 +49,10 @@ async def create(store: KeyStore, given: argparse.Namespace) -> None:
 async def list_keys(store: KeyStore, _: argparse.Namespace) -> None:
     """Print a line for each key, the newest first, without its secret."""
     after: KeyPosition | None = None
-    _print("\t".join(_COLUMNS))
     while True:
         page = await store.page(COMMAND_LINE, limit=_PAGE, after=after)
+        if after is None:
+            _print("\t".join(_COLUMNS))
         for key in page.keys:
             _print("\t".join(_cells(key)))
         after = page.next

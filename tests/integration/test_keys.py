@@ -186,7 +186,7 @@ async def test_health_documentation_and_options_need_no_key(app: httpx.AsyncClie
 async def test_a_key_that_expires_in_this_second_works_until_then(app: httpx.AsyncClient, settings: Settings) -> None:
     at = datetime.now(UTC) + timedelta(seconds=1)
     key = await make_key(settings, expires_at=at)
-    seen = []
+    seen: list[tuple[datetime, datetime, int]] = []
     while not seen or seen[-1][2] == 200:
         before = datetime.now(UTC)
         status = (await app.get("/audit/arena?limit=1", headers=bearer(key))).status_code
@@ -399,11 +399,12 @@ async def test_keys_are_listed_in_pages(app: httpx.AsyncClient, settings: Settin
     db = f"db-{new_id()[:12]}"
     admin = await make_key(settings, dbs=(db,))
     made = [id_of(admin)] + [id_of(await make_key(settings, Role.READ, (db,))) for _ in range(6)]
-    seen, cursor = [], ""
-    while cursor is not None:
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": None}
+    while "next" in page:
+        cursor = f"&cursor={page['next']}" if page["next"] else ""
         page = (await app.get(f"/key?limit=3{cursor}", headers=bearer(admin))).json()
         seen += [key["id"] for key in page["keys"]]
-        cursor = f"&cursor={page['next']}" if "next" in page else None
 
     assert seen == made[::-1]
     assert refused(await app.get("/key?cursor=no", headers=bearer(admin))) == (400, "E001")

@@ -32,7 +32,7 @@ def rows(page: str, first_cell: str) -> list[list[str]]:
 def setting_docstrings() -> dict[str, str]:
     """The string under each field of the settings, on one line."""
     module = ast.parse((ROOT / "timemachine/settings.py").read_text())
-    (settings,) = (node for node in module.body if isinstance(node, ast.ClassDef))
+    (settings,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Settings")
     found = {}
     for field, text in zip(settings.body, settings.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

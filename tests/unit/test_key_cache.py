@@ -46,7 +46,7 @@ class Store(KeyStore):
         self.keys[newest.id] = StoredKey(replace(key, expires_at=expires_at), kept)
         return newest
 
-    def revoke(self, key: PresentedKey) -> None:
+    def end(self, key: PresentedKey) -> None:
         stored = self.keys[key.id]
         self.keys[key.id] = replace(stored, key=replace(stored.key, revoked_at=datetime.now(UTC)))
 
@@ -107,7 +107,7 @@ async def test_postgres_is_asked_once_in_some_seconds(cache: KeyCache, store: St
 async def test_a_revocation_holds_within_five_seconds(cache: KeyCache, store: Store, clock: Clock) -> None:
     key = store.add()
     assert await is_valid(cache, key)
-    store.revoke(key)
+    store.end(key)
 
     clock.now += 5
 
@@ -121,7 +121,7 @@ async def test_the_seconds_are_counted_from_the_question(cache: KeyCache, store:
     answer = asyncio.create_task(cache.check(key))
     while not store.asked:
         await asyncio.sleep(0)
-    store.revoke(key)
+    store.end(key)
     clock.now += 3
     store.gate.set()
     assert (await answer)[0] is not None
@@ -137,7 +137,7 @@ async def test_whoever_comes_while_postgres_is_asked_waits_for_the_next_answer(c
     first = asyncio.create_task(cache.check(key))
     while not store.asked:
         await asyncio.sleep(0)
-    store.revoke(key)
+    store.end(key)
     second = asyncio.create_task(cache.check(key))
     await asyncio.sleep(0)
     store.gate.set()
@@ -195,7 +195,7 @@ async def test_while_postgres_is_away_a_known_key_works_and_no_other(
     cache: KeyCache, store: Store, clock: Clock
 ) -> None:
     key, wrong, revoked = store.add(), presented(), store.add()
-    store.revoke(revoked)
+    store.end(revoked)
     assert [await is_valid(cache, each) for each in (key, wrong, revoked)] == [True, False, False]
     store.away = True
 
@@ -218,7 +218,7 @@ async def test_a_revocation_holds_as_soon_as_postgres_is_back(cache: KeyCache, s
     clock.now += 60
     assert await is_valid(cache, key)
 
-    store.revoke(key)
+    store.end(key)
     store.away = False
 
     assert not await is_valid(cache, key)

@@ -2,14 +2,13 @@
 
 import pytest
 
-from api import rate_limit
 from api.rate_limit import RateLimits
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(rate_limit.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("api.rate_limit.time.monotonic", lambda: now[0])
     return now
 
 

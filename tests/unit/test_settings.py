@@ -5,7 +5,7 @@ from msgspec.structs import asdict, replace
 from api.schemas import Timeout
 from timemachine.domain.errors import SettingsError
 from timemachine.postgres.pool import open_pool
-from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings
+from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings, is_loopback
 
 PASSWORD = "hunter2"
 SECRETS = {
@@ -64,6 +64,7 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
         *(("HTTP_PORT", value) for value in ("abc", "", "-1", "70000", "8080.5", "tcp://10.0.0.1:80")),
         *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan")),
         ("DEFAULT_SCHEME", "ftp"),
+        *(("AUTH", value) for value in ("", "no", "None", "off", "key", "none ")),
         ("ALLOW_PRIVATE_TARGETS", "maybe"),
         ("TASK_QUEUE", ""),
         ("EGRESS_PROXY", "ftp://proxy"),
@@ -78,6 +79,27 @@ def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> 
         Settings.from_env({f"TIMEMACHINE_{setting}": value})
 
     assert "$" not in str(refusal.value)
+
+
+LOOPBACK = ("127.0.0.1", "127.9.9.9", "::1", "localhost")
+ANY = ("0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "example.org", "localhost.example.org", "", "127.1")  # noqa: S104
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_without_keys_the_api_serves_this_machine(host: str) -> None:
+    Settings.from_env({"TIMEMACHINE_AUTH": "none", "TIMEMACHINE_HTTP_HOST": host}).check_auth()
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ANY)
+def test_without_keys_the_api_serves_nobody_else_unless_that_is_said(host: str) -> None:
+    env = {"TIMEMACHINE_HTTP_HOST": host}
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_AUTH=none lets everybody"):
+        Settings.from_env(env | {"TIMEMACHINE_AUTH": "none"}).check_auth()
+    for auth in ("keys", "none-on-any-address"):
+        Settings.from_env(env | {"TIMEMACHINE_AUTH": auth}).check_auth()
+    Settings.from_env(env).check_auth()
+    assert Settings.from_env(env).auth == "keys"
 
 
 def test_two_values_that_do_not_fit_are_told_by_their_variables() -> None:
