@@ -40,7 +40,7 @@ from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Auth, Settings
-from timemachine.temporal.client import connect
+from timemachine.temporal.client import connect, connection_settings
 from timemachine.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,12 @@ def create_app(settings: Settings) -> Litestar:
     It starts while they are away, too, and answers 503 until they come.
 
     Raises:
-        SettingsError: No keys, or not ones that can be read; or everybody would be served, on any address.
+        SettingsError: No encryption keys, or not ones that can be read; no way to connect to Temporal; or everybody
+            would be served, on any address.
     """
     settings.check_auth()
     vault = Vault(settings)
+    connection_settings()  # what is wrong with them is told now, not by each request
 
     @asynccontextmanager
     async def clients(app: Litestar) -> AsyncIterator[None]:
