@@ -11,6 +11,7 @@ from api.app import create_app
 from api.authentication import OPEN, Requires, requires
 from api.parameters import Db
 from tests.support.settings import service_settings
+from timemachine.domain.errors import SettingsError
 from timemachine.domain.keys import Role
 
 OPEN_PATHS = {"/healthz", "/readyz", "/docs"}
@@ -112,3 +113,8 @@ def test_a_handler_that_names_no_role_is_found() -> None:
     found = unnamed(Litestar([Forgotten], openapi_config=None))
 
     assert [place.split(" ")[0] for place in found] == ["/a/{db:str}", "/c/{db:str}", "/d"]
+
+
+def test_an_api_that_would_serve_everybody_on_any_address_is_not_made() -> None:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_AUTH=none"):
+        create_app(service_settings(postgres_dsn="postgresql://nowhere/none", http_host="192.0.2.1"))
