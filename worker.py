@@ -25,6 +25,7 @@ from activities.wake import Wakes
 from timemachine.domain.errors import TimemachineError
 from timemachine.domain.task_queues import bulk_task_queue
 from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -63,7 +64,7 @@ def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActiv
     return [
         Redeliveries(client, ledger, settings, rate).redeliver_failed,
         Releases(client, routes, rate).release_held,
-        Retention(AttemptLog(pool), ledger, settings).clean_attempts,
+        Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts,
     ]
 
 

@@ -11,6 +11,7 @@ from timemachine.domain import stored_names
 from timemachine.domain.errors import SlowStatementError
 from timemachine.domain.retention import Cleaned
 from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 
@@ -37,11 +38,13 @@ class RemoveBefore(Protocol):
 class Retention:
     """Keeps Postgres tidy."""
 
-    def __init__(self, attempts: AttemptLog, ledger: DeliveryLedger, settings: Settings) -> None:
-        """Take the log and the ledger."""
+    def __init__(self, attempts: AttemptLog, ledger: DeliveryLedger, audit_log: AuditLog, settings: Settings) -> None:
+        """Take the logs and the ledger."""
         self._attempts = attempts
         self._ledger = ledger
+        self._audit_log = audit_log
         self._kept = timedelta(days=settings.attempts_kept_days)
+        self._audit_kept = timedelta(days=settings.audit_kept_days)
 
     @activity.defn(name=stored_names.REMOVE_OLD_ROWS)
     async def clean_attempts(self) -> Cleaned:
@@ -50,9 +53,11 @@ class Retention:
         Raises:
             UnavailableError: Postgres does not answer; to be tried again.
         """
-        before = datetime.now(UTC) - self._kept
+        now = datetime.now(UTC)
+        before = now - self._kept
         removed = await _remove("attempts", self._attempts.remove_before, before)
         await _remove("delivery_ledger", self._ledger.remove_before, before)
+        await _remove("audit", self._audit_log.remove_before, now - self._audit_kept)
         return Cleaned(removed=removed)
 
 

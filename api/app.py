@@ -1,5 +1,6 @@
 """Where the API is put together: the only place that knows all of its parts."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,17 +10,22 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
+from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Tag
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.attempts import AttemptController, Attempts
+from api.audit import AuditController
+from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware, caller_of
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
 from api.jobs import JobController, Jobs
+from api.key_cache import KeyCache
+from api.keys import KeyController, Keys
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
 from api.reference import Document, ReferencePage, reference_router
@@ -28,12 +34,16 @@ from api.secrets import SecretController
 from timemachine.domain.errors import ForbiddenNameError
 from timemachine.domain.jobs import MAX_META_BYTES
 from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
-from timemachine.settings import Settings
+from timemachine.settings import Auth, Settings
 from timemachine.temporal.client import connect, connection_settings
 from timemachine.vault import Vault
+
+log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
 
@@ -44,8 +54,10 @@ def create_app(settings: Settings) -> Litestar:
     It starts while they are away, too, and answers 503 until they come.
 
     Raises:
-        SettingsError: No keys, or not ones that can be read; or no way to connect to Temporal.
+        SettingsError: No encryption keys, or not ones that can be read; no way to connect to Temporal; or everybody
+            would be served, on any address.
     """
+    settings.check_auth()
     vault = Vault(settings)
     connection_settings()  # what is wrong with them is told now, not by each request
 
@@ -53,16 +65,23 @@ def create_app(settings: Settings) -> Litestar:
     async def clients(app: Litestar) -> AsyncIterator[None]:
         async with open_pool(settings) as pool:
             client = await connect(lazy=True, fail_fast=True)
-            store = RouteStore(pool, vault)
+            store, audit_log, key_store = RouteStore(pool, vault), AuditLog(pool), KeyStore(pool)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
             app.state.routes = Routes(store, client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
-            app.state.redeliveries = Redeliveries(client, store, ledger, settings)
+            app.state.redeliveries = Redeliveries(client, store, ledger, audit_log, settings)
+            app.state.api_keys = Keys(key_store)
+            app.state.audit_log = audit_log
             app.state.readiness = Readiness(client, pool, settings)
+            cache = KeyCache(key_store)
+            app.state.authentication = Authentication(cache, settings)
+            if settings.auth is not Auth.KEYS:
+                log.warning("no keys are needed: whoever reaches the API may do everything")
             yield
+            await cache.close()
 
     app = Litestar(
         route_handlers=[
@@ -72,13 +91,14 @@ def create_app(settings: Settings) -> Litestar:
             AttemptController,
             FailedController,
             RedeliveryController,
+            KeyController,
+            AuditController,
             HealthController,
         ],
+        middleware=[DefineMiddleware(KeyMiddleware)],
         lifespan=[clients],
-        dependencies={
-            name: Provide(_from_state(name), sync_to_thread=False)
-            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
-        },
+        dependencies={name: Provide(_from_state(name), sync_to_thread=False) for name in _PARTS}
+        | {"caller": Provide(caller_of, sync_to_thread=False)},
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
         plugins=[RawSchema(), StructSchema()],
         openapi_config=_openapi(),
@@ -91,16 +111,23 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
+_PARTS = ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "api_keys", "audit_log", "readiness")
+"""What `clients` opens, and handlers ask for by name."""
+
+
 def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="timemachine",
         version="0.1.0",
         description="Calls that must happen once, at a time. Every refused request is answered with `{error, code}`.",
+        components=COMPONENTS,
+        security=SECURITY,
         openapi_router=reference_router(),
         use_handler_docstrings=True,
         tags=[
             Tag("Jobs", description="Calls to make, each once and at a time."),
             Tag("Routes", description="Where the jobs of a db go, and how they are tried again."),
+            Tag("Keys", description="Who may use the API, and who changed what."),
             Tag("Health", description="For load balancers and orchestrators."),
         ],
         render_plugins=[ReferencePage(), Document()],

@@ -8,6 +8,7 @@ from litestar.params import QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
 
+from api.authentication import requires
 from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Since, Until, check_window, decode_cursor, encode_cursor
 from api.parameters import Collection, Db, JobIdInPath, RouteIdInPath
@@ -15,6 +16,7 @@ from api.routes import check_route_key
 from api.schemas import AttemptOut, AttemptsOut
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, NoSuchJobError, NoSuchRouteError
 from timemachine.domain.jobs import check_key, from_ms, to_ms
+from timemachine.domain.keys import Role
 from timemachine.postgres.attempt_log import Attempt, AttemptLog, OutcomeFilter, Page, PagePosition
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -121,6 +123,7 @@ class AttemptController(Controller):
 
     @get(
         "/job/{db:str}/{collection:str}/{job_id:str}/attempts",
+        guards=[requires(Role.READ)],
         operation_id="ListAttemptsOfJob",
         summary="List the attempts of a job",
         tags=("Jobs",),
@@ -140,6 +143,7 @@ class AttemptController(Controller):
 
     @get(
         "/route/{db:str}/{route_id:str}/attempts",
+        guards=[requires(Role.READ)],
         operation_id="ListAttemptsOfRoute",
         summary="List the attempts at a route",
         tags=("Routes",),

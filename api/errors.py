@@ -42,6 +42,8 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
         400, "E010", "`webhook_url` is malformed, or points where deliveries may not go"
     ),
     errors.TooLargeError: ErrorResponse(413, "E011", "too large"),
+    errors.UnauthorizedError: ErrorResponse(401, "E012", "no valid key"),
+    errors.ForbiddenError: ErrorResponse(403, "E013", "the key does not open this db, or its role does not suffice"),
     errors.BusyError: ErrorResponse(429, "E014", "too many requests"),
     errors.UnavailableError: ErrorResponse(
         503, "E015", "Postgres or Temporal does not answer; nothing is known to be lost"
@@ -49,6 +51,8 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
     Exception: ErrorResponse(500, "E016", "internal error"),
     errors.ContentTypeError: ErrorResponse(415, "E017", "wrong method, path or content type"),
     errors.NoSuchRedeliveryError: ErrorResponse(400, "E018", "no such redelivery"),
+    errors.NoSuchKeyError: ErrorResponse(400, "E019", "no such key"),
+    errors.LastAdminKeyError: ErrorResponse(400, "E020", "the last admin key cannot be revoked over HTTP"),
 }
 
 
@@ -82,9 +86,16 @@ def answer_error(_: Request[object, object, State], error: Exception) -> Respons
     if answer.status == 500:
         log.error("internal error", exc_info=error)
         return _response(500, ErrorBody("internal error", answer.code))
-    seconds = error.retry_after if isinstance(error, errors.BusyError) else RETRY_AFTER_SECONDS
-    headers = {"retry-after": str(seconds)} if answer.status in (429, 503) else {}
-    return _response(answer.status, ErrorBody(str(error), answer.code), headers)
+    return _response(answer.status, ErrorBody(str(error), answer.code), _headers(answer.status, error))
+
+
+def _headers(status: int, error: Exception) -> dict[str, str]:
+    """Return what HTTP wants said beside the body."""
+    if status == 401:
+        return {"www-authenticate": "Bearer"}
+    if status in (429, 503):
+        return {"retry-after": str(error.retry_after if isinstance(error, errors.BusyError) else RETRY_AFTER_SECONDS)}
+    return {}
 
 
 def answer_http(request: Request[object, object, State], error: HTTPException) -> Response[ErrorBody]:
@@ -125,9 +136,11 @@ class _NamedExample(Example):
         return {"id"}
 
 
-def refusals(*kinds: type[Exception]) -> dict[int, ResponseSpec]:
+def refusals(*kinds: type[Exception], needs_key: bool = True) -> dict[int, ResponseSpec]:
     """Return the documentation of the errors that an operation answers with, grouped by status."""
-    rows = [ERROR_RESPONSES[kind] for kind in (*kinds, errors.BusyError, errors.UnavailableError, Exception)]
+    of_keys = (errors.UnauthorizedError, errors.ForbiddenError) if needs_key else ()
+    everywhere = (errors.BusyError, errors.UnavailableError, Exception)
+    rows = [ERROR_RESPONSES[kind] for kind in (*kinds, *of_keys, *everywhere)]
     return {
         status: ResponseSpec(
             ErrorBody,

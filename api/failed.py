@@ -11,6 +11,7 @@ from litestar.params import QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client, WorkflowExecution
 
+from api.authentication import requires
 from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Db
@@ -18,6 +19,7 @@ from api.schemas import FailedJobOut, FailedPage, name_schema
 from timemachine.domain import stored_names
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
 from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
+from timemachine.domain.keys import Role
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
@@ -182,6 +184,7 @@ class FailedController(Controller):
     tags = ("Jobs",)
 
     @get(
+        guards=[requires(Role.READ)],
         operation_id="ListFailed",
         summary="List the failed jobs of a db",
         responses=refusals(MalformedError, ForbiddenNameError),

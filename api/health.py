@@ -6,6 +6,7 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from temporalio.client import Client
 
+from api.authentication import NO_SECURITY, OPEN
 from api.errors import refusals
 from api.schemas import Ok
 from timemachine.postgres.pool import Pool, ping
@@ -36,13 +37,20 @@ class HealthController(Controller):
     """Health."""
 
     tags = ("Health",)
+    opt = OPEN
+    security = NO_SECURITY
 
     @get("/healthz", operation_id="Health", summary="Tell whether the process runs")
     async def health(self) -> Ok:
         """Answer 200 while this process runs."""
         return Ok()
 
-    @get("/readyz", operation_id="Readiness", summary="Tell whether the service can work", responses=refusals())
+    @get(
+        "/readyz",
+        operation_id="Readiness",
+        summary="Tell whether the service can work",
+        responses=refusals(needs_key=False),
+    )
     async def ready(self, readiness: NamedDependency[Readiness]) -> Ok:
         """Answer 200 when Postgres and Temporal answer, else 503."""
         await readiness.check()

@@ -62,6 +62,7 @@ async def _show(run: Run, latest: JobRun, row: LedgerRow | None) -> JobOut:
         state=JobState.SCHEDULED,
         retry=job.retry or UNSET,
         deadline=job.deadline or UNSET,
+        labels=job.labels or UNSET,
     )
     if row and row.is_decided:
         return _with_decision(shown, decision_of(row))

@@ -22,11 +22,13 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from api.authentication import requires
 from api.errors import refusals
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
 from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobState, Ok
+from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -40,6 +42,7 @@ from timemachine.domain.errors import (
     UnavailableError,
 )
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
+from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
 from timemachine.postgres.delivery_ledger import GRACE, LOST_REASON, DeliveryLedger
@@ -83,10 +86,13 @@ class Jobs:
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
-    async def create(self, job: Job) -> bool:
+    async def create(self, job: Job, *, key_id: str | None = None) -> bool:
         """Start a job, and return whether it is a new one: starting the same one again changes nothing.
 
         That holds after it was delivered, too.
+
+        Args:
+            key_id: The key that asks for it, where keys are needed.
 
         Raises:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
@@ -102,17 +108,17 @@ class Jobs:
                 if await self._is_already_created(job):
                     return False
                 raise
-            created = await self._start(job)
+            created = await self._start(job, key_id)
         if created:
-            _log("job created", job)
+            _log("job created", job, key_id)
         return created
 
-    async def _start(self, job: Job) -> bool:
+    async def _start(self, job: Job, key_id: str | None) -> bool:
         """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
         reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE
         for _ in range(START_TRIES):
             try:
-                await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse)
+                await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse, created_by=key_id)
                 return True
             except WorkflowAlreadyStartedError:
                 existing = await read_job_status(self._client, self._ledger, job.workflow_id)
@@ -154,8 +160,11 @@ class Jobs:
         async with temporal_timeout(self._limit):
             return (await read_job_status(self._client, self._ledger, job_workflow_id)).shown
 
-    async def change(self, job: Job) -> None:
+    async def change(self, job: Job, *, key_id: str | None = None) -> None:
         """Replace a waiting job. When this returns, the old one is never delivered.
+
+        Args:
+            key_id: The key that asks for it, for the log.
 
         Raises:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
@@ -175,7 +184,7 @@ class Jobs:
                 description = await self._describe(job.workflow_id)
                 if first_run_id(description) != first_run:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
-        _log("job changed", job)
+        _log("job changed", job, key_id)
 
     async def _send_change(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
         """Send the update, and return False when there is no open run that could have taken it.
@@ -199,10 +208,13 @@ class Jobs:
             raise
         return True
 
-    async def cancel(self, job_workflow_id: str) -> None:
+    async def cancel(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
         """Cancel a job. When this returns, no attempt is made any more, and none has been taken.
 
         The ledger decides, without a worker. Waits for an attempt in flight, whose end counts.
+
+        Args:
+            key_id: The key that asks for it, for the log.
 
         Raises:
             NoSuchJobError: There is none.
@@ -217,7 +229,7 @@ class Jobs:
             row = await self._decide(description)
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
-        log.info("job cancelled", extra={"workflow_id": job_workflow_id})
+        log.info("job cancelled", extra={"workflow_id": job_workflow_id, "key": key_id})
 
     async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
@@ -313,9 +325,9 @@ _TOO_LATE_REASONS = {
 }
 
 
-def _log(event: str, job: Job) -> None:
+def _log(event: str, job: Job, key_id: str | None) -> None:
     due = job.trigger_at.isoformat(timespec="milliseconds")
-    log.info(event, extra=job.log_fields | {"due": due})
+    log.info(event, extra=job.log_fields | {"due": due, "key": key_id})
 
 
 def _other_exists(job: Job, state: JobState) -> JobExistsError:
@@ -358,6 +370,7 @@ def _job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobCh
         meta=data.meta,
         retry=data.retry.stored() if data.retry else None,
         deadline=data.deadline,
+        labels=data.labels,
     )
 
 
@@ -371,6 +384,7 @@ class JobController(Controller):
         dto=ExactJson[JobIn],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="CreateJob",
         summary="Create a job",
         response_headers=[
@@ -392,17 +406,23 @@ class JobController(Controller):
         ),
     )
     async def create(
-        self, db: Db, collection: Collection, data: JSONBody[JobIn], jobs: NamedDependency[Jobs]
+        self,
+        db: Db,
+        collection: Collection,
+        data: JSONBody[JobIn],
+        jobs: NamedDependency[Jobs],
+        caller: NamedDependency[Caller],
     ) -> Response[Ok]:
         """Create a job. Repeating a create whose answer was lost is safe: the same content is answered 200 again.
 
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
-        created = await jobs.create(_job_from_request(db, collection, data.id, data))
+        created = await jobs.create(_job_from_request(db, collection, data.id, data), key_id=caller.key_id)
         return Response(Ok(), headers={"timemachine-job": "created" if created else "unchanged"})
 
     @get(
         "/{job_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetJob",
         summary="Get a job",
         responses=refusals(ForbiddenNameError, NoSuchJobError),
@@ -415,6 +435,7 @@ class JobController(Controller):
         "/{job_id:str}",
         dto=ExactJson[JobChange],
         return_dto=None,
+        guards=[requires(Role.WRITE)],
         operation_id="ChangeJob",
         summary="Change a waiting job",
         responses=refusals(
@@ -435,21 +456,30 @@ class JobController(Controller):
         job_id: JobIdInPath,
         data: JSONBody[JobChange],
         jobs: NamedDependency[Jobs],
+        caller: NamedDependency[Caller],
     ) -> Ok:
         """Replace trigger time, meta and route of a waiting job. After a 200 the old version is never delivered."""
         if data.id not in (UNSET, job_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        await jobs.change(_job_from_request(db, collection, job_id, data))
+        await jobs.change(_job_from_request(db, collection, job_id, data), key_id=caller.key_id)
         return Ok()
 
     @delete(
         "/{job_id:str}",
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="CancelJob",
         summary="Cancel a job",
         responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError),
     )
-    async def cancel(self, db: Db, collection: Collection, job_id: JobIdInPath, jobs: NamedDependency[Jobs]) -> Ok:
+    async def cancel(
+        self,
+        db: Db,
+        collection: Collection,
+        job_id: JobIdInPath,
+        jobs: NamedDependency[Jobs],
+        caller: NamedDependency[Caller],
+    ) -> Ok:
         """Cancel a job that no receiver has taken. After a 200 no attempt is made any more."""
-        await jobs.cancel(check_key(db, collection, job_id))
+        await jobs.cancel(check_key(db, collection, job_id), key_id=caller.key_id)
         return Ok()

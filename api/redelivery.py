@@ -15,12 +15,14 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import ExactJson
 from api.pagination import check_window
 from api.parameters import Collection, Db, JobIdInPath, RouteIdInPath
 from api.routes import check_route_key
 from api.schemas import FailureWindow, Ok, RedeliveryOut, RedeliveryStarted, name_schema
+from timemachine.domain.audit import AuditAction, Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -32,8 +34,10 @@ from timemachine.domain.errors import (
     TooLateError,
 )
 from timemachine.domain.jobs import MAX_NAME, check_key, check_name, to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_workflow_id
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -56,15 +60,18 @@ class Redeliveries:
     Temporal takes no more.
     """
 
-    def __init__(self, client: Client, routes: RouteStore, ledger: DeliveryLedger, settings: Settings) -> None:
+    def __init__(
+        self, client: Client, routes: RouteStore, ledger: DeliveryLedger, audit_log: AuditLog, settings: Settings
+    ) -> None:
         """Take the clients of Temporal and Postgres."""
         self._client = client
         self._routes = routes
         self._ledger = ledger
+        self._audit_log = audit_log
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
-    async def one(self, db: str, collection: str, job_id: str) -> None:
+    async def one(self, db: str, collection: str, job_id: str, caller: Caller) -> None:
         """Deliver a job once more that was delivered or failed. While that is under way, asking again changes nothing.
 
         Raises:
@@ -80,6 +87,7 @@ class Redeliveries:
                 return
             check_redeliverable(run, row)
             await self._routes.check(db, run.job.route)
+            await self._audit_log.write(caller, AuditAction.JOB_REDELIVERED, db, f"{collection}/{job_id}")
             try:
                 await redeliver(self._client, run, row, task_queue=self._task_queue)
             except WorkflowAlreadyStartedError as error:
@@ -100,7 +108,7 @@ class Redeliveries:
                 return run, row
             await asyncio.sleep(POLL)
 
-    async def many(self, db: str, route_id: str, window: FailureWindow) -> str:
+    async def many(self, db: str, route_id: str, window: FailureWindow, caller: Caller) -> str:
         """Start a redelivery of the jobs of a route that failed within a window, and return its id.
 
         The same window, when it is past, gives the same id; while it is under way, asking again changes nothing.
@@ -113,6 +121,7 @@ class Redeliveries:
         failed = _asked(db, route_id, window)
         async with temporal_timeout(self._limit):
             await self._routes.check(db, route_id)
+            await self._audit_log.write(caller, AuditAction.ROUTE_REDELIVERED, db, route_id)
             await self._client.start_workflow(
                 RedeliveryWorkflow.run,
                 failed,
@@ -197,20 +206,26 @@ class RedeliveryController(Controller):
     @post(
         "/job/{db:str}/{collection:str}/{job_id:str}/redeliver",
         status_code=200,
+        guards=[requires(Role.WRITE)],
         operation_id="RedeliverJob",
         summary="Deliver a job once more",
         tags=("Jobs",),
         responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError, NoSuchRouteError),
     )
     async def one(
-        self, db: Db, collection: Collection, job_id: JobIdInPath, redeliveries: NamedDependency[Redeliveries]
+        self,
+        db: Db,
+        collection: Collection,
+        job_id: JobIdInPath,
+        redeliveries: NamedDependency[Redeliveries],
+        caller: NamedDependency[Caller],
     ) -> Ok:
         """Deliver a job once more that was delivered or has failed, as it last was, and with the same `webhook-id`.
 
         One that has not ended, was cancelled, or whose deadline has passed is refused. While the job is being delivered
         once more, asking again changes nothing.
         """
-        await redeliveries.one(db, collection, job_id)
+        await redeliveries.one(db, collection, job_id, caller)
         return Ok()
 
     @post(
@@ -218,6 +233,7 @@ class RedeliveryController(Controller):
         dto=ExactJson[FailureWindow],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="RedeliverRoute",
         summary="Deliver the failed jobs of a route once more",
         tags=("Routes",),
@@ -229,15 +245,17 @@ class RedeliveryController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[FailureWindow],
         redeliveries: NamedDependency[Redeliveries],
+        caller: NamedDependency[Caller],
     ) -> RedeliveryStarted:
         """Deliver the jobs of a route once more that failed within a window of time, in the background.
 
         A job that was redelivered or created again since is left alone. What failed in the last seconds may be missed.
         """
-        return RedeliveryStarted(await redeliveries.many(db, route_id, data))
+        return RedeliveryStarted(await redeliveries.many(db, route_id, data, caller))
 
     @get(
         "/route/{db:str}/{route_id:str}/redeliver/{redelivery_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetRedelivery",
         summary="Get the progress of a redelivery",
         tags=("Routes",),

@@ -16,6 +16,8 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.status_codes import HTTP_404_NOT_FOUND
 
+from api.authentication import OPEN
+
 PATH = "/docs"
 DOCUMENT = "/openapi.json"
 
@@ -132,6 +134,7 @@ def reference_router() -> Router:
         PATH,
         route_handlers=[],
         include_in_schema=False,
+        opt=OPEN,
         dto=None,
         return_dto=None,
         response_headers={

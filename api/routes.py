@@ -10,11 +10,13 @@ from msgspec import UNSET
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteOut
 from timemachine.domain import stored_names
+from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -26,6 +28,7 @@ from timemachine.domain.errors import (
     WebhookUrlError,
 )
 from timemachine.domain.jobs import check_name, to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.domain.routes import (
     HIDDEN,
@@ -76,9 +79,9 @@ class Routes:
             header_names=tuple(sorted(data.headers)),
         )
 
-    async def add(self, db: str, data: RouteIn) -> None:
+    async def add(self, db: str, data: RouteIn, caller: Caller) -> None:
         """Add a route; see `RouteStore.add`."""
-        await self._store.add(db, self.allowed(db, data.id, data), data.headers)
+        await self._store.add(db, self.allowed(db, data.id, data), data.headers, by=caller)
 
     async def find(self, db: str, route_id: str) -> RouteOut:
         """Return a route; see `RouteStore.find`."""
@@ -96,17 +99,17 @@ class Routes:
             reason=status.reason or UNSET,
         )
 
-    async def replace(self, db: str, route_id: str, data: RouteChange) -> None:
+    async def replace(self, db: str, route_id: str, data: RouteChange, caller: Caller) -> None:
         """Replace a route; see `RouteStore.replace`."""
-        await self._store.replace(db, self.allowed(db, route_id, data), data.headers)
+        await self._store.replace(db, self.allowed(db, route_id, data), data.headers, by=caller)
 
-    async def pause(self, db: str, route_id: str, reason: str | None) -> None:
+    async def pause(self, db: str, route_id: str, reason: str | None, caller: Caller) -> None:
         """Hold the jobs of a route, without using up their attempts; see `RouteStore.set_state`."""
-        await self._store.set_state(db, route_id, RouteState.PAUSED, reason)
+        await self._store.set_state(db, route_id, RouteState.PAUSED, reason, by=caller)
 
-    async def resume(self, db: str, route_id: str, spread: float) -> None:
+    async def resume(self, db: str, route_id: str, spread: float, caller: Caller) -> None:
         """Release the jobs of a paused or disabled route, in the background and over `spread` seconds."""
-        await self._store.set_state(db, route_id, RouteState.ACTIVE)
+        await self._store.set_state(db, route_id, RouteState.ACTIVE, by=caller)
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
         async with temporal_timeout(self._settings.request_timeout, begun=True):
             await self._client.start_workflow(
@@ -117,7 +120,7 @@ class Routes:
                 id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
             )
 
-    async def remove(self, db: str, route_id: str, *, force: bool) -> None:
+    async def remove(self, db: str, route_id: str, caller: Caller, *, force: bool) -> None:
         """Remove a route.
 
         Whether jobs wait on it is asked of Temporal's visibility, which lags behind by a fraction of a second: a job
@@ -137,7 +140,7 @@ class Routes:
                 waiting = (await self._client.count_workflows(query)).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
-        await self._store.remove(db, route_id)
+        await self._store.remove(db, route_id, by=caller)
 
 
 def check_route_key(db: str, route_id: str) -> None:
@@ -160,19 +163,23 @@ class RouteController(Controller):
         dto=ExactJson[RouteIn],
         return_dto=None,
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="CreateRoute",
         summary="Create a route",
         responses=refusals(
             MalformedError, ForbiddenNameError, RouteExistsError, WebhookUrlError, TooLargeError, ContentTypeError
         ),
     )
-    async def create(self, db: Db, data: JSONBody[RouteIn], routes: NamedDependency[Routes]) -> Ok:
+    async def create(
+        self, db: Db, data: JSONBody[RouteIn], routes: NamedDependency[Routes], caller: NamedDependency[Caller]
+    ) -> Ok:
         """Create a route. Repeating a create whose answer was lost is safe: the same content is answered 200 again."""
-        await routes.add(db, data)
+        await routes.add(db, data, caller)
         return Ok()
 
     @get(
         "/{route_id:str}",
+        guards=[requires(Role.READ)],
         operation_id="GetRoute",
         summary="Get a route",
         responses=refusals(ForbiddenNameError, NoSuchRouteError),
@@ -186,6 +193,7 @@ class RouteController(Controller):
         "/{route_id:str}",
         dto=ExactJson[RouteChange],
         return_dto=None,
+        guards=[requires(Role.ADMIN)],
         operation_id="ChangeRoute",
         summary="Change a route",
         responses=refusals(
@@ -198,16 +206,18 @@ class RouteController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[RouteChange],
         routes: NamedDependency[Routes],
+        caller: NamedDependency[Caller],
     ) -> Ok:
         """Replace a route. The next attempt of every job on it goes to the new one."""
         if data.id not in (UNSET, route_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        await routes.replace(db, route_id, data)
+        await routes.replace(db, route_id, data, caller)
         return Ok()
 
     @delete(
         "/{route_id:str}",
         status_code=200,
+        guards=[requires(Role.ADMIN)],
         operation_id="DeleteRoute",
         summary="Delete a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, RouteInUseError),
@@ -217,11 +227,12 @@ class RouteController(Controller):
         db: Db,
         route_id: RouteIdInPath,
         routes: NamedDependency[Routes],
+        caller: NamedDependency[Caller],
         force: Force = False,
     ) -> Ok:
         """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried."""
         check_route_key(db, route_id)
-        await routes.remove(db, route_id, force=force)
+        await routes.remove(db, route_id, caller, force=force)
         return Ok()
 
     @post(
@@ -230,16 +241,22 @@ class RouteController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="PauseRoute",
         summary="Pause a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def pause(
-        self, db: Db, route_id: RouteIdInPath, data: JSONBody[PauseIn], routes: NamedDependency[Routes]
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[PauseIn],
+        routes: NamedDependency[Routes],
+        caller: NamedDependency[Caller],
     ) -> Ok:
         """Hold the jobs of a route. No attempt is used up; what is in flight ends."""
         check_route_key(db, route_id)
-        await routes.pause(db, route_id, data.reason or None)
+        await routes.pause(db, route_id, data.reason or None, caller)
         return Ok()
 
     @post(
@@ -248,14 +265,20 @@ class RouteController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="ResumeRoute",
         summary="Resume a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def resume(
-        self, db: Db, route_id: RouteIdInPath, data: JSONBody[ResumeIn], routes: NamedDependency[Routes]
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[ResumeIn],
+        routes: NamedDependency[Routes],
+        caller: NamedDependency[Caller],
     ) -> Ok:
         """Open a paused or disabled route again, and release its held jobs, spread over some time."""
         check_route_key(db, route_id)
-        await routes.resume(db, route_id, data.spread)
+        await routes.resume(db, route_id, data.spread, caller)
         return Ok()

@@ -8,7 +8,8 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_LABELS, MAX_NAME, NAME_PATTERN
+from timemachine.domain.keys import MAX_DBS, MAX_KEY_NAME, RequestsPerSecond, Role
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 from timemachine.domain.routes import (
     HEADER_NAME_PATTERN,
@@ -94,6 +95,21 @@ RetryOfJob = Annotated[
 ]
 
 
+Labels = Annotated[
+    tuple[
+        Annotated[str, Meta(min_length=1, max_length=MAX_LABEL)],
+        ...,
+    ],
+    Meta(
+        max_length=MAX_LABELS,
+        description="What lists and cancels of many find the job by.",
+        examples=[["order=1234", "checkout"]],
+        # Litestar takes the dots of a tuple's type for another type of its items.
+        extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},
+    ),
+]
+
+
 class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The new content of a waiting job. `id` may be left out, and must otherwise be the path's."""
 
@@ -103,6 +119,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     meta: Raw = msgspec.field(default_factory=_null)
     retry: RetryOfJob = None
     deadline: Deadline | None = None
+    labels: Labels = ()
 
 
 class JobIn(JobChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +160,7 @@ class JobOut(msgspec.Struct, frozen=True, kw_only=True):
     ] = UNSET
     retry: Annotated[Retry | UnsetType, Meta(description="The job's own retry policy, if it has one.")] = UNSET
     deadline: Deadline | UnsetType = UNSET
+    labels: Annotated[tuple[str, ...] | UnsetType, Meta(description="The job's labels, if it has some.")] = UNSET
 
 
 WebhookUrl = Annotated[
@@ -401,6 +419,156 @@ class RedeliveryOut(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     done: Annotated[bool, Meta(description="Whether the redelivery has ended.")]
     error: Annotated[str | UnsetType, Meta(description="Why the redelivery stopped early, if it did.")] = UNSET
+
+
+KEY_NAME_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+
+KeyDbs = Annotated[
+    tuple[str, ...] | None,
+    Meta(
+        description="The dbs that the key opens; null for all.",
+        examples=[["arena"]],
+        extra_json_schema={
+            # It is only said here: `KeyRequest.check` refuses what is not allowed.
+            "extra": {
+                "min_items": 1,
+                "max_items": MAX_DBS,
+                "items": Schema(type=OpenAPIType.STRING, pattern=NAME_PATTERN.replace("+$", f"{{1,{MAX_NAME}}}$")),
+            }
+        },
+    ),
+]
+KeyRole = Annotated[
+    Role,
+    Meta(
+        description="`read`: jobs, routes, attempts. `write`: create, change, cancel and redeliver jobs too. `admin`: "
+        "routes and secrets, redelivery of many, keys and the audit log too.",
+        examples=["write"],
+    ),
+]
+KeyName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_KEY_NAME,
+        pattern=KEY_NAME_PATTERN,
+        description="What the key is for, for people.",
+        examples=["game server"],
+    ),
+]
+EXAMPLE_KEY_ID = "3xAmp1eN0tUs"
+
+
+class KeyIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key to create."""
+
+    name: KeyName
+    role: KeyRole
+    dbs: KeyDbs
+    expires_at: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=MAX_TIME,
+                description="When the key expires, in milliseconds since the epoch. Never by default.",
+                examples=[TRIGGER_TIME_EXAMPLE],
+                extra_json_schema={"extra": _BOUNDS},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    requests_per_second: (
+        Annotated[
+            RequestsPerSecond,
+            Meta(
+                description="Requests per second that one API process takes. The setting's by default.", examples=[50]
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class KeyRotateIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the secret of a key is replaced."""
+
+    overlap: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_OVERLAP,
+            examples=[3600],
+            description="Seconds during which the previous secrets are valid, too. With 0 they end at once, which is "
+            "for a key that others have come to know.",
+        ),
+    ] = 86_400.0
+
+
+class NewKeyOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, shown this once."""
+
+    id: Annotated[str, Meta(description="What the key is called in lists, logs and paths.", examples=[EXAMPLE_KEY_ID])]
+    key: Annotated[
+        str, Meta(description="The whole key, for `Authorization: Bearer`. It is not kept, and cannot be shown again.")
+    ]
+    name: KeyName
+    role: KeyRole
+    dbs: KeyDbs
+
+
+class KeyOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A key, without its secret."""
+
+    id: Annotated[str, Meta(description="What the key is called in lists, logs and paths.", examples=[EXAMPLE_KEY_ID])]
+    name: KeyName
+    role: KeyRole
+    dbs: KeyDbs
+    created_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
+    created_by: Annotated[
+        str | UnsetType, Meta(description="The id of the key that made it. Left out for the command line.")
+    ] = UNSET
+    expires_at: Annotated[int | UnsetType, Meta(description="In milliseconds since the epoch, if it expires.")] = UNSET
+    last_used_at: Annotated[
+        int | UnsetType, Meta(description="In milliseconds since the epoch, to the minute. Left out if it never was.")
+    ] = UNSET
+    revoked_at: Annotated[int | UnsetType, Meta(description="In milliseconds since the epoch, if it was.")] = UNSET
+    requests_per_second: Annotated[
+        float | UnsetType, Meta(description="Its own limit, in place of the setting's, if it has one.")
+    ] = UNSET
+
+
+class KeysOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of keys, the newest first."""
+
+    keys: Annotated[list[KeyOut], Meta(description="The newest first.")]
+    next: NextCursor | UnsetType = UNSET
+
+
+class AuditEntryOut(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was done."""
+
+    at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
+    key: Annotated[
+        str | UnsetType, Meta(description="The id of the key that did it. Left out where none was needed.")
+    ] = UNSET
+    action: Annotated[str, Meta(description="What was done.", examples=["route.change"])]
+    db: Annotated[str | None, Meta(description="The db that it was done to; null for all.")]
+    target: Annotated[
+        str, Meta(description="What it was done to: a route, `collection/id`, or the id of a key.", examples=["hook"])
+    ]
+    address: Annotated[
+        str, Meta(description="The address that the request came from, which may be a proxy's; or `command line`.")
+    ]
+    request_id: Annotated[str | UnsetType, Meta(description="The `x-request-id` of the request, if it had one.")] = (
+        UNSET
+    )
+
+
+class AuditOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the audit log, the latest first."""
+
+    entries: Annotated[list[AuditEntryOut], Meta(description="The latest first.")]
+    next: NextCursor | UnsetType = UNSET
 
 
 class Ok(msgspec.Struct, frozen=True):

@@ -7,11 +7,13 @@ from litestar.datastructures import CacheControlHeader
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
+from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.routes import check_route_key
 from api.schemas import PreviousSecretOut, RotateIn, SecretOut
+from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -20,6 +22,7 @@ from timemachine.domain.errors import (
     TooLargeError,
 )
 from timemachine.domain.jobs import to_ms
+from timemachine.domain.keys import Role
 from timemachine.domain.signing import encode_secret
 from timemachine.postgres.route_store import RouteStore, Secret
 
@@ -45,6 +48,7 @@ class SecretController(Controller):
     cache_control = CacheControlHeader(no_store=True)
 
     @get(
+        guards=[requires(Role.ADMIN)],
         operation_id="GetSecret",
         summary="Get the secret of a route",
         responses=refusals(ForbiddenNameError, NoSuchRouteError),
@@ -60,12 +64,18 @@ class SecretController(Controller):
         return_dto=None,
         status_code=200,
         operation_class=OptionalBody,
+        guards=[requires(Role.ADMIN)],
         operation_id="RotateSecret",
         summary="Rotate the secret of a route",
         responses=refusals(MalformedError, ForbiddenNameError, NoSuchRouteError, TooLargeError, ContentTypeError),
     )
     async def rotate(
-        self, db: Db, route_id: RouteIdInPath, data: JSONBody[RotateIn], store: NamedDependency[RouteStore]
+        self,
+        db: Db,
+        route_id: RouteIdInPath,
+        data: JSONBody[RotateIn],
+        store: NamedDependency[RouteStore],
+        caller: NamedDependency[Caller],
     ) -> SecretOut:
         """Make a new secret, and return what signs from now on.
 
@@ -73,4 +83,4 @@ class SecretController(Controller):
         five sign at a time; a rotation that would make it more is answered 429 (E014).
         """
         check_route_key(db, route_id)
-        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap)))
+        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap), by=caller))

@@ -47,6 +47,10 @@ def _announce(stack: Stack) -> None:
     if stack.ui_url:
         say(f"  Temporal UI    {stack.ui_url}")
     say(f"  data and logs  {stack.folder}")
+    if stack.admin_key:
+        say("")
+        say(f"  a key is needed; this one may do everything, and is kept in {stack.folder / 'admin.key'}:")
+        say(f"  curl {stack.api_url}/key -H 'authorization: Bearer {stack.admin_key}'")
     say("")
     say(f"timemachine ready: {stack.api_url}")
 

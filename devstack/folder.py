@@ -46,8 +46,14 @@ def _take(lock: int, folder: Path) -> None:
 def kept_secret(file: Path, make: Callable[[], str]) -> str:
     """Return the secret kept in a file of the data folder, made at the first run and readable by its owner only."""
     if not file.exists():
-        new = file.with_name(f"{file.name}.new")
-        new.touch(mode=0o600)
-        new.write_text(make(), encoding="ascii")
-        new.replace(file)
+        keep_secret(file, make())
     return file.read_text(encoding="ascii")
+
+
+def keep_secret(file: Path, secret: str) -> None:
+    """Keep a secret in a file of the data folder, in place of what it held, readable by its owner only."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_text(secret, encoding="ascii")
+    new.replace(file)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devstack import children
+from devstack.admin_key import kept_admin_key
 from devstack.children import ROOT, Commands
 from devstack.folder import held, kept_secret
 from devstack.parts import Part, run_to_end, running
@@ -18,8 +19,10 @@ from devstack.temporal import NAMESPACE, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
-from timemachine.settings import Settings
+from timemachine.settings import Auth, Settings, is_loopback
 from timemachine.vault import new_key
+
+_AUTH = "TIMEMACHINE_AUTH"
 
 # Any of these says that there is a Temporal to use, so that none is started.
 _GIVEN_TEMPORAL = ("TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE")
@@ -37,6 +40,9 @@ class Stack(msgspec.Struct, kw_only=True):
     api_url: str
     ui_url: str | None = None
     """Temporal's Web UI, where the dev server runs."""
+
+    admin_key: str | None = None
+    """A key that may do everything, where keys are needed."""
 
     parts: dict[str, Part] = {}
     """What was started here: `postgres`, `temporal`, `api`, `worker`. Each has its pid and can be restarted."""
@@ -105,6 +111,8 @@ def _with_ports(settings: Settings, env: Mapping[str, str]) -> Settings:
 
 def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
     changed = {"TIMEMACHINE_HTTP_PORT": str(settings.http_port)}
+    if not env.get(_AUTH):
+        changed[_AUTH] = Auth.NONE if is_loopback(settings.http_host) else Auth.KEYS
     if not settings.postgres_dsn or not _is_temporal_given(env):
         # A stack of one machine calls receivers on that machine.
         changed["TIMEMACHINE_ALLOW_PRIVATE_TARGETS"] = env.get("TIMEMACHINE_ALLOW_PRIVATE_TARGETS", "true")
@@ -172,6 +180,8 @@ async def _start_ours(
 ) -> None:
     say("preparing both: migrations and search attributes")
     await run_to_end(children.setup(commands, stack.env), processes=processes)
+    if stack.env[_AUTH] == Auth.KEYS:
+        stack.admin_key = await kept_admin_key(stack.folder / "admin.key", stack.env["TIMEMACHINE_POSTGRES_DSN"])
     say("starting API and worker")
     api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), processes=processes)
     stack.parts["api"] = await opened.enter_async_context(running(api))

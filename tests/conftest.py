@@ -21,12 +21,12 @@ from devstack.temporal_cli import find_temporal_cli
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
+from tests.support.settings import service_settings
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
 from timemachine.temporal.search_attributes import ensure_search_attributes
-from timemachine.vault import new_key
 from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
@@ -118,9 +118,8 @@ async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
 
 @pytest.fixture(scope="session")
 async def settings(postgres: Postgres) -> Settings:
-    settings = Settings(
+    settings = service_settings(
         postgres_dsn=postgres.dsn,
-        secret_keys=new_key(),
         task_queue="tests",
         default_scheme="http",
         allow_private_targets=True,

@@ -4,9 +4,11 @@ Read once per program, at its entry point. The connection to Temporal is not her
 Temporal's own `TEMPORAL_*` variables or profile file, through `temporalio.envconfig`.
 """
 
+import ipaddress
 import logging
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -48,6 +50,15 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 ProxyUrl = Annotated[str, Meta(pattern=r"^http://([^/?#@\s]+@)?([\w.-]+|\[[\da-fA-F:.]+\])(:[1-9]\d{0,4})?/?\Z")]
 
 
+class Auth(StrEnum):
+    """Whether requests need a key."""
+
+    KEYS = "keys"
+    NONE = "none"
+    """Nobody does, on a loopback address."""
+    NONE_ON_ANY_ADDRESS = "none-on-any-address"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything an operator can set, other than the connection to Temporal."""
 
@@ -60,6 +71,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_keep_alive: Count = 75
     """Seconds that the API keeps an idle connection open. Set it longer than the idle timeout of the load balancer in
     front (60 on most). Otherwise the balancer may reuse a connection that is just being closed, and answer 502."""
+
+    auth: Auth = Auth.KEYS
+    """Who may use the API: with `keys`, whoever sends a valid key. With `none`, everybody who reaches it, which is
+    refused unless `TIMEMACHINE_HTTP_HOST` is a loopback address; `none-on-any-address` lifts that. `make run` sets
+    `none` on a loopback address."""
+
+    requests_per_second_per_key: Annotated[float, Meta(ge=1, le=1_000_000)] | None = None
+    """Requests per second that one API process takes with one key; as many may come at once. It answers any further
+    request with 429 (E014). The limit of a key itself takes precedence. No limit by default."""
 
     postgres_dsn: str | None = None
     """The service's own PostgreSQL database. The API and the worker require it. Without it, `make run` starts its own
@@ -130,6 +150,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     attempts_kept_days: Duration = 30.0
     """Days that the log of attempts, and the ledger of decided jobs, are kept."""
 
+    audit_kept_days: Duration = 365.0
+    """Days that the audit log is kept."""
+
     bulk_per_second: Annotated[float, Meta(ge=1, le=1_000_000)] = 20.0
     """Jobs per second that one worker starts in redeliveries of many and releases after a resume, all of them
     together."""
@@ -160,6 +183,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Refuse networks that are none."""
         _ = self.address_guard
+
+    def check_auth(self) -> None:
+        """Refuse to serve whoever comes where others than this machine can come.
+
+        Raises:
+            SettingsError: No key is needed, and the address is not a loopback one.
+        """
+        if self.auth is Auth.NONE and not is_loopback(self.http_host):
+            raise SettingsError(
+                f"{_variable('auth')}=none lets everybody who reaches {self.http_host} read and change everything; use "
+                f"keys, or listen on 127.0.0.1, or set {_variable('auth')}={Auth.NONE_ON_ANY_ADDRESS} if that is meant"
+            )
 
     @property
     def address_guard(self) -> AddressGuard:
@@ -202,6 +237,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "seconds: a stop would cut attempts in flight, which are then made twice"
             )
         return settings
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches what listens on a host: a name counts as one that others reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _networks(name: str, text: str | None) -> tuple[Network, ...]:

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
     from timemachine.domain.releases import HOLD_CHECKS
     from timemachine.domain.wake import ContinuedRun
-    from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
+    from timemachine.temporal.search_attributes import IS_HELD, LABELS, ROUTE, TRIGGER_TIME
     from workflows.job_before_ledger import JobBeforeLedger
 
 T = TypeVar("T")
@@ -82,13 +82,17 @@ class JobWorkflow(JobBeforeLedger):
 
         Refused once it is due, or was attempted; so one that is delivered once more is never changed.
         """
-        self._job = msgspec.structs.replace(job, ledger=self._job.ledger)
+        before = self._job
+        self._job = msgspec.structs.replace(job, ledger=before.ledger)
         if job.trigger_at <= workflow.now():
             # The Update is stored only when this workflow task completes. An attempt within the task would be sent
             # before the change is durable.
             self._attempt_in_task = False
         workflow.upsert_memo({stored_names.CHANGED_JOB: self._job})
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
+        if job.labels != before.labels:
+            labels = LABELS.value_set(job.labels) if job.labels else LABELS.value_unset()
+            workflow.upsert_search_attributes([labels])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
     @change.validator

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,31 +16,59 @@ from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.contract.server import Server
 from tests.support.service import Service, new_id
-from timemachine.settings import Settings
+from timemachine.settings import Auth, Settings
 
 WAITING = "waiting"
+
+
+@asynccontextmanager
+async def api_processes(
+    settings: Settings, temporal: Temporal, folder: Path, *, auth: Auth, count: int = 1
+) -> AsyncIterator[list[Server]]:
+    """Run some API processes, which may log no fault."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))} | {
+        "TEMPORAL_ADDRESS": temporal.address,
+        "TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true",
+        "TIMEMACHINE_AUTH": auth,
+        "TIMEMACHINE_DEFAULT_SCHEME": settings.default_scheme,
+        "TIMEMACHINE_REQUEST_TIMEOUT": str(settings.request_timeout),
+        "TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn or "",
+        "TIMEMACHINE_SECRET_KEYS": settings.secret_keys or "",
+        "TIMEMACHINE_TASK_QUEUE": settings.task_queue,
+    }
+    servers = [Server(free_port(), folder / f"api-{number}.log") for number in range(count)]
+    async with AsyncExitStack() as opened:
+        for server in servers:
+            own = env | {"TIMEMACHINE_HTTP_PORT": str(server.port)}
+            program = replace(children.api(children.Commands(), own, settings), log=server.log)
+            await opened.enter_async_context(running(Part(program, children.answers_ready(server.url))))
+        yield servers
+    for server in servers:
+        assert server.faults() == ""
 
 
 @pytest.fixture(scope="session")
 async def api_process(
     settings: Settings, temporal: Temporal, client: object, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Server]:
-    port, log = free_port(), tmp_path_factory.mktemp("api") / "api.log"
-    server = Server(port, log)
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))} | {
-        "TEMPORAL_ADDRESS": temporal.address,
-        "TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true",
-        "TIMEMACHINE_DEFAULT_SCHEME": settings.default_scheme,
-        "TIMEMACHINE_HTTP_PORT": str(port),
-        "TIMEMACHINE_REQUEST_TIMEOUT": str(settings.request_timeout),
-        "TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn or "",
-        "TIMEMACHINE_SECRET_KEYS": settings.secret_keys or "",
-        "TIMEMACHINE_TASK_QUEUE": settings.task_queue,
-    }
-    program = replace(children.api(children.Commands(), env, settings), log=log)
-    async with running(Part(program, children.answers_ready(server.url))):
-        yield server
-    assert server.faults() == ""
+    async with api_processes(settings, temporal, tmp_path_factory.mktemp("api"), auth=Auth.NONE) as servers:
+        yield servers[0]
+
+
+@pytest.fixture(scope="session")
+async def keyed_pair(
+    settings: Settings, temporal: Temporal, client: object, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[list[Server]]:
+    """Two API processes that want a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    async with api_processes(settings, temporal, folder, auth=Auth.KEYS, count=2) as servers:
+        yield servers
+
+
+@pytest.fixture
+def keyed(keyed_pair: list[Server]) -> Server:
+    """One of them."""
+    return keyed_pair[0]
 
 
 @pytest.fixture

@@ -26,7 +26,19 @@ def what_the_document_allows_is_understood(_: CheckContext, response: Response, 
 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
-    return _names_two_ids(case) or _asks_for_no_time(case) or "cursor" in (case.query or {})
+    return (
+        _names_two_ids(case)
+        or _asks_for_no_time(case)
+        or _expires_in_the_past(case)
+        or _has_odd_labels(case)
+        or "cursor" in (case.query or {})
+    )
+
+
+def _expires_in_the_past(case: Case[Any]) -> bool:
+    """Whether a key would have expired already."""
+    key: Any = case.body if isinstance(case.body, Mapping) and case.path == "/key" else {}
+    return bool(key.get("expires_at", time.time() * 1000 + 1) <= time.time() * 1000)
 
 
 def _asks_for_no_time(case: Case[Any]) -> bool:
@@ -34,6 +46,13 @@ def _asks_for_no_time(case: Case[Any]) -> bool:
     window: Any = case.body if isinstance(case.body, Mapping) and case.path.endswith("/redeliver") else {}
     now = time.time() * 1000
     return "since" in window and bool(window["since"] >= min(window.get("until", now), now))
+
+
+def _has_odd_labels(case: Case[Any]) -> bool:
+    """Whether a job has a label that is empty, too long, not printable, with a blank at an end, or there twice."""
+    labels: Any = case.body.get("labels", []) if isinstance(case.body, Mapping) else []
+    fine = [label for label in labels if 0 < len(label) <= 64 and label.isprintable() and label == label.strip()]
+    return len(set(fine)) < len(labels)
 
 
 def _names_two_ids(case: Case[Any]) -> bool:

@@ -16,7 +16,7 @@ class Server:
     def __init__(self, port: int, log: Path) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self._log = log
+        self.log = log
 
     async def exchange(self, request: bytes, *, end: bool = False) -> bytes:
         """Send bytes, and return all that comes until the answer is whole or the server closes.
@@ -45,7 +45,7 @@ class Server:
 
     def faults(self, since: int = 0) -> str:
         """Return what the log holds of tracebacks and errors after a position."""
-        with self._log.open("rb") as log:
+        with self.log.open("rb") as log:
             log.seek(since)
             lines = log.read().decode().splitlines()
         return "\n".join(line for line in lines if "Traceback" in line or '"level":"error"' in line)
@@ -53,7 +53,7 @@ class Server:
     @contextmanager
     def faultless(self) -> Iterator[None]:
         """Demand that nothing inside makes the server log a traceback or an error."""
-        since = self._log.stat().st_size
+        since = self.log.stat().st_size
         yield
         assert self.faults(since) == ""
 

@@ -13,15 +13,19 @@ import schemathesis
 
 from api.errors import ERROR_RESPONSES
 from tests.contract.server import Server
+from tests.support.keys import make_key
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.keys import ID_LENGTH, KEY_ID_PATTERN
 from timemachine.domain.routes import OUR_HEADERS, check_headers
+from timemachine.settings import Settings
 
 DOCUMENT = "/docs/openapi.json"
 JOBS, ROUTES = "/job/{db}/{collection}", "/route/{db}"
 JOB, ROUTE = f"{JOBS}/{{job_id}}", f"{ROUTES}/{{route_id}}"
 SECRET = f"{ROUTE}/secret"
 FAILED = "/failed/{db}"
+KEYS, KEY = "/key", "/key/{key_id}"
 
 # Each endpoint, with its name and the codes that it answers 400 with.
 OPERATIONS = {
@@ -43,10 +47,19 @@ OPERATIONS = {
     ("post", f"{JOB}/redeliver"): ("RedeliverJob", {"E002", "E004", "E006", "E007"}),
     ("post", f"{ROUTE}/redeliver"): ("RedeliverRoute", {"E001", "E002", "E007"}),
     ("get", f"{ROUTE}/redeliver/{{redelivery_id}}"): ("GetRedelivery", {"E002", "E018"}),
+    ("post", KEYS): ("CreateKey", {"E001", "E002"}),
+    ("get", KEYS): ("ListKeys", {"E001"}),
+    ("post", f"{KEY}/rotate"): ("RotateKey", {"E001", "E019"}),
+    ("delete", KEY): ("RevokeKey", {"E019", "E020"}),
+    ("get", "/audit/{db}"): ("ListAudit", {"E001", "E002"}),
 }
+TAGS = {"job": "Jobs", "failed": "Jobs", "route": "Routes", "key": "Keys", "audit": "Keys"}
 WITHOUT_BODY = ("post", f"{JOB}/redeliver")
 WITH_BODY = [key for key in OPERATIONS if key[0] in ("post", "put") and key != WITHOUT_BODY]
-BODY_MAY_BE_LEFT_OUT = {("post", f"{SECRET}/rotate"), ("post", f"{ROUTE}/pause"), ("post", f"{ROUTE}/resume")}
+BODY_MAY_BE_LEFT_OUT = {
+    ("post", f"{path}/{action}")
+    for path, action in [(SECRET, "rotate"), (ROUTE, "pause"), (ROUTE, "resume"), (KEY, "rotate")]
+}
 HEALTH = {("get", "/healthz"), ("get", "/readyz")}
 
 each_operation = pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -92,7 +105,7 @@ async def test_an_operation_is_named_and_described(document: Any, method: str, p
 
     assert operation["operationId"] == OPERATIONS[method, path][0]
     assert operation["description"].endswith(".")
-    assert operation["tags"] == ["Routes" if path.startswith("/route") else "Jobs"]
+    assert operation["tags"] == [TAGS[path.split("/")[1]]]
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]
 
 
@@ -101,6 +114,8 @@ async def test_an_operation_has_its_errors_with_examples(document: Any, method: 
     refusals = examples(document, method, path, "400")
 
     assert set(refusals) == OPERATIONS[method, path][1]
+    assert set(examples(document, method, path, "401")) == {"E012"}
+    assert set(examples(document, method, path, "403")) == {"E013"}
     assert set(examples(document, method, path, "429")) == {"E014"}
     assert set(examples(document, method, path, "500")) == {"E016"}
     assert set(examples(document, method, path, "503")) == {"E015"}
@@ -120,13 +135,13 @@ async def test_a_body_is_described_with_examples(document: Any, method: str, pat
 
 @each_operation
 async def test_names_are_described(document: Any, method: str, path: str) -> None:
-    parameters = document["paths"][path][method]["parameters"]
+    parameters = document["paths"][path][method].get("parameters", [])
     names = {parameter["name"]: parameter["schema"] for parameter in parameters if parameter["in"] == "path"}
 
     assert [f"{{{name}}}" for name in names] == [part for part in path.split("/") if part.startswith("{")]
     for name, schema in names.items():
-        assert schema["pattern"] == NAME_PATTERN
-        assert schema["maxLength"] == (MAX_JOB_ID if name == "job_id" else MAX_NAME)
+        assert schema["pattern"] == (KEY_ID_PATTERN if name == "key_id" else NAME_PATTERN)
+        assert schema["maxLength"] == {"job_id": MAX_JOB_ID, "key_id": ID_LENGTH}.get(name, MAX_NAME)
 
 
 async def test_the_numbers_in_bodies_have_their_bounds(document: Any) -> None:
@@ -198,6 +213,19 @@ async def test_what_is_for_those_who_change_the_code_is_left_out(document: Any) 
     assert [text for text in descriptions if "\n" in text or "tored" in text or not text.endswith(".")] == []
 
 
+async def test_a_key_is_needed_but_for_health(document: Any) -> None:
+    scheme = document["components"]["securitySchemes"]["ApiKey"]
+
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    assert document["security"] == [{"ApiKey": []}]
+    assert {
+        (method, path): operation["security"]
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if "security" in operation
+    } == {key: [{}] for key in HEALTH}
+
+
 async def test_the_codes_of_errors_are_listed(document: Any) -> None:
     code = document["components"]["schemas"]["ErrorBody"]["properties"]["code"]
 
@@ -207,7 +235,7 @@ async def test_the_codes_of_errors_are_listed(document: Any) -> None:
 async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
     paths = list(document["paths"])
 
-    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Health"]
+    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Keys", "Health"]
     assert paths[0] == JOBS
     assert [
         (path, earlier) for place, path in enumerate(paths) for earlier in paths[:place] if earlier.startswith(path)
@@ -215,14 +243,15 @@ async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_schemathesis_finds_nothing(server: Server, worker: None, tmp_path: Path) -> None:
-    """All its checks but one: see the hooks.
+async def test_schemathesis_finds_nothing(keyed: Server, settings: Settings, worker: None, tmp_path: Path) -> None:
+    """All its checks but one: see the hooks. With a key, because it also tries to do without.
 
     It takes about 15 s; the limit is for a machine that is busy with other things. One worker, because before Python
     3.11.8 two threads that parse at once may end in "AST constructor recursion depth mismatch" (python/cpython#106905).
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "schemathesis.cli", "run", server.url + DOCUMENT),
+        *(sys.executable, "-m", "schemathesis.cli", "run", keyed.url + DOCUMENT),
+        *("--header", f"Authorization: Bearer {await make_key(settings)}"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
         *("--max-examples", "20", "--generation-deterministic", "--workers", "1", "--no-color"),
         cwd=tmp_path,

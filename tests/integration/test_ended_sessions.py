@@ -16,11 +16,11 @@ from api.app import create_app
 from devstack.postgres import Postgres
 from devstack.temporal import Temporal
 from tests.conftest import serving
+from tests.support.settings import service_settings
 from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import connection, open_pool
 from timemachine.settings import Settings
-from timemachine.vault import new_key
 
 AWAY = {"error": "Postgres does not answer", "code": "E015"}
 ROUTE = {"id": "r", "type": "REST", "webhook_url": "example.org"}
@@ -38,7 +38,7 @@ async def own(postgres: Postgres, admin: asyncpg.Connection) -> Settings:
     """The settings of a database of the test's own."""
     name = f"own_{secrets.token_hex(4)}"
     await admin.execute(f"CREATE DATABASE {name}")
-    settings = Settings(postgres_dsn=with_database(postgres.dsn, name), secret_keys=new_key())
+    settings = service_settings(postgres_dsn=with_database(postgres.dsn, name))
     await migrate(settings)
     return settings
 
@@ -131,7 +131,7 @@ async def test_an_api_without_its_tables_is_not_ready(
 ) -> None:
     name = f"empty_{secrets.token_hex(4)}"
     await admin.execute(f"CREATE DATABASE {name}")
-    settings = Settings(postgres_dsn=with_database(postgres.dsn, name), secret_keys=new_key())
+    settings = service_settings(postgres_dsn=with_database(postgres.dsn, name))
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
 
     async with serving(create_app(settings)) as api:

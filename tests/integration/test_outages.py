@@ -19,6 +19,7 @@ from tests.conftest import serving
 from tests.support.kills import send
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, refused
+from tests.support.settings import service_settings
 from tests.support.waiting import eventually
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.routes import RestRoute
@@ -28,7 +29,7 @@ from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
 from timemachine.temporal.search_attributes import ensure_search_attributes
-from timemachine.vault import Vault, new_key
+from timemachine.vault import Vault
 
 ANSWER_LIMIT = 8.0
 """Seconds: the 5 that are promised, and some for a busy machine."""
@@ -56,9 +57,7 @@ async def fragile(
     servers: tuple[Postgres, Temporal], db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Fragile]:
     postgres, temporal = servers
-    settings = Settings(
-        postgres_dsn=postgres.dsn, secret_keys=new_key(), default_scheme="http", allow_private_targets=True
-    )
+    settings = service_settings(postgres_dsn=postgres.dsn, default_scheme="http", allow_private_targets=True)
     await migrate(settings)
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
     await ensure_search_attributes(await connect())
@@ -172,7 +171,7 @@ async def test_without_a_worker_a_job_is_shown_and_cancelled_but_not_changed(fra
 
 async def test_the_route_store_heals_after_postgres_was_killed(servers: tuple[Postgres, Temporal], db: str) -> None:
     postgres, _ = servers
-    settings = Settings(postgres_dsn=postgres.dsn, secret_keys=new_key())
+    settings = service_settings(postgres_dsn=postgres.dsn)
     route = RestRoute(id="r", webhook_url="example.org/hook")
     async with open_pool(settings) as pool:
         store = RouteStore(pool, Vault(settings))

@@ -21,6 +21,7 @@ from devstack.postgres import Postgres, as_unprivileged
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.ledger import log_attempt, read_target, taken
+from tests.support.settings import service_settings
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import LedgerRow, RowState
@@ -31,7 +32,7 @@ from timemachine.postgres.migrate import migrate, shipped_migrations
 from timemachine.postgres.pool import open_pool, ping
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.vault import Vault, new_key
+from timemachine.vault import Vault
 
 PGBOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
 
@@ -64,10 +65,9 @@ async def pooled(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -
     await admin.execute(f"CREATE DATABASE {name}")
     await admin.close()
     async with running(_pgbouncer(folder, port, postgres)):
-        yield Settings(
+        yield service_settings(
             postgres_dsn=f"postgresql://anybody@127.0.0.1:{port}/{name}",
             postgres_transaction_pooling=True,
-            secret_keys=new_key(),
         )
 
 

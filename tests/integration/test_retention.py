@@ -23,6 +23,7 @@ from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import Cleaned
 from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
 from timemachine.postgres.attempt_log import AttemptLog
+from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import connection, open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -64,6 +65,23 @@ async def test_attempts_are_kept_for_as_long_as_it_is_set(
     assert await rows(settings, db) == 4
 
 
+async def test_the_audit_log_is_kept_for_as_long_as_it_is_set(
+    settings: Settings, client: Client, worker: None, db: str
+) -> None:
+    kept = timedelta(days=settings.audit_kept_days)
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        for age in (kept + timedelta(minutes=1), kept - timedelta(hours=1), timedelta()):
+            await postgres.execute(
+                "INSERT INTO audit (at, action, db, target, address) VALUES (now() - $2::interval, 'a', $1, 't', 'x')",
+                db,
+                age,
+            )
+
+        await client.execute_workflow("CleanAttempts", id=new_id(), task_queue=settings.task_queue, result_type=Cleaned)
+
+        assert await postgres.fetchval("SELECT count(*) FROM audit WHERE db = $1", db) == 2
+
+
 async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> None:
     await fill(settings, db, 2 * BATCH + 5, timedelta(days=400))
     environment = ActivityEnvironment()
@@ -72,7 +90,7 @@ async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> 
 
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned = await environment.run(Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts)
 
     assert cleaned.removed >= 2 * BATCH + 5
     assert len(beats) >= 3
@@ -101,7 +119,9 @@ async def clean(settings: Settings) -> tuple[Cleaned, int]:
     environment.on_heartbeat = lambda *_: beats.append(1)
     async with open_pool(settings) as pool:
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1)
-        cleaned: Cleaned = await environment.run(Retention(AttemptLog(pool), ledger, settings).clean_attempts)
+        cleaned: Cleaned = await environment.run(
+            Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts
+        )
     return cleaned, len(beats)
 
 

@@ -153,6 +153,7 @@ async def cluster(folder: Path, *, logs: Path, apis: int = 2, workers: int = 2) 
         temporal = await opened.enter_async_context(embedded_temporal(cli, folder, env=os.environ))
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)} | {
             "TEMPORAL_ADDRESS": temporal.address,
+            "TIMEMACHINE_AUTH": "none",
             "TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true",
             "TIMEMACHINE_DEFAULT_SCHEME": "http",
             "TIMEMACHINE_POSTGRES_DSN": postgres.dsn,

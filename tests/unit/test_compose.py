@@ -116,6 +116,10 @@ def test_the_postgres_port_is_the_same_everywhere() -> None:
     assert "--port=5432" in probe("postgres")
 
 
+def test_the_api_wants_a_key() -> None:
+    assert setting("api", "auth") == "keys"
+
+
 def test_the_namespace_is_the_same_everywhere() -> None:
     named = {environment(name).get("TEMPORAL_NAMESPACE") for name in ("temporal-namespace", "setup", "api", "worker")}
     assert named == {environment("temporal-ui")["TEMPORAL_DEFAULT_NAMESPACE"]}

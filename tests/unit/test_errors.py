@@ -11,11 +11,15 @@ REFUSED = [kind for kind in TREE.values() if issubclass(kind, RefusedError) and 
 STATUSES = {
     **dict.fromkeys([f"E{number:03}" for number in range(1, 11)], 400),
     "E011": 413,
+    "E012": 401,
+    "E013": 403,
     "E014": 429,
     "E015": 503,
     "E016": 500,
     "E017": 415,
     "E018": 400,
+    "E019": 400,
+    "E020": 400,
 }
 
 

@@ -23,7 +23,11 @@ BELOW = {
     "devstack": BASE | ADAPTERS,
 }
 # Programs of a line or two, which put the layers together.
-PROGRAMS = {"timemachine.setup": ADAPTERS, "timemachine.rekey": ADAPTERS}
+PROGRAMS = {
+    "timemachine.setup": ADAPTERS,
+    "timemachine.rekey": ADAPTERS,
+    "timemachine.keys": {"timemachine.postgres"},
+}
 # Who may import a library: these modules and what is in them.
 USERS = {
     "asyncpg": ["timemachine.postgres", "devstack"],
@@ -37,7 +41,7 @@ USERS = {
     "platformdirs": ["devstack"],
     "psutil": ["devstack"],
 }
-ENVIRONMENT = ["api.__main__", "worker", "timemachine.rekey", "timemachine.setup", "devstack"]
+ENVIRONMENT = ["api.__main__", "worker", "timemachine.keys", "timemachine.rekey", "timemachine.setup", "devstack"]
 # Rules do no I/O, so that the workflow sandbox may load them and their tests need nothing.
 PURE = (sys.stdlib_module_names | {"msgspec"}) - {
     "asyncio",

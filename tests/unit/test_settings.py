@@ -5,7 +5,7 @@ from msgspec.structs import asdict, replace
 from api.schemas import Timeout
 from timemachine.domain.errors import SettingsError
 from timemachine.postgres.pool import open_pool
-from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings
+from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings, is_loopback
 
 PASSWORD = "hunter2"
 SECRETS = {
@@ -31,7 +31,7 @@ def test_every_secret_is_a_setting_and_what_sounds_secret_is_one() -> None:
     sounding = {
         name
         for name in Settings.__struct_fields__
-        if any(word in name for word in ("dsn", "key", "password", "proxy", "secret", "token"))
+        if any(word in name.removesuffix("_per_key") for word in ("dsn", "key", "password", "proxy", "secret", "token"))
     }
 
     assert sounding == SECRET == SECRETS.keys()
@@ -68,6 +68,7 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
         ("DISABLE_AFTER_HOURS", "1e300"),
         ("ATTEMPTS_KEPT_DAYS", "1000000"),
         ("DEFAULT_SCHEME", "ftp"),
+        *(("AUTH", value) for value in ("", "no", "None", "off", "key", "none ")),
         ("ALLOW_PRIVATE_TARGETS", "maybe"),
         ("TASK_QUEUE", ""),
         ("EGRESS_PROXY", "ftp://proxy"),
@@ -100,6 +101,27 @@ def test_a_value_that_is_none_of_a_few_is_told_which_they_are(setting: str, valu
         Settings.from_env({f"TIMEMACHINE_{setting}": value})
 
     assert str(refusal.value) == f"TIMEMACHINE_{setting}: it must be {expected}"
+
+
+LOOPBACK = ("127.0.0.1", "127.9.9.9", "::1", "localhost")
+ANY = ("0.0.0.0", "::", "192.0.2.1", "2001:db8::1", "example.org", "localhost.example.org", "", "127.1")  # noqa: S104
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_without_keys_the_api_serves_this_machine(host: str) -> None:
+    Settings.from_env({"TIMEMACHINE_AUTH": "none", "TIMEMACHINE_HTTP_HOST": host}).check_auth()
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ANY)
+def test_without_keys_the_api_serves_nobody_else_unless_that_is_said(host: str) -> None:
+    env = {"TIMEMACHINE_HTTP_HOST": host}
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_AUTH=none lets everybody"):
+        Settings.from_env(env | {"TIMEMACHINE_AUTH": "none"}).check_auth()
+    for auth in ("keys", "none-on-any-address"):
+        Settings.from_env(env | {"TIMEMACHINE_AUTH": auth}).check_auth()
+    Settings.from_env(env).check_auth()
+    assert Settings.from_env(env).auth == "keys"
 
 
 def test_an_idle_connection_is_kept_longer_than_load_balancers_do() -> None:

@@ -24,7 +24,9 @@ AS_STORED = {
     "RELEASE": "Release",
     "REDELIVERY": "Redelivery",
     "CLEAN_ATTEMPTS": "CleanAttempts",
+    "CANCEL_MANY": "CancelMany",
     "CHANGE": "change",
+    "TRIGGER": "trigger",
     "WAKE": "wake",
     "RELEASE_JOB": "release",
     "FIRST_ATTEMPT": "first_attempt",
@@ -34,6 +36,7 @@ AS_STORED = {
     "WAKE_RUN": "wake",
     "RELEASE_HELD": "release_held",
     "REDELIVER_FAILED": "redeliver_failed",
+    "CANCEL_MATCHING": "cancel_matching",
     "REMOVE_OLD_ROWS": "clean_attempts",
     "DELIVER_AT_ONCE": "deliver_at_once",
     "SETTLE": "settle",
@@ -52,6 +55,10 @@ AS_STORED = {
     "ROUTE_ATTRIBUTE": "TimemachineRoute",
     "TRIGGER_TIME_ATTRIBUTE": "TimemachineTriggerTime",
     "HELD_ATTRIBUTE": "TimemachineHeld",
+    "DB_ATTRIBUTE": "TimemachineDb",
+    "COLLECTION_ATTRIBUTE": "TimemachineCollection",
+    "LABELS_ATTRIBUTE": "TimemachineLabels",
+    "CREATED_BY_ATTRIBUTE": "TimemachineCreatedBy",
     "WAKE_AFTER_CUT": "2026-11-a-continued-run-is-woken",
     "EVERY_CANCEL_ASKS": "2026-11-every-cancel-asks-the-log",
     "HELD_ARE_CUT": "2026-11-held-jobs-are-continued-as-new",
@@ -59,6 +66,7 @@ AS_STORED = {
     "RELEASE_ID_PREFIX": "timemachine/release/",
     "REDELIVERY_ID_PREFIX": "timemachine/redelivery/",
     "WAKE_ID_PREFIX": "timemachine/wake/",
+    "CANCEL_ID_PREFIX": "timemachine/cancel/",
 }
 
 

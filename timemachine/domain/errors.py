@@ -28,7 +28,11 @@ TimemachineError
     ├── RouteInUseError
     ├── WebhookUrlError
     ├── TooLargeError
-    └── ContentTypeError
+    ├── ContentTypeError
+    ├── UnauthorizedError
+    ├── ForbiddenError
+    ├── NoSuchKeyError
+    └── LastAdminKeyError
 """
 
 from timemachine.domain.attempt_kind import AttemptKind
@@ -80,7 +84,7 @@ class BusyError(TimemachineError):
 
 
 class TooManySecretsError(BusyError):
-    """As many secrets of the route sign already as may at a time."""
+    """As many secrets of the route, or of the key, are valid already as may be at a time."""
 
 
 class NoSlotError(TimemachineError):
@@ -172,3 +176,19 @@ class TooLargeError(RefusedError):
 
 class ContentTypeError(RefusedError):
     """The body is not sent as JSON."""
+
+
+class UnauthorizedError(RefusedError):
+    """The request has no valid key."""
+
+
+class ForbiddenError(RefusedError):
+    """The key does not allow what is asked."""
+
+
+class NoSuchKeyError(RefusedError):
+    """There is no such key."""
+
+
+class LastAdminKeyError(RefusedError):
+    """It is the last admin key: revoke it by the command line."""

@@ -16,6 +16,8 @@ MAX_JOB_ID = 120
 MAX_META_BYTES = 256 * 1024
 MAX_META_DEPTH = 128
 MAX_FAIRNESS_KEY = 64
+MAX_LABELS = 8
+MAX_LABEL = 64
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)
 
@@ -63,6 +65,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts made in the runs that this one continues with a short history."""
     ledger: bool = False
     """Whether the ledger decides what becomes of the run. Set at its start; runs from before the ledger are without."""
+    labels: tuple[str, ...] = ()
+    """What the client finds the job by, beside its names: up to 8 of up to 64 characters, each once."""
 
     @property
     def workflow_id(self) -> str:
@@ -78,6 +82,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def route_key(self) -> str:
         """The route's name across databases, as the search attribute holds it."""
         return f"{self.db}/{self.route}"
+
+    @property
+    def collection_key(self) -> str:
+        """The collection's name across databases, as the search attribute holds it."""
+        return f"{self.db}/{self.collection}"
 
     @property
     def log_fields(self) -> dict[str, str]:
@@ -193,8 +202,27 @@ def check_job(job: Job, now: datetime) -> None:
     check_key(job.db, job.collection, job.id)
     check_not_too_far(job.trigger_time, now)
     check_meta(bytes(job.meta))
+    check_labels(job.labels)
     if job.deadline is not None:
         check_deadline(job.deadline, job.trigger_time, now)
+
+
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Refuse labels that visibility could not hold, or that a client could not tell apart.
+
+    Raises:
+        MalformedError: More than 8, one twice, one that is empty, longer than 64 characters, or with a character that
+            cannot be printed or a blank at an end.
+    """
+    if len(labels) > MAX_LABELS:
+        raise MalformedError(f"labels: at most {MAX_LABELS} are allowed, these are {len(labels)}")
+    if len(set(labels)) < len(labels):
+        raise MalformedError("labels: each is allowed once")
+    for label in labels:
+        if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or label != label.strip():
+            raise MalformedError(
+                f"labels: each needs 1 to {MAX_LABEL} printable characters, without a blank at its ends"
+            )
 
 
 def check_key(db: str, collection: str, job_id: str) -> str:

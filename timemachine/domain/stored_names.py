@@ -10,9 +10,11 @@ WAKE_JOB = "Wake"
 RELEASE = "Release"
 REDELIVERY = "Redelivery"
 CLEAN_ATTEMPTS = "CleanAttempts"
+CANCEL_MANY = "CancelMany"
 
 # Updates and signals of a job.
 CHANGE = "change"
+TRIGGER = "trigger"
 WAKE = "wake"
 RELEASE_JOB = "release"
 
@@ -24,6 +26,7 @@ NOTHING = "nothing"
 WAKE_RUN = "wake"
 RELEASE_HELD = "release_held"
 REDELIVER_FAILED = "redeliver_failed"
+CANCEL_MATCHING = "cancel_matching"
 REMOVE_OLD_ROWS = "clean_attempts"
 
 # Activity types of runs from before the ledger.
@@ -55,6 +58,10 @@ REDELIVERS = "redelivers"
 ROUTE_ATTRIBUTE = "TimemachineRoute"
 TRIGGER_TIME_ATTRIBUTE = "TimemachineTriggerTime"
 HELD_ATTRIBUTE = "TimemachineHeld"
+DB_ATTRIBUTE = "TimemachineDb"
+COLLECTION_ATTRIBUTE = "TimemachineCollection"
+LABELS_ATTRIBUTE = "TimemachineLabels"
+CREATED_BY_ATTRIBUTE = "TimemachineCreatedBy"
 
 # Changes to the code of `Job` (`workflow.patched`).
 WAKE_AFTER_CUT = "2026-11-a-continued-run-is-woken"
@@ -66,3 +73,4 @@ CLEAN_ATTEMPTS_SCHEDULE = "timemachine-clean-attempts"
 RELEASE_ID_PREFIX = "timemachine/release/"
 REDELIVERY_ID_PREFIX = "timemachine/redelivery/"
 WAKE_ID_PREFIX = "timemachine/wake/"
+CANCEL_ID_PREFIX = "timemachine/cancel/"

@@ -165,7 +165,9 @@ async def ping(pool: asyncpg.Pool) -> None:
         UnavailableError: It does not, or has not the tables that they need.
     """
     async with connection(pool) as postgres:
-        await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
+        await postgres.fetchrow(
+            "SELECT route FROM routes, api_keys, audit WHERE routes.db = $1 AND routes.id = $2", "", ""
+        )
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from asyncpg import Pool, Record
 from asyncpg.pool import PoolConnectionProxy
 
 from timemachine.clean_up import clean_up
+from timemachine.domain.audit import AuditAction, Caller
 from timemachine.domain.errors import (
     NoSlotError,
     NoSuchRouteError,
@@ -23,6 +24,7 @@ from timemachine.domain.errors import (
 )
 from timemachine.domain.routes import Route, RouteState, RouteStatus
 from timemachine.domain.signing import SECRET_BYTES
+from timemachine.postgres.audit_log import write_audit
 from timemachine.postgres.pool import connection
 from timemachine.vault import Vault
 
@@ -67,7 +69,10 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteStore:
-    """The routes of every db. Each method raises UnavailableError when Postgres does not answer."""
+    """The routes of every db. Each method raises UnavailableError when Postgres does not answer.
+
+    Where a change is given who makes it, as `by`, it has an entry in the audit log.
+    """
 
     def __init__(self, pool: Pool, vault: Vault) -> None:
         """Use the given pool, which the caller opens and closes, and the vault for what is secret."""
@@ -115,7 +120,7 @@ class RouteStore:
             failing=row["failing"],
         )
 
-    async def add(self, db: str, route: Route, headers: Headers) -> None:
+    async def add(self, db: str, route: Route, headers: Headers, *, by: Caller | None = None) -> None:
         """Add a route with a new secret; adding the same one again changes nothing.
 
         Raises:
@@ -130,18 +135,19 @@ class RouteStore:
                 raise UnavailableError("Postgres returned no row")
             if row["added"]:
                 await postgres.execute(_ADD_SECRET, db, route.id, self._vault.seal(_new_secret()))
+                await _audit(postgres, by, AuditAction.ROUTE_CREATED, db, route.id)
                 return
         existing = msgspec.json.decode(row["route"], type=Route), self._open_headers(row["sealed_headers"])
         if existing != (route, headers):
             raise RouteExistsError(f"another route {route.id} exists in {db}")
 
-    async def replace(self, db: str, route: Route, headers: Headers) -> None:
+    async def replace(self, db: str, route: Route, headers: Headers, *, by: Caller | None = None) -> None:
         """Replace a route; its secrets and status stay. The next attempt of every job on it uses the new one.
 
         Raises:
             NoSuchRouteError: There is none to replace.
         """
-        async with connection(self._pool) as postgres:
+        async with connection(self._pool) as postgres, postgres.transaction():
             replaced = await postgres.fetchval(
                 "UPDATE routes SET route = $3, sealed_headers = $4, updated_at = now() "
                 "WHERE db = $1 AND id = $2 RETURNING id",
@@ -150,19 +156,21 @@ class RouteStore:
                 msgspec.json.encode(route).decode(),
                 self._seal_headers(headers),
             )
-        if replaced is None:
-            raise NoSuchRouteError(f"no route {route.id} in {db}")
+            if replaced is None:
+                raise NoSuchRouteError(f"no route {route.id} in {db}")
+            await _audit(postgres, by, AuditAction.ROUTE_CHANGED, db, route.id)
 
-    async def remove(self, db: str, route_id: str) -> None:
+    async def remove(self, db: str, route_id: str, *, by: Caller | None = None) -> None:
         """Remove a route with its secrets.
 
         Raises:
             NoSuchRouteError: There is none.
         """
-        async with connection(self._pool) as postgres:
+        async with connection(self._pool) as postgres, postgres.transaction():
             removed = await postgres.fetchval("DELETE FROM routes WHERE db = $1 AND id = $2 RETURNING id", db, route_id)
-        if removed is None:
-            raise NoSuchRouteError(f"no route {route_id} in {db}")
+            if removed is None:
+                raise NoSuchRouteError(f"no route {route_id} in {db}")
+            await _audit(postgres, by, AuditAction.ROUTE_DELETED, db, route_id)
 
     async def secrets(self, db: str, route_id: str) -> list[Secret]:
         """Return the secrets that sign now, the newest first.
@@ -179,7 +187,7 @@ class RouteStore:
             return await self.secrets(db, route_id)
         return [self._open_secret(row) for row in rows]
 
-    async def rotate(self, db: str, route_id: str, overlap: timedelta) -> list[Secret]:
+    async def rotate(self, db: str, route_id: str, overlap: timedelta, *, by: Caller | None = None) -> list[Secret]:
         """Add a new secret, let the present ones sign for the overlap at most, and return those that sign now.
 
         Raises:
@@ -197,6 +205,7 @@ class RouteStore:
                 raise _too_many(present)
             new = _new_secret()
             await postgres.execute(_ADD_SECRET, db, route_id, self._vault.seal(new))
+            await _audit(postgres, by, AuditAction.SECRET_ROTATED, db, route_id)
         return [Secret(value=new, expires_at=None), *present]
 
     async def reseal(self) -> int:
@@ -215,16 +224,19 @@ class RouteStore:
             count += len(rows)
         return count
 
-    async def set_state(self, db: str, route_id: str, state: RouteState, reason: str | None = None) -> None:
+    async def set_state(
+        self, db: str, route_id: str, state: RouteState, reason: str | None = None, *, by: Caller | None = None
+    ) -> None:
         """Pause, disable or resume a route. Nothing changes where it is in that state already.
 
         Raises:
             NoSuchRouteError: There is none.
         """
-        async with connection(self._pool) as postgres:
+        async with connection(self._pool) as postgres, postgres.transaction():
             found = await postgres.fetchval(_SET_STATE, db, route_id, state, reason)
-        if found is None:
-            raise NoSuchRouteError(f"no route {route_id} in {db}")
+            if found is None:
+                raise NoSuchRouteError(f"no route {route_id} in {db}")
+            await _audit(postgres, by, _STATE_ACTIONS[state], db, route_id)
 
     async def note_success(self, db: str, route_id: str) -> None:
         """Note that the receiver took something, so that its failures are counted anew."""
@@ -403,6 +415,18 @@ _TAKE_PLACE = """
     ON CONFLICT (db, route_id, run_id) DO UPDATE SET expires_at = excluded.expires_at
     RETURNING run_id
 """
+
+
+_STATE_ACTIONS = {
+    RouteState.ACTIVE: AuditAction.ROUTE_RESUMED,
+    RouteState.PAUSED: AuditAction.ROUTE_PAUSED,
+    RouteState.DISABLED: AuditAction.ROUTE_DISABLED,
+}
+
+
+async def _audit(postgres: PoolConnectionProxy, by: Caller | None, action: AuditAction, db: str, route_id: str) -> None:
+    if by is not None:
+        await write_audit(postgres, by, action, db, route_id)
 
 
 def _standing(row: Record) -> RouteStatus:

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
@@ -13,7 +14,7 @@ from timemachine.domain.delivery import expired
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.jobs import Job, message_id
 from timemachine.domain.outcomes import LedgerRow, RowState
-from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
+from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
@@ -116,11 +117,18 @@ async def _started_with(client: Client, handle: WorkflowHandle[object, object]) 
 
 
 async def start_job(
-    client: Client, job: Job, *, task_queue: str, reuse: WorkflowIDReusePolicy, redelivers: Redelivers | None = None
+    client: Client,
+    job: Job,
+    *,
+    task_queue: str,
+    reuse: WorkflowIDReusePolicy,
+    created_by: str | None = None,
+    redelivers: Redelivers | None = None,
 ) -> None:
     """Start a job's workflow, which waits until its trigger time.
 
     Args:
+        created_by: The id of the key that asked for the job, where keys are needed.
         redelivers: What this run delivers once more, if it does.
 
     Raises:
@@ -133,13 +141,26 @@ async def start_job(
         task_queue=task_queue,
         id_reuse_policy=reuse,
         start_delay=max(job.trigger_at - datetime.now(UTC), timedelta(0)) or None,
-        search_attributes=TypedSearchAttributes(
-            [SearchAttributePair(ROUTE, job.route_key), SearchAttributePair(TRIGGER_TIME, job.trigger_at)]
-        ),
+        search_attributes=_search_attributes(job, created_by),
         memo={stored_names.REDELIVERS: redelivers} if redelivers else None,
         priority=Priority(fairness_key=job.fairness_key),
         static_summary=f"due {job.trigger_at.isoformat()} → {job.route_key}",
     )
+
+
+def _search_attributes(job: Job, created_by: str | None) -> TypedSearchAttributes:
+    """Return what visibility finds a job by. What a job lacks takes no row of an index."""
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(DB, job.db),
+        SearchAttributePair(COLLECTION, job.collection_key),
+        SearchAttributePair(ROUTE, job.route_key),
+        SearchAttributePair(TRIGGER_TIME, job.trigger_at),
+    ]
+    if job.labels:
+        pairs.append(SearchAttributePair(LABELS, job.labels))
+    if created_by:
+        pairs.append(SearchAttributePair(CREATED_BY, created_by))
+    return TypedSearchAttributes(pairs)
 
 
 def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
@@ -180,5 +201,6 @@ async def redeliver(
         msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0),
         task_queue=task_queue,
         reuse=run.reuse,
+        created_by=run.description.typed_search_attributes.get(CREATED_BY),
         redelivers=Redelivers(run_id=run.run_id, by=by),
     )

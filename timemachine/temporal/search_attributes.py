@@ -10,6 +10,13 @@ from timemachine.domain import stored_names
 ROUTE = SearchAttributeKey.for_keyword(stored_names.ROUTE_ATTRIBUTE)
 TRIGGER_TIME = SearchAttributeKey.for_datetime(stored_names.TRIGGER_TIME_ATTRIBUTE)
 IS_HELD = SearchAttributeKey.for_bool(stored_names.HELD_ATTRIBUTE)
+DB = SearchAttributeKey.for_keyword(stored_names.DB_ATTRIBUTE)
+COLLECTION = SearchAttributeKey.for_keyword(stored_names.COLLECTION_ATTRIBUTE)
+"""`db/collection`, so that equality finds one collection."""
+LABELS = SearchAttributeKey.for_keyword_list(stored_names.LABELS_ATTRIBUTE)
+"""Only where a job has labels."""
+CREATED_BY = SearchAttributeKey.for_keyword(stored_names.CREATED_BY_ATTRIBUTE)
+"""The id of the key that created the job; not set where none was needed."""
 
 
 async def ensure_search_attributes(client: Client) -> None:
@@ -22,6 +29,10 @@ async def ensure_search_attributes(client: Client) -> None:
         ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
         TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
         IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
+        DB.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+        COLLECTION.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+        LABELS.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
+        CREATED_BY.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
     }
     present = await client.operator_service.list_search_attributes(
         ListSearchAttributesRequest(namespace=client.namespace)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from devstack.admin_key import kept_admin_key
 from devstack.children import Commands
-from devstack.stack import local_stack
+from devstack.stack import _environment, local_stack
 from tests.integration.devstack.runs import FREE_PORTS, a_run, is_gone
+from tests.support.keys import bearer, revoke_key
 from timemachine.domain.errors import LocalStackError
 from timemachine.settings import Settings
 
@@ -135,6 +137,39 @@ async def test_given_servers_are_used_and_not_stopped(tmp_path: Path) -> None:
         assert await asyncio.to_thread(_status, given.api_url, "/readyz") == 200
 
 
+async def test_with_keys_an_admin_key_is_made_once_and_kept(tmp_path: Path) -> None:
+    env = {**os.environ, "TIMEMACHINE_AUTH": "keys"}
+    async with local_stack(_settings(tmp_path), env) as stack:
+        key = stack.admin_key or ""
+        file = stack.folder / "admin.key"
+        assert file.read_text() == key
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert await asyncio.to_thread(_status, stack.api_url, "/key") == 401
+        assert await asyncio.to_thread(_status, stack.api_url, "/key", key) == 200
+        dsn = stack.env["TIMEMACHINE_POSTGRES_DSN"]
+        assert await kept_admin_key(file, dsn) == key
+        await revoke_key(Settings(postgres_dsn=dsn), key)
+        another = await kept_admin_key(file, dsn)
+        assert another != key
+        assert file.read_text() == another
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "auth"),
+    [
+        ("127.0.0.1", {}, "none"),
+        ("::1", {}, "none"),
+        ("0.0.0.0", {}, "keys"),  # noqa: S104
+        ("example.org", {"TIMEMACHINE_AUTH": ""}, "keys"),
+        ("127.0.0.1", {"TIMEMACHINE_AUTH": "keys"}, "keys"),
+        ("0.0.0.0", {"TIMEMACHINE_AUTH": "none"}, "none"),  # noqa: S104
+    ],
+)
+def test_a_key_is_needed_where_others_can_come(host: str, given: dict[str, str], auth: str) -> None:
+    assert _environment(Settings(http_host=host), given)["TIMEMACHINE_AUTH"] == auth
+
+
 async def test_a_given_postgres_wants_the_keys_that_go_with_it(tmp_path: Path) -> None:
     settings = Settings(data_dir=str(tmp_path), http_port=0, temporal_port=0, temporal_ui_port=0, postgres_dsn="any")
     env = {name: value for name, value in os.environ.items() if name != "TIMEMACHINE_SECRET_KEYS"}
@@ -160,10 +195,10 @@ def _settings(folder: Path) -> Settings:
     )
 
 
-def _status(address: str, path: str) -> int:
+def _status(address: str, path: str, key: str = "") -> int:
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=bearer(key) if key else {})
         return connection.getresponse().status
     finally:
         connection.close()

@@ -1,0 +1,45 @@
+"""The key of `make run` that may do everything: made once, and kept in the data folder."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+from devstack.folder import keep_secret
+from timemachine.domain.audit import COMMAND_LINE
+from timemachine.domain.keys import KeyRequest, Role, is_same_hash, parse_key
+from timemachine.postgres.key_store import KeyStore
+from timemachine.postgres.pool import open_pool
+from timemachine.settings import Settings
+
+
+async def kept_admin_key(file: Path, dsn: str) -> str:
+    """Return the admin key that a file holds; a new one, kept there, where it holds none that is valid.
+
+    Raises:
+        UnavailableError: Postgres does not answer.
+    """
+    kept = await asyncio.to_thread(_read, file)
+    async with open_pool(Settings(postgres_dsn=dsn)) as pool:
+        store = KeyStore(pool)
+        if await _is_valid(store, kept):
+            return kept
+        _, new = await store.create(KeyRequest(name="make run", role=Role.ADMIN, dbs=None), COMMAND_LINE)
+    keep_secret(file, new.text)
+    return new.text
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="ascii").strip() if file.exists() else ""
+
+
+async def _is_valid(store: KeyStore, text: str) -> bool:
+    presented = parse_key(text)
+    if presented is None:
+        return False
+    now = datetime.now(UTC)
+    stored = (await store.find([presented.id])).get(presented.id)
+    return (
+        stored is not None
+        and stored.key.is_valid(now)
+        and any(is_same_hash(secret.hash, presented.hash) and secret.is_valid(now) for secret in stored.secrets)
+    )

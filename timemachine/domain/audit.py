@@ -1,0 +1,68 @@
+"""The audit log: who changed what, beside the single jobs, which keep who created them themselves."""
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from timemachine.domain.keys import ApiKey
+
+
+class AuditAction(StrEnum):
+    """What was done. Stored: values are never changed."""
+
+    ROUTE_CREATED = "route.create"
+    ROUTE_CHANGED = "route.change"
+    ROUTE_DELETED = "route.delete"
+    ROUTE_PAUSED = "route.pause"
+    ROUTE_DISABLED = "route.disable"
+    ROUTE_RESUMED = "route.resume"
+    ROUTE_REDELIVERED = "route.redeliver"
+    SECRET_ROTATED = "secret.rotate"  # noqa: S105 - no secret
+    JOB_REDELIVERED = "job.redeliver"
+    KEY_CREATED = "key.create"
+    KEY_ROTATED = "key.rotate"
+    KEY_REVOKED = "key.revoke"
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks for something, and from where."""
+
+    key: ApiKey | None
+    """None where no key is needed, and for the command line."""
+    address: str
+    """The address that the request came from, which may be a proxy's; or `command line`."""
+    request_id: str | None = None
+    """The client's own id of the request, where it sent one."""
+
+    @property
+    def key_id(self) -> str | None:
+        """The id of the key, for logs and for what is kept."""
+        return self.key.id if self.key else None
+
+    @property
+    def dbs(self) -> tuple[str, ...] | None:
+        """The dbs that the caller may deal with; None for all."""
+        return self.key.dbs if self.key else None
+
+    def covers(self, dbs: tuple[str, ...] | None) -> bool:
+        """Return whether the caller may deal with all of these dbs; None stands for all that there are."""
+        return self.key is None or self.key.covers(dbs)
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was done."""
+
+    at: datetime
+    key_id: str | None
+    action: str
+    """An `AuditAction`, or one of a later version."""
+    db: str | None
+    """None for what is about all dbs."""
+    target: str
+    """What it was done to: a route, a `collection/id`, or the id of a key."""
+    address: str
+    request_id: str | None
+
+
+COMMAND_LINE = Caller(key=None, address="command line")
