@@ -14,6 +14,7 @@ from litestar.openapi.spec import Tag
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.attempts import AttemptController, Attempts
+from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
@@ -26,7 +27,6 @@ from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
 from api.secrets import SecretController
 from timemachine.domain.errors import ForbiddenNameError
-from timemachine.domain.jobs import MAX_META_BYTES
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import open_pool
@@ -34,8 +34,6 @@ from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
 from timemachine.vault import Vault
-
-MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -55,6 +53,7 @@ def create_app(settings: Settings) -> Litestar:
             store = RouteStore(pool, vault)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
+            app.state.batches = Batches(app.state.jobs, store)
             app.state.routes = Routes(store, client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
@@ -66,6 +65,7 @@ def create_app(settings: Settings) -> Litestar:
     app = Litestar(
         route_handlers=[
             JobController,
+            BatchController,
             RouteController,
             SecretController,
             AttemptController,
@@ -76,14 +76,14 @@ def create_app(settings: Settings) -> Litestar:
         lifespan=[clients],
         dependencies={
             name: Provide(_from_state(name), sync_to_thread=False)
-            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
+            for name in ("jobs", "batches", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
         },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
         plugins=[RawSchema(), StructSchema()],
         openapi_config=_openapi(),
         logging_config=None,
         request_class=WholeRequest,
-        request_max_body_size=MAX_BODY_BYTES,
+        request_max_body_size=MAX_JOB_BYTES,
     )
     admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
     app.asgi_handler = UnambiguousRequests(HeadAndOptions(admitted))

@@ -76,15 +76,24 @@ _FRAMEWORK_REASONS = {
 }
 
 
-def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
-    """Answer with the row of the nearest class of the error in the table. What is not in it hides its cause."""
-    answer = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
-    if answer.status == 500:
+def response_to(error: Exception) -> tuple[ErrorResponse, str]:
+    """Return the row of the nearest class of an error in the table, and what is told to the client.
+
+    What is not in the table is logged, and its cause hidden.
+    """
+    row = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
+    if row.status == 500:
         log.error("internal error", exc_info=error)
-        return _response(500, ErrorBody("internal error", answer.code))
+        return row, "internal error"
+    return row, str(error)
+
+
+def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
+    """Answer with the row of the error in the table."""
+    row, reason = response_to(error)
     seconds = error.retry_after if isinstance(error, errors.BusyError) else RETRY_AFTER_SECONDS
-    headers = {"retry-after": str(seconds)} if answer.status in (429, 503) else {}
-    return _response(answer.status, ErrorBody(str(error), answer.code), headers)
+    headers = {"retry-after": str(seconds)} if row.status in (429, 503) else {}
+    return _response(row.status, ErrorBody(reason, row.code), headers)
 
 
 def answer_http(request: Request[object, object, State], error: HTTPException) -> Response[ErrorBody]:

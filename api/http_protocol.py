@@ -4,6 +4,7 @@ uvicorn reads requests with h11, which reads a body by its framing alone. Its fa
 at its head when the request has an `Upgrade` header, and takes the body for the next request (decision 0017).
 """
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import cast
@@ -26,11 +27,42 @@ _NO_METHOD = "NONE"
 _ABSOLUTE = re.compile(rb"https?://[^/]*/?", re.IGNORECASE)
 
 
+READ_LIMIT = 30.0
+"""Seconds for which a client may leave what it was sent unread, once no more of it is taken for it."""
+
+
 class JsonErrorProtocol(H11Protocol):
-    """Answers what is no HTTP in the API's own form, and closes the connection."""
+    """Answers what is no HTTP in the API's own form, and closes the connection.
+
+    It also closes that of a client which does not read its answer: nothing else would end a request that sends much.
+    """
+
+    _unread: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Give the client some time to read."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_LIMIT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._unread:
+            self._unread.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 with E001 in place of plain text."""
+        """Answer 400 with E001 in place of plain text. Where an answer is half sent, only the connection can tell."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         body = msgspec.json.encode(ErrorBody(msg.rstrip(".").lower(), "E001"))
         head = h11.Response(
             status_code=400,
