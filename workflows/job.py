@@ -100,6 +100,8 @@ class JobWorkflow(JobBeforeLedger):
         first_planned = self._job.trigger_time if self._job.planned_time is None else self._job.planned_time
         self._replace_job(msgspec.structs.replace(self._job, trigger_time=to_ms(now), planned_time=first_planned))
         self._release_at = None
+        # Else a change that comes in the same moment would take back what was answered.
+        self._attempted = True
         workflow.upsert_search_attributes([TRIGGER_TIME.value_set(self._job.trigger_at)])
         workflow.set_current_details(f"Triggered at {now.isoformat()}.")
 
