@@ -27,6 +27,9 @@ from timemachine.settings import Settings
 
 ROUNDS = int(os.environ.get("RACES", "40"))
 """Of each race; `make soak` has thousands."""
+UNKNOWN = "E015"
+"""On a machine with too much to do: the request may have taken effect."""
+ANSWERS = (None, "E006", UNKNOWN)
 AT_A_TIME = 16
 CRASH_JOBS = 40
 
@@ -142,8 +145,9 @@ async def test_trigger_races_the_trigger_time(service: Service, receiver: Receiv
 
     outcomes = await races(race)
 
-    assert all(outcome in ((None, True, [True]), ("E006", True, [True])) for outcome in outcomes), outcomes
-    assert len({outcome[0] for outcome in outcomes}) == 2
+    possible = [(known, True, [True]) for known in (None, "E006", UNKNOWN)]
+    assert [outcome for outcome in outcomes if outcome not in possible] == []
+    assert {None, "E006"} <= {outcome[0] for outcome in outcomes}
 
 
 @pytest.mark.timeout(300 + 3 * ROUNDS)
@@ -172,10 +176,10 @@ async def test_trigger_put_and_delete_race_each_other(service: Service, receiver
     possible = [
         (None, None, "E006", [b'"new"']),
         (None, "E006", "E006", [b'"old"']),
-        *((triggered, changed, None, []) for triggered in (None, "E006") for changed in (None, "E006")),
+        *((triggered, changed, None, []) for triggered in ANSWERS for changed in ANSWERS),
     ]
-    assert all(outcome in possible for outcome in outcomes), [each for each in outcomes if each not in possible]
-    assert {outcome[1] for outcome in outcomes if outcome[3]} == {None, "E006"}
+    assert [outcome for outcome in outcomes if outcome not in possible] == []
+    assert {None, "E006"} <= {outcome[1] for outcome in outcomes if outcome[3]}
 
 
 @pytest.mark.timeout(300 + 3 * ROUNDS)
