@@ -182,7 +182,7 @@ def _id_in(entry: bytes | None) -> str | None:
     """Return the id of a job that is wrong otherwise, if it can be read."""
     try:
         return msgspec.json.decode(entry or b"", type=_Named).id
-    except (msgspec.DecodeError, RecursionError):
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
         return None
 
 
