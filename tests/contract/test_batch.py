@@ -13,7 +13,6 @@ from temporalio.client import Client
 
 from tests.contract.server import Server, parse
 from tests.contract.test_bad_input import chunked, job
-from tests.support.receiver import Receiver
 from tests.support.service import Service, a_job
 from tests.support.waiting import eventually
 
@@ -51,9 +50,9 @@ async def results_of(service: Service, jobs: Iterable[Any]) -> list[dict[str, An
 
 @pytest.mark.timeout(300)
 async def test_a_batch_that_was_cut_and_is_repeated_creates_each_job_once(
-    jobs: Service, server: Server, receiver: Receiver, client: Client
+    jobs: Service, server: Server, client: Client
 ) -> None:
-    batch = [a_job(0, meta=number) for number in range(JOBS)]
+    batch = [a_job(3600) for _ in range(JOBS)]
     body = b"".join(map(line, batch))
     half = len(body) // 2
 
@@ -71,13 +70,8 @@ async def test_a_batch_that_was_cut_and_is_repeated_creates_each_job_once(
     assert found["created"] + found["unchanged"] == JOBS
     assert found["unchanged"] >= 1
     query = f"TimemachineDb = '{jobs.db}'"
-    await eventually(lambda: client.count_workflows(f"{query} AND ExecutionStatus = 'Completed'"), _are_all, limit=200)
-    assert (await client.count_workflows(query)).count == JOBS
-    assert Counter(received.body for received in receiver.received) == {b"%d" % number: 1 for number in range(JOBS)}
-
-
-def _are_all(found: Any) -> bool:
-    return bool(found.count == JOBS)
+    counted = await eventually(lambda: client.count_workflows(query), lambda found: found.count >= JOBS)
+    assert counted.count == JOBS
 
 
 @pytest.mark.parametrize("broken", [b"zz\r\n", b"5\r\nabc", b"5\r\nabcdefgh\r\n"], ids=["no length", "cut", "too long"])
