@@ -347,7 +347,7 @@ class BatchOperation(Operation):
         """Add them."""
         job = Reference(ref="#/components/schemas/JobIn")
         jobs = Schema(type=OpenAPIType.ARRAY, items=job, max_items=MAX_JOBS)
-        lines = Schema(type=OpenAPIType.STRING, description="A job a line, each as for `CreateJob`.")
+        lines = Schema(type=OpenAPIType.STRING, pattern=r"\S", description="A job a line, each as for `CreateJob`.")
         self.request_body = RequestBody(
             required=True,
             description="An array of jobs, or a job a line.",
