@@ -51,7 +51,7 @@ MAX_ARRAY_BYTES = 2 * 1024 * 1024
 MAX_JOB_BYTES = MAX_META_BYTES + 16 * 1024
 """Bytes of one job: as many as the body of a single create may have."""
 
-IN_FLIGHT = 16
+IN_FLIGHT = 32
 """Jobs that a process creates for all its batches at a time."""
 
 TIME_LIMIT = 300.0
