@@ -9,8 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 from temporalio.client import Client
 
+from api import http_protocol
 from tests.contract.server import Server, parse
 from tests.contract.test_bad_input import chunked, job
 from tests.support.service import Service, a_job
@@ -155,3 +157,27 @@ async def test_memory_does_not_grow_with_the_body(jobs: Service, server: Server,
 
     assert read.count(b'"E011"' if size > MIB else b'"E007"') == LARGE_LINES
     assert peak - before < MEMORY_LIMIT
+
+
+async def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "READ_LIMIT", 0.2)
+    ended = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * MIB, "more_body": True})
+        ended.set()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=http_protocol.JsonErrorProtocol, lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    _, writer = await asyncio.open_connection(*listening.getsockname())
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    async with asyncio.timeout(20):
+        await ended.wait()
+    writer.close()
+    server.should_exit = True
+    await serving
