@@ -18,6 +18,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from api.attempts import AttemptController, Attempts
 from api.audit import AuditController
 from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware, caller_of
+from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
@@ -32,7 +33,6 @@ from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
 from api.secrets import SecretController
 from timemachine.domain.errors import ForbiddenNameError
-from timemachine.domain.jobs import MAX_META_BYTES
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
@@ -44,8 +44,6 @@ from timemachine.temporal.client import connect, connection_settings
 from timemachine.vault import Vault
 
 log = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -68,6 +66,7 @@ def create_app(settings: Settings) -> Litestar:
             store, audit_log, key_store = RouteStore(pool, vault), AuditLog(pool), KeyStore(pool)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
+            app.state.batches = Batches(app.state.jobs, store)
             app.state.routes = Routes(store, client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
@@ -86,6 +85,7 @@ def create_app(settings: Settings) -> Litestar:
     app = Litestar(
         route_handlers=[
             JobController,
+            BatchController,
             RouteController,
             SecretController,
             AttemptController,
@@ -104,14 +104,25 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=_openapi(),
         logging_config=None,
         request_class=WholeRequest,
-        request_max_body_size=MAX_BODY_BYTES,
+        request_max_body_size=MAX_JOB_BYTES,
     )
     admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
     app.asgi_handler = UnambiguousRequests(HeadAndOptions(admitted))
     return app
 
 
-_PARTS = ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "api_keys", "audit_log", "readiness")
+_PARTS = (
+    "jobs",
+    "batches",
+    "routes",
+    "store",
+    "attempts",
+    "failed",
+    "redeliveries",
+    "api_keys",
+    "audit_log",
+    "readiness",
+)
 """What `clients` opens, and handlers ask for by name."""
 
 

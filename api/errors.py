@@ -80,13 +80,22 @@ _FRAMEWORK_REASONS = {
 }
 
 
-def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
-    """Answer with the row of the nearest class of the error in the table. What is not in it hides its cause."""
-    answer = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
-    if answer.status == 500:
+def response_to(error: Exception) -> tuple[ErrorResponse, str]:
+    """Return the row of the nearest class of an error in the table, and what is told to the client.
+
+    What is not in the table is logged, and its cause hidden.
+    """
+    row = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
+    if row.status == 500:
         log.error("internal error", exc_info=error)
-        return _response(500, ErrorBody("internal error", answer.code))
-    return _response(answer.status, ErrorBody(str(error), answer.code), _headers(answer.status, error))
+        return row, "internal error"
+    return row, str(error)
+
+
+def answer_error(_: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
+    """Answer with the row of the error in the table."""
+    row, reason = response_to(error)
+    return _response(row.status, ErrorBody(reason, row.code), _headers(row.status, error))
 
 
 def _headers(status: int, error: Exception) -> dict[str, str]:

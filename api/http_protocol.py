@@ -4,6 +4,7 @@ uvicorn reads requests with h11, which reads a body by its framing alone. Its fa
 at its head when the request has an `Upgrade` header, and takes the body for the next request (decision 0017).
 """
 
+import asyncio
 import re
 from collections.abc import Iterable
 from typing import Any, cast
@@ -30,8 +31,17 @@ PIECE = 8 * 1024
 """Bytes of a connection that are read before others have their turn: of chunks of one byte, some 10 ms."""
 
 
+READ_LIMIT = 30.0
+"""Seconds for which a client may leave what it was sent unread, once no more of it is taken for it."""
+
+
 class JsonErrorProtocol(H11Protocol):
-    """Answers what is no HTTP in the API's own form, and closes the connection. Keeps no other connection waiting."""
+    """Answers what is no HTTP in the API's own form, and closes the connection. Keeps no other connection waiting.
+
+    It also closes that of a client which does not read its answer: nothing else would end a request that sends much.
+    """
+
+    _abort: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what uvicorn gives."""
@@ -57,8 +67,27 @@ class JsonErrorProtocol(H11Protocol):
         elif not self.flow.read_paused:
             self.transport.resume_reading()
 
+    def pause_writing(self) -> None:
+        """Give the client some time to read."""
+        super().pause_writing()
+        self._abort = self.loop.call_later(READ_LIMIT, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._abort:
+            self._abort.cancel()
+
     def send_400_response(self, msg: str) -> None:
-        """Answer 400 with E001 in place of plain text, unless the request that is malformed was answered already."""
+        """Answer 400 with E001 in place of plain text. Where an answer is half sent, only the connection can tell."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # what the application still answers goes nowhere
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

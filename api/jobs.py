@@ -2,20 +2,23 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
 
-import msgspec
 from litestar import Controller, Response, delete, get, post, put
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
-from litestar.params import JSONBody
+from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
 from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
+    WorkflowHandle,
     WorkflowUpdateFailedError,
 )
 from temporalio.common import WorkflowIDReusePolicy
@@ -29,6 +32,7 @@ from api.litestar_json import ExactJson
 from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobState, Ok
 from timemachine.domain.audit import Caller
+from timemachine.domain.delivery import expired
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -49,7 +53,7 @@ from timemachine.postgres.delivery_ledger import GRACE, LOST_REASON, DeliveryLed
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_runs import JobRun, first_run_id, start_job
+from timemachine.temporal.job_runs import JobRun, first_run_id, latest_run, start_job
 from timemachine.temporal.search_attributes import TRIGGER_TIME
 from workflows.job import JobWorkflow
 
@@ -70,6 +74,24 @@ CANCEL_SHARE = 0.9
 CANCEL_POLL = 0.1
 """Seconds after which a cancel asks again how the attempt that is under way has ended."""
 
+UPDATE_PAUSE = 0.05
+"""Seconds after which an update is sent again that met no run which could have taken it."""
+
+Update = Callable[[WorkflowHandle[Any, Any]], Awaitable[None]]
+"""Sends an update to a job's workflow, and waits for its end."""
+
+CheckRoute = Callable[[str, str], Awaitable[None]]
+"""Raises NoSuchRouteError where a db has no such route."""
+
+
+class JobWritten(StrEnum):
+    """What a request has done to a job: the value of the header `timemachine-job`."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    """The same job was there before."""
+
 
 class Jobs:
     """Jobs, each a workflow in Temporal, and a row in the ledger once it is due or cancelled.
@@ -86,13 +108,12 @@ class Jobs:
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
-    async def create(self, job: Job, *, key_id: str | None = None) -> bool:
-        """Start a job, and return whether it is a new one: starting the same one again changes nothing.
-
-        That holds after it was delivered, too.
+    async def create(self, job: Job, *, key_id: str | None = None, check_route: CheckRoute | None = None) -> JobWritten:
+        """Start a job, unless the same one is there: starting it again changes nothing, even after it was delivered.
 
         Args:
             key_id: The key that asks for it, where keys are needed.
+            check_route: Looks the route up in place of asking Postgres each time.
 
         Raises:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
@@ -101,17 +122,75 @@ class Jobs:
         """
         check_job(job, datetime.now(UTC))
         async with temporal_timeout(self._limit):
+            await (check_route or self._routes.check)(job.db, job.route)
+            if await self._is_late_repetition(job):
+                return JobWritten.UNCHANGED
+            return await self._create(job, key_id)
+
+    async def put(self, job: Job, *, key_id: str | None = None) -> JobWritten:
+        """Create a job, or replace the one that waits. The same one, even when it has ended, is left as it is.
+
+        Args:
+            key_id: The key that asks for it, where keys are needed.
+
+        Raises:
+            TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
+            NoSuchRouteError: Its route does not exist.
+            TooLateError: Another job with this id is due or has been attempted.
+        """
+        check_job(job, datetime.now(UTC))
+        async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
-            try:
-                check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
-            except TriggerTimeError:
-                if await self._is_already_created(job):
-                    return False
+            if await self._is_late_repetition(job):
+                return JobWritten.UNCHANGED
+            while True:
+                with suppress(JobExistsError):
+                    return await self._create(job, key_id)
+                # Each look may be outdated by others that create, change, cancel and deliver the job meanwhile.
+                with suppress(NoSuchJobError):
+                    if await self._change_unless_ended(job, key_id):
+                        return JobWritten.CHANGED
+
+    async def _change_unless_ended(self, job: Job, key_id: str | None) -> bool:
+        """Replace a waiting job, and return False where it has ended: there is room for another one.
+
+        Raises:
+            NoSuchJobError: There is none.
+            TooLateError: It is due or has been attempted.
+        """
+        try:
+            await self._change(job, key_id)
+        except TooLateError:
+            existing = await read_job_status(self._client, self._ledger, job.workflow_id)
+            if existing.shown.state in UNDECIDED:
                 raise
-            created = await self._start(job, key_id)
-        if created:
-            _log("job created", job, key_id)
-        return created
+            return False
+        return True
+
+    async def _is_late_repetition(self, job: Job) -> bool:
+        """Return whether a job whose time is past is there already: it is asked for once more.
+
+        Raises:
+            TriggerTimeError: Its time is past, and it is not.
+        """
+        try:
+            check_not_past(job.trigger_time, datetime.now(UTC), deadline=job.deadline)
+        except TriggerTimeError:
+            if await self._is_already_created(job):
+                return True
+            raise
+        return False
+
+    async def _create(self, job: Job, key_id: str | None) -> JobWritten:
+        """Start a job whose route and time are fine, unless the same one is there.
+
+        Raises:
+            JobExistsError: Another job with this id waits or is being delivered.
+        """
+        if not await self._start(job, key_id):
+            return JobWritten.UNCHANGED
+        _log("job created", job, key_id)
+        return JobWritten.CREATED
 
     async def _start(self, job: Job, key_id: str | None) -> bool:
         """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
@@ -177,27 +256,63 @@ class Jobs:
         check_not_past(job.trigger_time, now, deadline=job.deadline)
         async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
-            description = await self._describe(job.workflow_id)
-            first_run = first_run_id(description)
-            while not await self._send_change(job, first_run, description.status):
-                # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
-                description = await self._describe(job.workflow_id)
-                if first_run_id(description) != first_run:
-                    raise TooLateError("too late: the job has ended, and was created again in this moment")
+            await self._change(job, key_id)
+
+    async def _change(self, job: Job, key_id: str | None) -> None:
+        """Replace a waiting job, by one whose route and time are fine.
+
+        Raises:
+            NoSuchJobError, TooLateError: As `change` does.
+        """
+        description = await self._describe(job.workflow_id)
+        await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job))
         _log("job changed", job, key_id)
 
-    async def _send_change(self, job: Job, first_run: str, status: WorkflowExecutionStatus | None) -> bool:
-        """Send the update, and return False when there is no open run that could have taken it.
+    async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
+        """Have a waiting job go out now. When this returns, its trigger time is now, and it can no longer be changed.
+
+        One whose route is paused or disabled is held on, and can be.
+
+        Args:
+            key_id: The key that asks for it, for the log.
+
+        Raises:
+            NoSuchJobError: There is none.
+            TooLateError: It is due or has been attempted, or it has ended; or its deadline has passed.
+        """
+        async with temporal_timeout(self._limit):
+            run = await latest_run(self._client, job_workflow_id)
+            if run.is_open and expired(run.job, datetime.now(UTC)):
+                raise TooLateError("too late: the job's deadline has passed")
+            await self._update(run.description, lambda handle: handle.execute_update(JobWorkflow.trigger))
+        log.info("job triggered", extra=run.job.log_fields | {"key": key_id})
+
+    async def _update(self, description: WorkflowExecutionDescription, update: Update) -> None:
+        """Have a waiting job take an update. When this returns, it is stored; when it raises TooLateError, it is not.
+
+        Raises:
+            NoSuchJobError: There is none any more.
+            TooLateError: The job is due or has been attempted, or it has ended.
+        """
+        first_run = first_run_id(description)
+        while not await self._send_update(first_run, description, update):
+            # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
+            await asyncio.sleep(UPDATE_PAUSE)
+            description = await self._describe(description.id)
+            if first_run_id(description) != first_run:
+                raise TooLateError("too late: the job has ended, and was created again in this moment")
+
+    async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
+        """Send an update, and return False when there is no open run, and no worker, that could have taken it.
 
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
-        row = await self._ledger.find(first_run)
+        row, status = await self._ledger.find(first_run), description.status
         if (row and not row.is_unattempted) or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
-        run = self._client.get_workflow_handle(job.workflow_id, first_execution_run_id=first_run)
         try:
-            await run.execute_update(JobWorkflow.change, job)
+            await update(self._client.get_workflow_handle(description.id, first_execution_run_id=first_run))
         except WorkflowUpdateFailedError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == TOO_LATE:
                 raise _too_late(None, status) from error
@@ -348,18 +463,16 @@ def _is_same_create(existing: JobStatus, job: Job) -> bool:
         raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
     if existing.row and existing.row.is_cancelled_in_doubt:
         return False
-    same = (
-        msgspec.structs.replace(existing.job, message_id=None, attempt_in_task=False, attempts_made=0, ledger=False)
-        == job
-    )
-    return same and existing.shown.state is not JobState.CANCELLED
+    state = existing.shown.state
+    same = existing.job.as_asked == job or (state is not JobState.SCHEDULED and existing.job.as_planned == job)
+    return same and state is not JobState.CANCELLED
 
 
 def _is_being_cancelled(existing: JobStatus) -> bool:
     return existing.run.cancel_requested or (existing.row is not None and existing.row.state is RowState.CANCELLING)
 
 
-def _job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:
+def job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:
     """Return the job that a request asks for."""
     return Job(
         db=db,
@@ -372,6 +485,21 @@ def _job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobCh
         deadline=data.deadline,
         labels=data.labels,
     )
+
+
+def _written_header(description: str) -> ResponseHeader:
+    """Return the documentation of the header that tells what a request has done."""
+    return ResponseHeader(name="timemachine-job", value="created", description=description, documentation_only=True)
+
+
+def _written(written: JobWritten) -> Response[Ok]:
+    return Response(Ok(), headers={"timemachine-job": written})
+
+
+Create = Annotated[
+    bool,
+    QueryParameter(description="Create the job where there is none, or where the last one with this id has ended."),
+]
 
 
 class JobController(Controller):
@@ -387,14 +515,7 @@ class JobController(Controller):
         guards=[requires(Role.WRITE)],
         operation_id="CreateJob",
         summary="Create a job",
-        response_headers=[
-            ResponseHeader(
-                name="timemachine-job",
-                value="created",
-                description="`created`, or `unchanged` where the same job was there before.",
-                documentation_only=True,
-            )
-        ],
+        response_headers=[_written_header("`created`, or `unchanged` where the same job was there before.")],
         responses=refusals(
             MalformedError,
             ForbiddenNameError,
@@ -417,8 +538,7 @@ class JobController(Controller):
 
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
-        created = await jobs.create(_job_from_request(db, collection, data.id, data), key_id=caller.key_id)
-        return Response(Ok(), headers={"timemachine-job": "created" if created else "unchanged"})
+        return _written(await jobs.create(job_from_request(db, collection, data.id, data), key_id=caller.key_id))
 
     @get(
         "/{job_id:str}",
@@ -438,6 +558,11 @@ class JobController(Controller):
         guards=[requires(Role.WRITE)],
         operation_id="ChangeJob",
         summary="Change a waiting job",
+        response_headers=[
+            _written_header(
+                "`changed`; with `create` also `created`, or `unchanged` where the same job was there before."
+            )
+        ],
         responses=refusals(
             MalformedError,
             ForbiddenNameError,
@@ -457,11 +582,38 @@ class JobController(Controller):
         data: JSONBody[JobChange],
         jobs: NamedDependency[Jobs],
         caller: NamedDependency[Caller],
-    ) -> Ok:
-        """Replace trigger time, meta and route of a waiting job. After a 200 the old version is never delivered."""
+        create: Create = False,
+    ) -> Response[Ok]:
+        """Replace trigger time, meta and route of a waiting job. After a 200 the old version is never delivered.
+
+        With `create=true` a job is created where there is none, or where the last one has ended.
+        """
         if data.id not in (UNSET, job_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        await jobs.change(_job_from_request(db, collection, job_id, data), key_id=caller.key_id)
+        job = job_from_request(db, collection, job_id, data)
+        if create:
+            return _written(await jobs.put(job, key_id=caller.key_id))
+        await jobs.change(job, key_id=caller.key_id)
+        return _written(JobWritten.CHANGED)
+
+    @post(
+        "/{job_id:str}/trigger",
+        status_code=200,
+        guards=[requires(Role.WRITE)],
+        operation_id="TriggerJob",
+        summary="Run a job now",
+        responses=refusals(ForbiddenNameError, NoSuchJobError, TooLateError),
+    )
+    async def trigger(
+        self,
+        db: Db,
+        collection: Collection,
+        job_id: JobIdInPath,
+        jobs: NamedDependency[Jobs],
+        caller: NamedDependency[Caller],
+    ) -> Ok:
+        """Have a waiting job go out now: its trigger time becomes now. One that is held is released with the others."""
+        await jobs.trigger(check_key(db, collection, job_id), key_id=caller.key_id)
         return Ok()
 
     @delete(

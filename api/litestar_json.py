@@ -3,11 +3,11 @@
 import inspect
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from litestar import Request
-from litestar.datastructures import State
+from litestar.datastructures import Headers, State
 from litestar.dto import AbstractDTO, DTOFieldDefinition
 from litestar.exceptions import InternalServerException
 from litestar.openapi.spec import Operation, Reference, RequestBody, Schema
@@ -54,22 +54,74 @@ class WholeRequest(Request[Any, Any, State]):
             raise MalformedError("the body is cut short") from error
 
 
+def body_type(headers: Headers) -> str:
+    """Return the media type that a body says it has, without parameters. One that says nothing is JSON.
+
+    Raises:
+        ContentTypeError: The body says that it is compressed.
+    """
+    if any(coding.strip().lower() not in ("", "identity") for coding in headers.getall("content-encoding", [])):
+        raise ContentTypeError("send the body as it is, without content-encoding")
+    return headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def is_json(media_type: str) -> bool:
+    """Return whether a media type is of the JSON family."""
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+class ExactDecoder(Generic[T]):
+    """Decodes JSON straight into a struct, so that `msgspec.Raw` fields keep the client's bytes."""
+
+    def __init__(self, struct: type[T]) -> None:
+        """Make the decoders of a struct."""
+        self._struct = struct
+        self._decoder = msgspec.json.Decoder(struct)
+        fields = [(field.name, Raw, Raw()) for field in msgspec.structs.fields(struct)]
+        # Decodes to the same fields, each as it is written.
+        self._undecoded = msgspec.json.Decoder(msgspec.defstruct("Undecoded", fields, forbid_unknown_fields=True))
+
+    def decode(self, value: bytes) -> T:
+        """Decode a document.
+
+        Raises:
+            MalformedError: It is no JSON, or not of the struct's shape; the message names the field.
+        """
+        try:
+            value.decode("utf-8")  # msgspec does not look into the strings of a Raw field
+            if len(value) > MAX_ARRAY_BYTES:
+                self._check_arrays(value)
+            return self._decoder.decode(value)
+        except RecursionError as error:
+            raise MalformedError("the body is nested too deeply") from error
+        except (UnicodeDecodeError, msgspec.DecodeError) as error:
+            raise MalformedError(explain_body(error, value)) from error
+
+    def _check_arrays(self, value: bytes) -> None:
+        """Refuse what would take long to decode only to be refused for its length.
+
+        Raises:
+            MalformedError: An array or object, other than a field that is kept as it is, is far too long.
+        """
+        fields = self._undecoded.decode(value)
+        for field in msgspec.structs.fields(self._struct):
+            written = memoryview(getattr(fields, field.name))
+            if field.type is not Raw and len(written) > MAX_ARRAY_BYTES and written[0] in b"[{":
+                raise MalformedError(f"{field.name}: at most {MAX_ARRAY_BYTES} bytes are allowed")
+
+
 class ExactJson(AbstractDTO[T]):
-    """Decodes a body straight into its struct, so that `msgspec.Raw` fields keep the client's bytes.
+    """Decodes a body straight into its struct, as `ExactDecoder` does.
 
     Litestar's own way leads over builtins, where the spelling of numbers, white space and key order are gone.
     """
 
-    decoder: ClassVar[msgspec.json.Decoder[Any]]
-    undecoded: ClassVar[msgspec.json.Decoder[Any]]
-    """Decodes to the same fields, each as it is written."""
+    decoder: ClassVar[ExactDecoder[Any]]
 
     @classmethod
     def create_for_field_definition(cls, *_: Any, **__: Any) -> None:
-        """Make the decoders, once per handler, in place of Litestar's transfer models."""
-        cls.decoder = msgspec.json.Decoder(cls.model_type)
-        fields = [(field.name, Raw, Raw()) for field in msgspec.structs.fields(cls.model_type)]
-        cls.undecoded = msgspec.json.Decoder(msgspec.defstruct("Undecoded", fields, forbid_unknown_fields=True))
+        """Make the decoder, once per handler, in place of Litestar's transfer models."""
+        cls.decoder = ExactDecoder(cls.model_type)
 
     @classmethod
     def generate_field_definitions(cls, model_type: type[Any]) -> "list[DTOFieldDefinition]":  # type: ignore[override]
@@ -96,36 +148,9 @@ class ExactJson(AbstractDTO[T]):
             ContentTypeError: The body says that it is something else than JSON, or that it is compressed.
             MalformedError: It is no JSON, or not of the struct's shape; the message names the field.
         """
-        self._check_headers()
-        try:
-            value.decode("utf-8")  # msgspec does not look into the strings of a Raw field
-            if len(value) > MAX_ARRAY_BYTES:
-                self._check_arrays(value)
-            return self.decoder.decode(value)
-        except RecursionError as error:
-            raise MalformedError("the body is nested too deeply") from error
-        except (UnicodeDecodeError, msgspec.DecodeError) as error:
-            raise MalformedError(explain_body(error, value)) from error
-
-    def _check_headers(self) -> None:
-        headers = self.asgi_connection.headers
-        if any(coding.strip().lower() not in ("", "identity") for coding in headers.getall("content-encoding", [])):
-            raise ContentTypeError("send the body as it is, without content-encoding")
-        media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
+        if not is_json(body_type(self.asgi_connection.headers)):
             raise ContentTypeError("send the body with content-type: application/json")
-
-    def _check_arrays(self, value: bytes) -> None:
-        """Refuse what would take long to decode only to be refused for its length.
-
-        Raises:
-            MalformedError: An array or object, other than a field that is kept as it is, is far too long.
-        """
-        fields = self.undecoded.decode(value)
-        for field in msgspec.structs.fields(self.model_type):
-            written = memoryview(getattr(fields, field.name))
-            if field.type is not Raw and len(written) > MAX_ARRAY_BYTES and written[0] in b"[{":
-                raise MalformedError(f"{field.name}: at most {MAX_ARRAY_BYTES} bytes are allowed")
+        return self.decoder.decode(value)
 
 
 class OptionalJson(ExactJson[T]):

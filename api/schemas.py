@@ -128,6 +128,39 @@ class JobIn(JobChange, frozen=True, kw_only=True, forbid_unknown_fields=True):
     id: JobId
 
 
+class BatchStatus(StrEnum):
+    """What has become of a job of a batch."""
+
+    CREATED = "created"
+    UNCHANGED = "unchanged"
+    """The same job was there before."""
+    REFUSED = "refused"
+    """Nothing was done."""
+    UNKNOWN = "unknown"
+    """It may have been created: the same job is to be sent again."""
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one job of a batch."""
+
+    id: Annotated[str | None, Meta(description="The job's id; null where it cannot be read, or is not about one job.")]
+    status: Annotated[
+        BatchStatus,
+        Meta(
+            description="`created`, or `unchanged` where the same job was there before; `refused` where nothing was "
+            "done; `unknown` where it may have been created: send the job again."
+        ),
+    ]
+    code: Annotated[str | UnsetType, Meta(description="The code that a create of this job alone is answered.")] = UNSET
+    error: Annotated[str | UnsetType, Meta(description="The reason, for people.")] = UNSET
+
+
+class BatchOut(msgspec.Struct, frozen=True):
+    """The results of a batch."""
+
+    results: Annotated[list[BatchResult], Meta(description="One for each job, in the order of the request.")]
+
+
 class JobState(StrEnum):
     """State of a job."""
 

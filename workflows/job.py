@@ -83,21 +83,50 @@ class JobWorkflow(JobBeforeLedger):
         Refused once it is due, or was attempted; so one that is delivered once more is never changed.
         """
         before = self._job
-        self._job = msgspec.structs.replace(job, ledger=before.ledger)
-        if job.trigger_at <= workflow.now():
-            # The Update is stored only when this workflow task completes. An attempt within the task would be sent
-            # before the change is durable.
-            self._attempt_in_task = False
-        workflow.upsert_memo({stored_names.CHANGED_JOB: self._job})
+        self._replace_job(msgspec.structs.replace(job, ledger=before.ledger))
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         if job.labels != before.labels:
             labels = LABELS.value_set(job.labels) if job.labels else LABELS.value_unset()
             workflow.upsert_search_attributes([labels])
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
+    @workflow.update(name=stored_names.TRIGGER)
+    def trigger(self) -> None:
+        """Have a job that waits go out now, also one that waits for its moment after a release.
+
+        One whose route is paused or disabled is held again, and released as if it had become due now.
+        """
+        now = workflow.now()
+        first_planned = self._job.trigger_time if self._job.planned_time is None else self._job.planned_time
+        self._replace_job(msgspec.structs.replace(self._job, trigger_time=to_ms(now), planned_time=first_planned))
+        self._release_at = None
+        # Else a change that comes in the same moment would take back what was answered.
+        self._attempted = True
+        workflow.upsert_search_attributes([TRIGGER_TIME.value_set(self._job.trigger_at)])
+        workflow.set_current_details(f"Triggered at {now.isoformat()}.")
+
+    def _replace_job(self, job: Job) -> None:
+        """Store another version of the job, which is the only one from now on."""
+        self._job = job
+        # A held job asks whether its new version may go out, and is held anew if not: as one that was never held.
+        self._hold_checks = 0
+        if job.trigger_at <= workflow.now():
+            # The Update is stored only when this workflow task completes. An attempt within the task would be sent
+            # before the change is durable.
+            self._attempt_in_task = False
+        workflow.upsert_memo({stored_names.CHANGED_JOB: self._job})
+
     @change.validator
     def validate_change(self, job: Job) -> None:
         """Refuse what comes too late, before anything of it is stored."""
+        self._check_waiting()
+
+    @trigger.validator
+    def validate_trigger(self) -> None:
+        """Refuse what comes too late, before anything of it is stored."""
+        self._check_waiting()
+
+    def _check_waiting(self) -> None:
         redelivered = self._job.message_id is not None
         if self._attempted or redelivered or self._first_attempt_may_be_lost():
             raise ApplicationError("the job is being delivered", type=stored_names.TOO_LATE)

@@ -28,6 +28,7 @@ ATTEMPT_LIMIT = timedelta(seconds=60)
 AT_ONCE_LIMIT = timedelta(seconds=5)
 LOOK_LIMIT = timedelta(seconds=10)
 LOOK_RETRY = RetryPolicy(maximum_interval=timedelta(seconds=5))
+UNTIL_RELEASED = "until its moment"
 
 
 class JobBeforeLedger:
@@ -219,8 +220,19 @@ class JobBeforeLedger:
         workflow.upsert_search_attributes([IS_HELD.value_set(False)])
         if self._release_at:
             self._hold_checks = 0
-            await workflow.sleep(max(self._release_at - workflow.now(), timedelta(0)), summary="until its moment")
+            await self._until_released(self._release_at)
         workflow.upsert_memo({stored_names.HELD_SINCE: None})
+
+    async def _until_released(self, release_at: datetime) -> None:
+        """Wait for the moment of a released job, unless it is triggered before."""
+        wait = release_at - workflow.now()
+        if wait <= timedelta(0):
+            await workflow.sleep(timedelta(0), summary=UNTIL_RELEASED)  # a timer all the same: so it was recorded
+            return
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._release_at is None, timeout=wait, timeout_summary=UNTIL_RELEASED
+            )
 
 
 def _not_delivered(cause: BaseException | None) -> ApplicationError:

@@ -120,9 +120,9 @@ def compare_received(receiver: Receiver, expected: Message, given: Placeholders)
 
 
 async def until_listed(client: Client, route: str) -> None:
-    """Wait until the one job that waits on a route is all that Temporal's visibility, which lags behind, finds."""
+    """Wait until the two jobs that wait on a route are all that Temporal's visibility, which lags behind, finds."""
     query = f"ExecutionStatus = 'Running' AND TimemachineRoute = '{route}'"
-    await eventually(lambda: client.count_workflows(query), lambda found: found.count == 1)
+    await eventually(lambda: client.count_workflows(query), lambda found: found.count == 2)
 
 
 async def test_the_examples_are_answered_as_the_page_says(

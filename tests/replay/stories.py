@@ -152,6 +152,44 @@ async def held_then_changed(stage: Stage) -> Handle:
     return await closed(stage.job(job_id))
 
 
+async def triggered_then_delivered(stage: Stage) -> Handle:
+    job_id = await stage.service.create(3600)
+    await stage.service.trigger(job_id)
+    return await closed(stage.job(job_id))
+
+
+async def changed_then_triggered(stage: Stage) -> Handle:
+    job_id = await stage.service.create(3600)
+    await stage.service.change(job_id, 7200, meta="second")
+    await stage.service.trigger(job_id)
+    return await closed(stage.job(job_id))
+
+
+async def held_then_triggered(stage: Stage) -> Handle:
+    """The route is still paused, so that the job is held once more."""
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
+    job_id = await stage.service.create(0)
+    await until_held(stage, job_id)
+    await stage.service.trigger(job_id)
+    await until_held(stage, job_id)
+    await stage.service.cancel(job_id)
+    return await closed(stage.job(job_id))
+
+
+async def released_then_triggered(stage: Stage) -> Handle:
+    """The job has been released to a moment that is far away."""
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
+    job_id = await stage.service.create(0)
+    await until_held(stage, job_id)
+    await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/resume", json={"spread": 86_400})
+    async with asyncio.timeout(30):
+        while "next_attempt_time" not in await stage.service.find(job_id):
+            await stage.job(job_id).signal("release", 86_400.0)
+            await asyncio.sleep(0.2)
+    await stage.service.trigger(job_id)
+    return await closed(stage.job(job_id))
+
+
 async def held_then_cancelled(stage: Stage) -> Handle:
     await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
     job_id = await stage.service.create(0)
@@ -173,6 +211,10 @@ STORIES: list[Story] = [
     held_then_released,
     held_then_changed,
     held_then_cancelled,
+    triggered_then_delivered,
+    changed_then_triggered,
+    held_then_triggered,
+    released_then_triggered,
 ]
 """Of jobs, on a whole service."""
 

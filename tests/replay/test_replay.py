@@ -8,7 +8,17 @@ from temporalio.client import Client
 from temporalio.worker import Replayer
 
 from tests.replay.commands import COMMANDS, HISTORIES, all_commands, commands_of, read_history
-from tests.replay.stories import LEDGER, Stage, Story, cancelled_while_waiting, delivered, held_then_changed, names
+from tests.replay.stories import (
+    LEDGER,
+    Stage,
+    Story,
+    cancelled_while_waiting,
+    delivered,
+    held_then_changed,
+    held_then_triggered,
+    names,
+    triggered_then_delivered,
+)
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 from timemachine.domain.jobs import Job
@@ -46,7 +56,9 @@ def test_what_is_recorded_is_what_was_reviewed() -> None:
 
 
 @pytest.mark.parametrize(
-    "story", [delivered, cancelled_while_waiting, held_then_changed], ids=lambda story: story.__name__
+    "story",
+    [delivered, cancelled_while_waiting, held_then_changed, triggered_then_delivered, held_then_triggered],
+    ids=lambda story: story.__name__,
 )
 async def test_todays_commands_are_those_that_were_recorded(
     story: Story, service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch

@@ -98,6 +98,13 @@ class Service:
         job = {"trigger_time": now_ms(due_in), "route": ROUTE} | fields
         return await self.api.put(f"{self.jobs}/{job_id}", json=job)
 
+    async def put(self, job_id: str, job: dict[str, Any]) -> httpx.Response:
+        """Create a job, or change the one that waits."""
+        return await self.api.put(f"{self.jobs}/{job_id}", params={"create": "true"}, json=job)
+
+    async def trigger(self, job_id: str) -> httpx.Response:
+        return await self.api.post(f"{self.jobs}/{job_id}/trigger")
+
     async def cancel(self, job_id: str) -> httpx.Response:
         return await self.api.delete(f"{self.jobs}/{job_id}")
 

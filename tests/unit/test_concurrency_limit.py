@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.concurrency_limit import EXEMPT, ConcurrencyLimit
+from api.concurrency_limit import EXEMPT, MAX_STREAMED, STREAMED, ConcurrencyLimit
 
 
 class App:
@@ -120,3 +120,33 @@ async def test_a_client_that_does_not_send_its_body_loses_its_place() -> None:
         await ask(ConcurrencyLimit(reading, 1, body_limit=0.01), receive=stalled)
 
     assert [message["type"] for message in read][-1] == "http.disconnect"
+
+
+async def test_so_many_bodies_are_streamed_at_a_time_and_others_let_in_beside_them() -> None:
+    limit = ConcurrencyLimit(app := App(), 2 * MAX_STREAMED)
+    streamed = [asyncio.create_task(ask(limit, f"{STREAMED}a/b")) for _ in range(MAX_STREAMED)]
+    while app.inside < MAX_STREAMED:
+        await asyncio.sleep(0)
+
+    assert (await ask(limit, f"{STREAMED}a/b"))[0]["status"] == 429
+    others = [asyncio.create_task(ask(limit)) for _ in range(MAX_STREAMED)]
+    app.go_on.set()
+    assert [sent[0]["status"] for sent in await asyncio.gather(*streamed, *others)] == [200] * 2 * MAX_STREAMED
+    assert (await ask(limit, f"{STREAMED}a/b"))[0]["status"] == 200
+
+
+@pytest.mark.parametrize(("path", "whole"), [("/job/a/b", False), (f"{STREAMED}a/b", True)])
+async def test_a_body_that_is_streamed_may_take_longer(path: str, whole: bool) -> None:
+    read: list[str] = []
+
+    async def slow() -> Any:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        while len(read) < 10 and "http.disconnect" not in read:
+            read.append((await receive())["type"])
+
+    await ask(ConcurrencyLimit(reading, 1, body_limit=0.3), path, receive=slow)
+
+    assert ("http.disconnect" not in read) == whole

@@ -24,6 +24,8 @@ ROLES = {
     "GetJob": READ,
     "ChangeJob": WRITE,
     "CancelJob": WRITE,
+    "TriggerJob": WRITE,
+    "CreateJobs": WRITE,
     "RedeliverJob": WRITE,
     "ListAttemptsOfJob": READ,
     "ListFailed": READ,

@@ -67,6 +67,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the ledger decides what becomes of the run. Set at its start; runs from before the ledger are without."""
     labels: tuple[str, ...] = ()
     """What the client finds the job by, beside its names: up to 8 of up to 64 characters, each once."""
+    planned_time: int | None = None
+    """The trigger time that was asked for, of a job that was triggered before it; None when it never was."""
 
     @property
     def workflow_id(self) -> str:
@@ -77,6 +79,19 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def trigger_at(self) -> datetime:
         """The trigger time as an aware datetime."""
         return from_ms(self.trigger_time)
+
+    @property
+    def as_asked(self) -> "Job":
+        """The job as a client asks for it, without what the service adds."""
+        return msgspec.structs.replace(
+            self, message_id=None, attempt_in_task=False, attempts_made=0, ledger=False, planned_time=None
+        )
+
+    @property
+    def as_planned(self) -> "Job":
+        """The same, at the time that it had before it was triggered."""
+        planned = self.trigger_time if self.planned_time is None else self.planned_time
+        return msgspec.structs.replace(self.as_asked, trigger_time=planned)
 
     @property
     def route_key(self) -> str:

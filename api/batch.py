@@ -1,0 +1,396 @@
+"""Many jobs in one request: each is created as a single create would, and has a result of its own."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from litestar import Controller, Response, post
+from litestar.di import NamedDependency
+from litestar.openapi.spec import (
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Reference,
+    RequestBody,
+    Schema,
+)
+from litestar.response.base import ASGIResponse
+from litestar.types import Receive, Scope, Send
+from msgspec import Meta, Raw
+
+from api.authentication import requires
+from api.concurrency_limit import BODY_LIMIT
+from api.errors import refusals, response_to
+from api.explanations import explain_body
+from api.jobs import Jobs, job_from_request
+from api.litestar_json import ExactDecoder, WholeRequest, body_type, is_json
+from api.ndjson import read_lines
+from api.parameters import Collection, Db
+from api.schemas import BatchOut, BatchResult, BatchStatus, JobIn
+from timemachine.domain.audit import Caller
+from timemachine.domain.errors import (
+    BusyError,
+    ContentTypeError,
+    ForbiddenNameError,
+    MalformedError,
+    NoSuchRouteError,
+    RefusedError,
+    TooLargeError,
+)
+from timemachine.domain.jobs import MAX_JOB_ID, MAX_META_BYTES, Job, check_name
+from timemachine.domain.keys import Role
+from timemachine.postgres.route_store import RouteStore
+
+MAX_JOBS = 1000
+"""Jobs of a batch."""
+
+MAX_ARRAY_BYTES = 2 * 1024 * 1024
+"""Bytes of a batch that is an array, which is there as a whole before it is begun."""
+
+MAX_JOB_BYTES = MAX_META_BYTES + 16 * 1024
+"""Bytes of one job: as many as the body of a single create may have."""
+
+IN_FLIGHT = 32
+"""Jobs that a process creates for all its batches at a time."""
+
+TIME_LIMIT = 300.0
+"""Seconds after which no other job of a batch is begun."""
+
+ROUTE_KNOWN_FOR = 5.0
+"""Seconds for which a batch takes a look at a route for good."""
+
+NDJSON = "application/x-ndjson"
+
+
+Entries = AsyncGenerator[bytes | None, None]
+"""The jobs of a batch, each as JSON; None for one that is too long."""
+
+Begun = BatchResult | asyncio.Task[BatchResult]
+"""The result of a job, or the task that will have it."""
+
+
+class BatchForm(NamedTuple):
+    """How the results of a batch are written."""
+
+    media_type: str
+    opening: bytes
+    separator: bytes
+    closing: bytes
+
+
+ARRAY_FORM = BatchForm("application/json", b'{"results":[', b",", b"]}")
+LINES_FORM = BatchForm(NDJSON, b"", b"\n", b"\n")
+
+
+class KnownRoutes:
+    """The routes of a batch, each looked up once in a while instead of for each job."""
+
+    def __init__(self, store: RouteStore) -> None:
+        """Take the routes."""
+        self._store = store
+        self._known: dict[str, tuple[float, NoSuchRouteError | None]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
+
+    async def check(self, db: str, route_id: str) -> None:
+        """Refuse a route that does not exist, or did not a moment ago.
+
+        Raises:
+            NoSuchRouteError: There is none.
+            UnavailableError: Postgres does not answer.
+        """
+        async with self._asking.setdefault(route_id, asyncio.Lock()):
+            now = asyncio.get_running_loop().time()
+            known_until, missing = self._known.get(route_id, (now, None))
+            if known_until <= now:
+                missing = await self._look(db, route_id)
+                self._known[route_id] = now + ROUTE_KNOWN_FOR, missing
+        if missing:
+            raise NoSuchRouteError(str(missing))
+
+    async def _look(self, db: str, route_id: str) -> NoSuchRouteError | None:
+        try:
+            await self._store.check(db, route_id)
+        except NoSuchRouteError as error:
+            return error
+        return None
+
+
+class Batches:
+    """What the batches of a process share: the jobs, the routes, and how many creates are in flight."""
+
+    def __init__(self, jobs: Jobs, routes: RouteStore) -> None:
+        """Take the jobs and the routes."""
+        self.jobs = jobs
+        self.routes = routes
+        self.slots = asyncio.Semaphore(IN_FLIGHT)
+
+
+class Batch:
+    """The jobs of one request. Each is created after those before it that have the same id, and beside all others."""
+
+    def __init__(self, batches: "Batches", db: str, collection: str, key_id: str | None) -> None:
+        """Take where the jobs go, and the key that asks for them."""
+        self._jobs = batches.jobs
+        self._routes = KnownRoutes(batches.routes)
+        self._slots = batches.slots
+        self._db = db
+        self._collection = collection
+        self._key_id = key_id
+        self._latest: dict[str, asyncio.Task[BatchResult]] = {}
+        """The last job of each id."""
+
+    async def begin(self, entry: bytes | None, tasks: asyncio.TaskGroup) -> Begun:
+        """Begin with a job once there is room, and return its result, or the task that will have it.
+
+        Args:
+            entry: The job's JSON; None for one that is too long.
+            tasks: Where it goes on.
+        """
+        try:
+            if entry is None or len(entry) > MAX_JOB_BYTES:
+                raise TooLargeError(f"at most {MAX_JOB_BYTES} bytes are allowed for a job")
+            data = _DECODER.decode(entry)
+        except RefusedError as error:
+            return result_of(error, _id_in(entry))
+        await self._slots.acquire()
+        before = self._latest.get(data.id)
+        job = job_from_request(self._db, self._collection, data.id, data)
+        task = tasks.create_task(self._create(job, before))
+        task.add_done_callback(lambda _: self._slots.release())
+        self._latest[data.id] = task
+        return task
+
+    async def _create(self, job: Job, before: asyncio.Task[BatchResult] | None) -> BatchResult:
+        if before:
+            await asyncio.wait([before])
+        try:
+            written = await self._jobs.create(job, key_id=self._key_id, check_route=self._routes.check)
+        except Exception as error:
+            return result_of(error, job.id)
+        return BatchResult(id=job.id, status=BatchStatus(written))
+
+
+_DECODER = ExactDecoder(JobIn)
+_ARRAY = msgspec.json.Decoder(list[Raw])
+
+
+class _Named(msgspec.Struct):
+    id: Annotated[str, Meta(max_length=MAX_JOB_ID)]
+
+
+def _id_in(entry: bytes | None) -> str | None:
+    """Return the id of a job that is wrong otherwise, if it can be read."""
+    try:
+        return msgspec.json.decode(entry or b"", type=_Named).id
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def result_of(error: Exception, job_id: str | None) -> BatchResult:
+    """Return the result of a job that could not be created, as far as is known."""
+    row, reason = response_to(error)
+    status = BatchStatus.REFUSED if row.status < 500 else BatchStatus.UNKNOWN
+    return BatchResult(id=job_id, status=status, code=row.code, error=reason)
+
+
+class BatchResponse(Response[BatchOut]):
+    """The results of a batch, each sent when those before it are known."""
+
+    def __init__(self, batch: Batch, entries: Entries, form: BatchForm) -> None:
+        """Take the batch, its jobs as they come, and how the results are written."""
+        super().__init__(BatchOut(results=[]), media_type=form.media_type)
+        self._answer = BatchAnswer(batch, entries, form)
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> "BatchAnswer":
+        """Return what works on the batch while it answers."""
+        return self._answer
+
+
+class BatchAnswer(ASGIResponse):
+    """Creates the jobs of a batch as they come, and sends the results as they are known.
+
+    Neither waits for the other: most clients send everything before they read anything. What they do not read waits
+    here, some hundred kilobytes at the most.
+    """
+
+    _should_set_content_length = False
+
+    def __init__(self, batch: Batch, entries: Entries, form: BatchForm) -> None:
+        """Take the batch, its jobs as they come, and how the results are written."""
+        super().__init__(media_type=form.media_type)
+        self._batch = batch
+        self._entries = entries
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 200, whatever the results are."""
+        begun: asyncio.Queue[Begun | None] = asyncio.Queue()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._begin_all(tasks, begun))
+            await self._send_all(begun, send)
+
+    async def _begin_all(self, tasks: asyncio.TaskGroup, begun: asyncio.Queue[Begun | None]) -> None:
+        """Begin with each job, and say at the end if there is more that was not begun."""
+        number = 0
+        try:
+            async with aclosing(self._entries), asyncio.timeout(TIME_LIMIT):
+                async for entry in self._entries:
+                    number += 1
+                    if number > MAX_JOBS:
+                        raise TooLargeError(f"{_TOO_MANY}; what comes after them was not read")
+                    begun.put_nowait(await self._batch.begin(entry, tasks))
+        except TimeoutError:
+            begun.put_nowait(result_of(BusyError("the batch takes too long; repeat what has no result"), None))
+        except RefusedError as error:
+            begun.put_nowait(result_of(error, None))
+        finally:
+            begun.put_nowait(None)
+
+    async def _send_all(self, begun: asyncio.Queue[Begun | None], send: Send) -> None:
+        """Send the results in the order of the jobs."""
+        await self.start_response(send)
+        before = self._form.opening
+        while (entry := await begun.get()) is not None:
+            result = entry if isinstance(entry, BatchResult) else await entry
+            await _send_piece(send, before + msgspec.json.encode(result))
+            before = self._form.separator
+        opening = self._form.opening if before == self._form.opening else b""
+        await _send_piece(send, opening + self._form.closing, more_body=False)
+
+
+async def _send_piece(send: Send, piece: bytes, *, more_body: bool = True) -> None:
+    await send({"type": "http.response.body", "body": piece, "more_body": more_body})
+
+
+_TOO_MANY = f"a batch has at most {MAX_JOBS} jobs"
+
+
+async def read_batch(request: WholeRequest) -> tuple[Entries, BatchForm]:
+    """Return the jobs of a batch as they come, and the form of its results. At least one, or its error, is there.
+
+    Raises:
+        ContentTypeError: It is neither JSON nor lines of it.
+        MalformedError: It is no array, or nothing.
+        TooLargeError: It is an array that is too long.
+    """
+    media_type = body_type(request.headers)
+    if media_type == NDJSON:
+        return await _begun(read_lines(request.stream(), MAX_JOB_BYTES)), LINES_FORM
+    if is_json(media_type):
+        return _in_turn(await _read_array(request)), ARRAY_FORM
+    raise ContentTypeError(f"send the body with content-type: application/json or {NDJSON}")
+
+
+async def _begun(entries: Entries) -> Entries:
+    """Return the jobs once the first one is there: from then on the answer is 200."""
+    try:
+        first = await anext(entries)
+    except StopAsyncIteration:
+        raise MalformedError("the body is missing") from None
+
+    async def all_entries() -> Entries:
+        async with aclosing(entries):
+            yield first
+            async for entry in entries:
+                yield entry
+
+    return all_entries()
+
+
+async def _in_turn(entries: list[Raw]) -> Entries:
+    for entry in entries:
+        yield bytes(entry)
+
+
+async def _read_array(request: WholeRequest) -> list[Raw]:
+    """Return the jobs of an array, undecoded.
+
+    Raises:
+        MalformedError: It is none, or it does not come in time.
+        TooLargeError: It has too many bytes or jobs.
+    """
+    try:
+        async with asyncio.timeout(BODY_LIMIT):
+            body = await _read_all(request)
+    except TimeoutError as error:
+        raise MalformedError("the body is cut short") from error
+    try:
+        entries = _ARRAY.decode(body)
+    except RecursionError as error:
+        raise MalformedError("the body is nested too deeply") from error
+    except msgspec.DecodeError as error:
+        raise MalformedError(explain_body(error, body)) from error
+    if len(entries) > MAX_JOBS:
+        raise TooLargeError(f"{_TOO_MANY}, this one has {len(entries)}")
+    return entries
+
+
+async def _read_all(request: WholeRequest) -> bytes:
+    too_large = TooLargeError(f"at most {MAX_ARRAY_BYTES} bytes are allowed for an array; send {NDJSON} instead")
+    if (request.content_length or 0) > MAX_ARRAY_BYTES:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_ARRAY_BYTES:
+            raise too_large
+    if not body:
+        raise MalformedError("the body is missing")
+    return bytes(body)
+
+
+@dataclass
+class BatchOperation(Operation):
+    """Documents a body that Litestar does not read, and the two forms of body and answer."""
+
+    def __post_init__(self) -> None:
+        """Add them."""
+        job = Reference(ref="#/components/schemas/JobIn")
+        jobs = Schema(type=OpenAPIType.ARRAY, items=job, max_items=MAX_JOBS)
+        lines = Schema(type=OpenAPIType.STRING, pattern=r"\S", description="A job a line, each as for `CreateJob`.")
+        self.request_body = RequestBody(
+            required=True,
+            description="An array of jobs, or a job a line.",
+            content={"application/json": OpenAPIMediaType(schema=jobs), NDJSON: OpenAPIMediaType(schema=lines)},
+        )
+        answer = (self.responses or {})["200"]
+        if isinstance(answer, OpenAPIResponse) and answer.content:
+            results = Schema(type=OpenAPIType.STRING, description="A `BatchResult` a line.")
+            answer.content[NDJSON] = OpenAPIMediaType(schema=results)
+
+
+class BatchController(Controller):
+    """Many jobs in one request."""
+
+    path = "/batch/{db:str}/{collection:str}"
+    tags = ("Jobs",)
+
+    @post(
+        status_code=200,
+        guards=[requires(Role.WRITE)],
+        operation_id="CreateJobs",
+        summary="Create many jobs",
+        operation_class=BatchOperation,
+        request_max_body_size=None,
+        responses=refusals(MalformedError, ForbiddenNameError, TooLargeError, ContentTypeError),
+    )
+    async def create(
+        self,
+        db: Db,
+        collection: Collection,
+        request: WholeRequest,
+        batches: NamedDependency[Batches],
+        caller: NamedDependency[Caller],
+    ) -> Response[BatchOut]:
+        """Create up to 1,000 jobs. The answer is 200 with a result for each, in their order.
+
+        Lines are worked on while they come. A batch whose answer was lost may be repeated.
+        """
+        check_name("db", db)
+        check_name("collection", collection)
+        entries, form = await read_batch(request)
+        return BatchResponse(Batch(batches, db, collection, caller.key_id), entries, form)
