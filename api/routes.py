@@ -1,5 +1,6 @@
 """The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from timemachine.domain.errors import (
     TooLargeError,
     WebhookUrlError,
 )
+from timemachine.domain.job_filter import JobFilter
 from timemachine.domain.jobs import check_name, to_ms
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.domain.routes import (
@@ -38,7 +40,7 @@ from timemachine.domain.routes import (
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.search_attributes import ROUTE
+from timemachine.temporal.visibility import open_jobs_query
 
 Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it.")]
 
@@ -129,11 +131,9 @@ class Routes:
         """
         await self._store.check(db, route_id)
         if not force:
-            query = (
-                f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' "
-                f"AND {ROUTE.name} = '{db}/{route_id}'"
-            )
+            waiting_jobs = JobFilter(db=db, route=route_id)
             async with temporal_timeout(self._settings.request_timeout):
+                query = open_jobs_query(waiting_jobs, datetime.now(UTC))
                 waiting = (await self._client.count_workflows(query)).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
