@@ -19,6 +19,7 @@ from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
+from api.job_lists import JobListController, JobLists
 from api.jobs import JobController, Jobs
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
@@ -55,10 +56,11 @@ def create_app(settings: Settings) -> Litestar:
             store = RouteStore(pool, vault)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
-            app.state.routes = Routes(store, client, settings)
+            app.state.routes = Routes(store, AttemptLog(pool), client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
+            app.state.job_lists = JobLists(client, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, settings)
             app.state.readiness = Readiness(client, pool, settings)
             yield
@@ -66,6 +68,7 @@ def create_app(settings: Settings) -> Litestar:
     app = Litestar(
         route_handlers=[
             JobController,
+            JobListController,
             RouteController,
             SecretController,
             AttemptController,
@@ -76,7 +79,7 @@ def create_app(settings: Settings) -> Litestar:
         lifespan=[clients],
         dependencies={
             name: Provide(_from_state(name), sync_to_thread=False)
-            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
+            for name in ("jobs", "job_lists", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
         },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
         plugins=[RawSchema(), StructSchema()],

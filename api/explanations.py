@@ -5,15 +5,17 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import to_ms
 
 MAX_EXPLANATION = 300
 """Characters of an explanation; what a client sent may stand in it, and be long."""
 
-TIMES = frozenset({"trigger_time", "deadline", "since", "until"})
+TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "due_to"})
 """Fields and parameters that are a time in milliseconds since the epoch."""
 
-_CHOICES = {"type": 'it must be "REST"', "kind": "it must be `taken` or `failed`"}
+_STATES = f"it must be one of {', '.join(f'`{state}`' for state in ListedState)}"
+_CHOICES = {"type": 'it must be "REST"', "kind": "it must be `taken` or `failed`", "state": _STATES}
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
 
 

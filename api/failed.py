@@ -1,23 +1,19 @@
 """The failed list: the jobs of a db that no receiver took."""
 
-from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated
 
-import msgspec
 from litestar import Controller, get
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client, WorkflowExecution
 
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit
-from api.parameters import Db
-from api.schemas import FailedJobOut, FailedPage, name_schema
-from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor
+from api.parameters import Db, InCollection, OfRoute
+from api.schemas import FailedJobOut, FailedPage
+from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedState
-from timemachine.domain.jobs import MAX_NAME, split_workflow_id, to_ms
+from timemachine.domain.jobs import split_workflow_id, to_ms
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
@@ -26,17 +22,6 @@ from timemachine.temporal.job_lists import without_later_runs
 from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
 from timemachine.temporal.visibility import job_query, listed_job
 from timemachine.vault import Vault
-
-_NAME = name_schema(MAX_NAME)
-OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
-InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
-
-
-class PagePosition(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page begins: Temporal's own token, and the query that it belongs to. Sealed, as a cursor."""
-
-    query: str
-    token: bytes
 
 
 class FailedJobs:
@@ -67,11 +52,9 @@ class FailedJobs:
             ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
         """
         wanted, now = JobFilter(db=db, route=route, collection=collection, state=ListedState.FAILED), datetime.now(UTC)
-        query = job_query(wanted, now)
+        token = open_cursor(self._vault, wanted, cursor, bytes)
         async with temporal_timeout(self._limit):
-            listed = self._client.list_workflows(
-                job_query(wanted, now), page_size=limit, next_page_token=self._open(cursor, query)
-            )
+            listed = self._client.list_workflows(job_query(wanted, now), page_size=limit, next_page_token=token)
             await listed.fetch_next_page()
             found = [run for run in listed.current_page or () if wanted.includes(listed_job(run, now))]
             runs = await without_later_runs(self._client, found)
@@ -80,26 +63,8 @@ class FailedJobs:
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],
-            next=self._seal(listed.next_page_token, query) if listed.next_page_token else UNSET,
+            next=seal_cursor(self._vault, wanted, listed.next_page_token) if listed.next_page_token else UNSET,
         )
-
-    def _seal(self, token: bytes, query: str) -> str:
-        """Return the cursor of a page of this very list."""
-        return self._vault.seal(msgspec.msgpack.encode(PagePosition(query, token))).decode()
-
-    def _open(self, cursor: str | None, query: str) -> bytes | None:
-        """Return the page token of a cursor.
-
-        Raises:
-            MalformedError: It was not given out for this list.
-        """
-        if cursor is None:
-            return None
-        with suppress(VaultError, UnicodeError):
-            position = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
-            if position.query == query:
-                return position.token
-        raise MalformedError("cursor: it must be the `next` of a page of this very list")
 
 
 def _ended_at(run: WorkflowExecution) -> datetime:

@@ -1,7 +1,7 @@
 """Next due first, from a store that has another order: it is asked for windows of time, each of which is sorted.
 
-A window that holds more than fits a page is made narrower. A millisecond that alone holds more than a page is read page by
-page in the store's own order.
+A window that holds more than fits a page is made narrower. A millisecond that alone holds more is read page by page in
+the store's own order.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class _Step:
         self._until = until
         self._wanted = wanted
         self._size = 2 * limit
-        self._aim = limit + limit // 2
+        self._aim = (3 * limit + 1) // 2
         self._now = now
         self._looks_at_all = is_first and not at.width
         self._end = self._window_end()
@@ -149,12 +149,13 @@ class _Step:
         return DuePosition(since, max(1, width))
 
     def _width_of(self, since: int, count: int) -> int:
-        """Return the width that would hold a page and a half, if so many jobs were spread evenly from then to the end."""
+        """Return the width that would hold a page and a half, if so many were spread evenly from then to the end."""
         return max(1, (self._end - since) * self._aim // max(count, 1))
 
     def _wider(self, count: int) -> int:
         """Return how wide the next window is after one that was not enough."""
-        return min(self._width_of(self._at.since, count), self._at.width * _WIDEN) if self._at.width else 0
+        widened = self._at.width * _WIDEN
+        return min(self._width_of(self._at.since, count), widened) if count else widened
 
     def _from(self, since: int, width: int) -> DuePosition | None:
         return DuePosition(since, width) if since < self._until else None

@@ -18,8 +18,8 @@ MAX_META_DEPTH = 128
 MAX_FAIRNESS_KEY = 64
 MAX_LABELS = 8
 MAX_LABEL = 64
-# Temporal's stores of visibility in SQL do not find quotes and backslashes, which they escape in ways that the databases
-# do not know, and the one in SQLite takes a heart for the end of a label (decision 24).
+# Temporal's stores of visibility in SQL do not find quotes and backslashes, which they escape as the databases do not.
+# The one in SQLite takes a heart for the end of a label (decision 24).
 UNSEARCHABLE = frozenset("'\"\\\u2661")
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)

@@ -63,8 +63,9 @@ DUE_WITHIN = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=24))
 async def list_jobs(
     client: Client, wanted: JobFilter, at: ListPosition | None, *, limit: int, now: datetime
 ) -> JobPage:
-    """Return a page of the jobs of a filter: those that have not ended, the next due first; then the others, the latest
-    first. A job of which there are several runs is listed as its latest one.
+    """Return a page of the jobs of a filter: those that have not ended, the next due first, and then the others.
+
+    Of those that have ended the latest is the first. A job that was created again is listed once, as it is now.
 
     Args:
         at: Where the page before this one ended.

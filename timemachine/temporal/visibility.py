@@ -1,8 +1,8 @@
 """What is asked of Temporal's visibility: every query is made here, from typed filters.
 
 Visibility lags behind by a fraction of a second. Not every store of it tells `a` from `A`: what it finds is to be
-checked with the filter's `includes` before it is shown or acted on. Times are compared by `>=` and `<` only, because the
-store in SQLite takes two spellings of one time for two times.
+checked with the filter's `includes` before it is shown or acted on. Times are compared by `>=` and `<` only, because
+the store in SQLite takes two spellings of one time for two times.
 """
 
 from collections.abc import Iterable
