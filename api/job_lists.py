@@ -12,7 +12,7 @@ from temporalio.client import Client
 
 from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor, time_parameter
-from api.parameters import Collection, Db, InCollection, OfRoute
+from api.parameters import Db, InCollection, OfRoute
 from api.schemas import CountsOut, DueCounts, JobListed, JobsPage, StateCounts, name_schema
 from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
@@ -28,7 +28,7 @@ COUNTS_KEPT = 10.0
 MAX_COUNTS_KEPT = 1000
 """Filters whose counts are kept at most; the oldest ones are dropped."""
 
-InState = Annotated[ListedState | None, QueryParameter(description="Only jobs in this state.")]
+InState = Annotated[ListedState | None, QueryParameter(name="state", description="Only jobs in this state.")]
 WithLabel = Annotated[
     str | None,
     QueryParameter(description="Only jobs with this label.", schema_extra={"min_length": 1, "max_length": MAX_LABEL}),
@@ -139,7 +139,7 @@ class JobListController(Controller):
         self,
         db: Db,
         job_lists: NamedDependency[JobLists],
-        state: InState = None,
+        in_state: InState = None,
         route: OfRoute = None,
         label: WithLabel = None,
         due_from: DueFrom = None,
@@ -154,42 +154,7 @@ class JobListController(Controller):
         was a moment before.
         """
         wanted = JobFilter(
-            db=db, state=state, route=route, label=label, due_from=due_from, due_to=due_to, created_by=created_by
-        )
-        return await job_lists.page(wanted, limit, cursor)
-
-    @get(
-        "/job/{db:str}/{collection:str}",
-        operation_id="ListJobsOfCollection",
-        summary="List the jobs of a collection",
-        responses=refusals(MalformedError, ForbiddenNameError),
-    )
-    async def of_collection(
-        self,
-        db: Db,
-        collection: Collection,
-        job_lists: NamedDependency[JobLists],
-        state: InState = None,
-        route: OfRoute = None,
-        label: WithLabel = None,
-        id_prefix: WithPrefix = None,
-        due_from: DueFrom = None,
-        due_to: DueTo = None,
-        created_by: CreatedBy = None,
-        limit: Limit = DEFAULT_LIMIT,
-        cursor: Cursor = None,
-    ) -> JobsPage:
-        """List the jobs of a collection, as those of a db are listed."""
-        wanted = JobFilter(
-            db=db,
-            collection=collection,
-            state=state,
-            route=route,
-            label=label,
-            id_prefix=id_prefix,
-            due_from=due_from,
-            due_to=due_to,
-            created_by=created_by,
+            db=db, state=in_state, route=route, label=label, due_from=due_from, due_to=due_to, created_by=created_by
         )
         return await job_lists.page(wanted, limit, cursor)
 
@@ -204,7 +169,7 @@ class JobListController(Controller):
         db: Db,
         job_lists: NamedDependency[JobLists],
         collection: InCollection = None,
-        state: InState = None,
+        in_state: InState = None,
         route: OfRoute = None,
         label: WithLabel = None,
         id_prefix: WithPrefix = None,
@@ -219,7 +184,7 @@ class JobListController(Controller):
         wanted = JobFilter(
             db=db,
             collection=collection,
-            state=state,
+            state=in_state,
             route=route,
             label=label,
             id_prefix=id_prefix,

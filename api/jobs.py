@@ -23,10 +23,12 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.errors import refusals
+from api.job_lists import CreatedBy, DueFrom, DueTo, InState, JobLists, WithLabel, WithPrefix
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
-from api.parameters import Collection, Db, JobIdInPath
-from api.schemas import JobChange, JobIn, JobOut, JobState, Ok
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit
+from api.parameters import Collection, Db, JobIdInPath, OfRoute
+from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -39,6 +41,7 @@ from timemachine.domain.errors import (
     TriggerTimeError,
     UnavailableError,
 )
+from timemachine.domain.job_filter import JobFilter
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
@@ -401,6 +404,40 @@ class JobController(Controller):
         """
         created = await jobs.create(_job_from_request(db, collection, data.id, data))
         return Response(Ok(), headers={"timemachine-job": "created" if created else "unchanged"})
+
+    @get(
+        operation_id="ListJobsOfCollection",
+        summary="List the jobs of a collection",
+        responses=refusals(MalformedError, ForbiddenNameError),
+    )
+    async def of_collection(
+        self,
+        db: Db,
+        collection: Collection,
+        job_lists: NamedDependency[JobLists],
+        in_state: InState = None,
+        route: OfRoute = None,
+        label: WithLabel = None,
+        id_prefix: WithPrefix = None,
+        due_from: DueFrom = None,
+        due_to: DueTo = None,
+        created_by: CreatedBy = None,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> JobsPage:
+        """List the jobs of a collection, as those of a db are listed."""
+        wanted = JobFilter(
+            db=db,
+            collection=collection,
+            state=in_state,
+            route=route,
+            label=label,
+            id_prefix=id_prefix,
+            due_from=due_from,
+            due_to=due_to,
+            created_by=created_by,
+        )
+        return await job_lists.page(wanted, limit, cursor)
 
     @get(
         "/{job_id:str}",

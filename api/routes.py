@@ -153,13 +153,15 @@ class Routes:
         """
         await self._store.check(db, route_id)
         if not force:
-            waiting_jobs = JobFilter(db=db, route=route_id)
             async with temporal_timeout(self._settings.request_timeout):
-                query = open_jobs_query(waiting_jobs, datetime.now(UTC))
-                waiting = (await self._client.count_workflows(query)).count
+                waiting = (await self._client.count_workflows(_waiting_query(db, route_id))).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
         await self._store.remove(db, route_id)
+
+
+def _waiting_query(db: str, route_id: str) -> str:
+    return open_jobs_query(JobFilter(db=db, route=route_id), datetime.now(UTC))
 
 
 def _list(stored: StoredRoute, success: Success) -> RouteListed:

@@ -12,6 +12,7 @@ from timemachine.domain.due_order import END, DuePosition, Found, next_due_first
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.temporal.visibility import (
+    RUNNING,
     ended_jobs_query,
     ended_state,
     job_query,
@@ -178,38 +179,45 @@ async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCou
     Raises:
         RPCError: Temporal does not answer.
     """
-    open_states = [state for state in ListedState if state.is_open and wanted.state in (None, state)]
-    ended, waiting, soon = await asyncio.gather(
-        _count_ended(client, wanted),
-        asyncio.gather(*(_count(client, replace(wanted, state=state), now) for state in open_states)),
-        asyncio.gather(*(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN)),
+    by_status, held, due, *soon = await asyncio.gather(
+        _count_by_status(client, wanted),
+        _count(client, wanted, ListedState.HELD, now),
+        _count(client, wanted, ListedState.DUE, now),
+        *(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN),
     )
-    counted = dict(zip(open_states, waiting, strict=True)) | ended
+    states = _by_state(by_status, held=held, due=due)
     return JobCounts(
-        states={state: counted.get(state, 0) if wanted.state in (None, state) else 0 for state in ListedState},
+        states={state: count if wanted.state in (None, state) else 0 for state, count in states.items()},
         due_within=dict(zip(DUE_WITHIN, soon, strict=True)),
     )
 
 
-async def _count(client: Client, wanted: JobFilter, now: datetime) -> int:
-    return (await client.count_workflows(job_query(wanted, now))).count
-
-
-async def _count_ended(client: Client, wanted: JobFilter) -> dict[ListedState, int]:
-    if wanted.state and wanted.state.is_open:
-        return {}
-    counted = dict.fromkeys((state for state in ListedState if not state.is_open), 0)
-    for group in (await client.count_workflows(status_counts_query(wanted))).groups:
-        if (state := ended_state(str(group.group_values[0]))) is not None:
-            counted[state] += group.count
+def _by_state(by_status: dict[str, int], *, held: int, due: int) -> dict[ListedState, int]:
+    """Return how many jobs there are in each state. To count those that are neither held nor due would take as long."""
+    counted = dict.fromkeys(ListedState, 0)
+    counted[ListedState.HELD], counted[ListedState.DUE] = held, due
+    for status, count in by_status.items():
+        if (state := ended_state(status)) is not None:
+            counted[state] += count
+    # The counts are of different moments.
+    counted[ListedState.SCHEDULED] = max(0, by_status.get(RUNNING, 0) - held - due)
     return counted
+
+
+async def _count(client: Client, wanted: JobFilter, state: ListedState, now: datetime) -> int:
+    if wanted.state not in (None, state):
+        return 0
+    return (await client.count_workflows(job_query(replace(wanted, state=state), now))).count
+
+
+async def _count_by_status(client: Client, wanted: JobFilter) -> dict[str, int]:
+    groups = (await client.count_workflows(status_counts_query(wanted))).groups
+    return {str(group.group_values[0]): group.count for group in groups}
 
 
 async def _count_due_within(client: Client, wanted: JobFilter, within: timedelta, now: datetime) -> int:
     """Return how many of the jobs that are not due yet will be within a time."""
-    if wanted.state not in (None, ListedState.SCHEDULED):
-        return 0
     until = min(to_ms(now + within), wanted.due_to or END)
     if until <= (wanted.due_from or 0):
         return 0
-    return await _count(client, replace(wanted, state=ListedState.SCHEDULED, due_to=until), now)
+    return await _count(client, replace(wanted, due_to=until), ListedState.SCHEDULED, now)

@@ -41,7 +41,10 @@ _ENDED_AS = {
 }
 
 _IS_JOB = f"WorkflowType = '{stored_names.JOB}'"
-_IS_OPEN = "ExecutionStatus = 'Running'"
+RUNNING = "Running"
+"""Temporal's status of a job that has not ended."""
+
+_IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
 _IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
 
 
