@@ -67,8 +67,8 @@ def create_app(settings: Settings) -> Litestar:
 
     app = Litestar(
         route_handlers=[
-            JobController,
             JobListController,
+            JobController,
             RouteController,
             SecretController,
             AttemptController,

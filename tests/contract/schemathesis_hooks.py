@@ -26,7 +26,14 @@ def what_the_document_allows_is_understood(_: CheckContext, response: Response, 
 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
-    return _names_two_ids(case) or _asks_for_no_time(case) or "cursor" in (case.query or {})
+    query: Any = case.query or {}
+    return _names_two_ids(case) or _asks_for_no_time(case) or "cursor" in query or _filters_nothing(query)
+
+
+def _filters_nothing(query: Any) -> bool:
+    """Whether a filter contradicts itself, has a prefix without a collection, or a label that no schema can describe."""
+    is_empty = "due_from" in query and "due_to" in query and int(query["due_from"]) >= int(query["due_to"])
+    return is_empty or "label" in query or ("id_prefix" in query and "collection" not in query)
 
 
 def _asks_for_no_time(case: Case[Any]) -> bool:

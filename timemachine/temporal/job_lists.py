@@ -179,11 +179,10 @@ async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCou
     Raises:
         RPCError: Temporal does not answer.
     """
-    by_status, held, due, *soon = await asyncio.gather(
+    by_status, (held, due), soon = await asyncio.gather(
         _count_by_status(client, wanted),
-        _count(client, wanted, ListedState.HELD, now),
-        _count(client, wanted, ListedState.DUE, now),
-        *(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN),
+        asyncio.gather(*(_count(client, wanted, state, now) for state in (ListedState.HELD, ListedState.DUE))),
+        asyncio.gather(*(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN)),
     )
     states = _by_state(by_status, held=held, due=due)
     return JobCounts(
