@@ -19,7 +19,7 @@ from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
-from api.job_lists import JobListController, JobLists
+from api.job_lists import CountController, JobListController, JobLists
 from api.jobs import JobController, Jobs
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
 from api.redelivery import Redeliveries, RedeliveryController
@@ -73,6 +73,7 @@ def create_app(settings: Settings) -> Litestar:
             SecretController,
             AttemptController,
             FailedController,
+            CountController,
             RedeliveryController,
             HealthController,
         ],

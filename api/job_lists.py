@@ -125,7 +125,7 @@ def _show_counts(counts: JobCounts, now: datetime) -> CountsOut:
 
 
 class JobListController(Controller):
-    """Lists and counts of jobs."""
+    """The list of the jobs of a db; that of a collection stands with the other handlers of its path."""
 
     tags = ("Jobs",)
 
@@ -157,6 +157,12 @@ class JobListController(Controller):
             db=db, state=in_state, route=route, label=label, due_from=due_from, due_to=due_to, created_by=created_by
         )
         return await job_lists.page(wanted, limit, cursor)
+
+
+class CountController(Controller):
+    """Counts of jobs."""
+
+    tags = ("Jobs",)
 
     @get(
         "/count/{db:str}",

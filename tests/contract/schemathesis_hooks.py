@@ -31,7 +31,7 @@ def _is_wrong_in_itself(case: Case[Any]) -> bool:
 
 
 def _filters_nothing(query: Any) -> bool:
-    """Whether a filter contradicts itself, has a prefix without a collection, or a label that no schema can describe."""
+    """Whether a filter contradicts itself, has a prefix without a collection, or a label that may not be one."""
     is_empty = "due_from" in query and "due_to" in query and int(query["due_from"]) >= int(query["due_to"])
     return is_empty or "label" in query or ("id_prefix" in query and "collection" not in query)
 

@@ -22,7 +22,7 @@ _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 
 # Where the first windows end, from now on.
-_WINDOW_ENDS = (-_DAY, 0, 5 * _MINUTE, _HOUR, _DAY)
+_WINDOW_ENDS = (5 * _MINUTE, _HOUR, _DAY)
 
 _WIDEN = 12
 """By how much a window is widened at most after an empty one."""
@@ -87,10 +87,11 @@ class _Step:
         self._at = at
         self._until = until
         self._wanted = wanted
-        self._size = 2 * limit
         self._aim = (3 * limit + 1) // 2
         self._now = now
         self._looks_at_all = is_first and not at.width
+        # All that is left is of use only where it is no more than a page.
+        self._size = limit + 1 if self._looks_at_all else 2 * limit
         self._end = self._window_end()
 
     def _window_end(self) -> int:
