@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timemachine.domain.due_order import END, LOOKS, DuePosition, Found, next_due_first
+from timemachine.domain.due_order import BEGINNING, END, LOOKS, DuePosition, Found, next_due_first
 from timemachine.domain.job_filter import ListedJob, ListedState
 
 NOW = 1_800_000_000_000
@@ -55,7 +55,7 @@ class Store:
         return len(self._within(since, until))
 
 
-async def pages(store: Store, limit: int, *, since: int = 0, until: int = END) -> list[list[ListedJob]]:
+async def pages(store: Store, limit: int, *, since: int = BEGINNING, until: int = END) -> list[list[ListedJob]]:
     """Read to the end, and check what every page must keep to."""
     position: DuePosition | None = DuePosition(since)
     read = []
@@ -81,10 +81,10 @@ def check_whole(store: Store, read: list[list[ListedJob]]) -> None:
 
 
 ANY_TIME = st.one_of(
-    st.integers(0, NOW + 36_500 * DAY),
+    st.integers(BEGINNING, NOW + 36_500 * DAY),
     st.integers(NOW - DAY, NOW + DAY),
     st.integers(NOW + 1000, NOW + 1003),
-    st.sampled_from([0, NOW, NOW + 5 * MINUTE, NOW + 5 * MINUTE - 1, NOW + 36_500 * DAY]),
+    st.sampled_from([BEGINNING, NOW, NOW + 5 * MINUTE, NOW + 5 * MINUTE - 1, NOW + 36_500 * DAY]),
 )
 
 
@@ -132,7 +132,7 @@ SPREADS = {
 @pytest.mark.parametrize("spread", SPREADS)
 async def test_a_page_takes_few_looks_however_jobs_are_spread(spread: str) -> None:
     store = Store(SPREADS[spread])
-    position: DuePosition | None = DuePosition(0)
+    position: DuePosition | None = DuePosition(BEGINNING)
     asked, sizes = [], []
     for _ in range(20):
         store.looks = store.counts = 0
@@ -166,7 +166,7 @@ async def test_what_is_there_throughout_is_listed_once_whatever_comes_and_goes(
 ) -> None:
     store = Store(due)
     ended = set()
-    position: DuePosition | None = DuePosition(0)
+    position: DuePosition | None = DuePosition(BEGINNING)
     listed: list[ListedJob] = []
     while position:
         page, position = await next_due_first(store, position, END, limit=limit, now=NOW)

@@ -11,6 +11,9 @@ import msgspec
 
 from timemachine.domain.job_filter import ListedJob
 
+BEGINNING = 1_000_000_000_000
+"""No job is due before, since none is created that is due in the past. Milliseconds since the epoch."""
+
 END = 253_402_300_800_000
 """The end of time as windows have it: the year 10000, in milliseconds since the epoch."""
 
@@ -22,7 +25,7 @@ _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 
 # Where the first windows end, from now on.
-_WINDOW_ENDS = (5 * _MINUTE, _HOUR, _DAY)
+_WINDOW_ENDS = (0, 5 * _MINUTE, _HOUR, _DAY)
 
 _WIDEN = 12
 """By how much a window is widened at most after an empty one."""
@@ -51,7 +54,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     since: int
     """What is due before has been listed. Milliseconds since the epoch."""
     width: int = 0
-    """Milliseconds of the window to ask for next; 0 for all that is left, and then for what is due soon."""
+    """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
     next_width: int = 0
     """Milliseconds of the window after that, where it is known already."""
     token: bytes | None = None
@@ -89,8 +92,9 @@ class _Step:
         self._wanted = wanted
         self._aim = (3 * limit + 1) // 2
         self._now = now
-        self._looks_at_all = is_first and not at.width
-        # All that is left is of use only where it is no more than a page.
+        # Without a window the store has its jobs in order. It would have to sort all that are due from a time on.
+        self._looks_at_all = is_first and not at.width and (at.since, until) == (BEGINNING, END)
+        # All jobs are of use only where they are no more than a page.
         self._size = limit + 1 if self._looks_at_all else 2 * limit
         self._end = self._window_end()
 
@@ -154,8 +158,10 @@ class _Step:
         return max(1, (self._end - since) * self._aim // max(count, 1))
 
     def _wider(self, count: int) -> int:
-        """Return how wide the next window is after one that was not enough."""
-        widened = self._at.width * _WIDEN
+        """Return how wide the next window is after one that was not enough; 0 where nothing tells."""
+        if not self._at.width and (self._at.since < self._now or not count):
+            return 0
+        widened = (self._end - self._at.since) * _WIDEN
         return min(self._width_of(self._at.since, count), widened) if count else widened
 
     def _from(self, since: int, width: int) -> DuePosition | None:

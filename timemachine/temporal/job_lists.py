@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 from temporalio.client import Client, WorkflowExecution
 
-from timemachine.domain.due_order import END, DuePosition, Found, next_due_first
+from timemachine.domain.due_order import BEGINNING, END, DuePosition, Found, next_due_first
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.temporal.visibility import (
@@ -21,9 +21,6 @@ from timemachine.temporal.visibility import (
     open_jobs_query,
     status_counts_query,
 )
-
-EARLIEST = 1_000_000_000_000
-"""No job is due before, since none is created that is due in the past. Milliseconds since the epoch."""
 
 MAX_PAGE = 1000
 """Runs that one query returns at most, as Temporal's own limit is."""
@@ -101,7 +98,7 @@ async def list_jobs(
 def _beginning(wanted: JobFilter, now: datetime) -> ListPosition:
     if wanted.state and not wanted.state.is_open:
         return ListPosition(to_ms(now), None)
-    since = to_ms(now) + 1 if wanted.state is ListedState.SCHEDULED else EARLIEST
+    since = to_ms(now) + 1 if wanted.state is ListedState.SCHEDULED else BEGINNING
     return ListPosition(to_ms(now), DuePosition(max(since, wanted.due_from or 0)))
 
 
@@ -130,7 +127,7 @@ class _WaitingJobs:
     def _within(self, since: int, until: int) -> JobFilter:
         """Return the filter within a window. All of time is no window, which spares the store a comparison."""
         return replace(
-            self._wanted, due_from=None if since == EARLIEST else since, due_to=None if until == END else until
+            self._wanted, due_from=None if since == BEGINNING else since, due_to=None if until == END else until
         )
 
 
