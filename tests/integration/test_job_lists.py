@@ -1,5 +1,6 @@
 """Lists and counts of jobs, and the list of routes."""
 
+import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from temporalio.client import Client
 from temporalio.common import SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 
+from api import job_lists
+from api.job_lists import JobLists
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from tests.support.waiting import eventually
@@ -20,6 +23,7 @@ from timemachine.temporal.job_lists import list_jobs
 from timemachine.temporal.job_runs import start_job
 from timemachine.temporal.search_attributes import ROUTE as ROUTE_KEY
 from timemachine.temporal.search_attributes import TRIGGER_TIME
+from timemachine.vault import Vault
 
 Alone = tuple[Service, Settings]
 MALFORMED = (400, "E001")
@@ -370,3 +374,23 @@ async def test_a_list_knows_who_created_a_job(alone: Alone, client: Client) -> N
     (found,) = await read_all(service, created_by="key1", state=ListedState.SCHEDULED.value)
 
     assert (found["id"], found["created_by"]) == ("j", "key1")
+
+
+async def test_counts_are_shared_by_those_who_ask_at_once_and_kept_for_some_filters_only(
+    client: Client, settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting: Any = Counting(client)
+    lists = JobLists(counting, Vault(settings), settings)
+
+    counts = await asyncio.gather(*(lists.counts(JobFilter(db=db)) for _ in range(20)))
+
+    assert len({id(each) for each in counts}) == 1
+    assert counting.asked == 6
+    monkeypatch.setattr(job_lists, "MAX_COUNTS_KEPT", 5)
+    for number in range(20):
+        await lists.counts(JobFilter(db=db, label=str(number), state=ListedState.DELIVERED))
+    assert len(lists._counted) <= 5
+    monkeypatch.setattr(job_lists, "COUNTS_KEPT", 0.0)
+    counting.asked = 0
+    await lists.counts(JobFilter(db=db))
+    assert counting.asked == 6
