@@ -10,8 +10,8 @@ RUN := $(VENV)/bin/python -m
 # them, and the long ones come first.
 BESIDE_EACH_OTHER := -n 3 --dist loadfile --no-loadscope-reorder
 
-# Else Python does not find what it is run in.
-unexport PYTHONSAFEPATH
+# Else Python does not find what it is run in, or finds another's packages before those of the virtual environment.
+unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo temporal check lint unit test soak bench format clean

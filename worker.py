@@ -32,7 +32,7 @@ from timemachine.process import exit_process, raise_file_limit
 from timemachine.process import run as run_program
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
-from timemachine.temporal.client import connect, on_one_thread
+from timemachine.temporal.client import check_namespace, connect, on_one_thread
 from timemachine.vault import Vault
 from timemachine.webhooks.client import WebhookClient
 from workflows.job import JobWorkflow
@@ -133,8 +133,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
     Raises:
         SettingsError: The settings are wrong.
-        RuntimeError: Temporal does not answer at the start, or refuses the worker for good. Attempts in flight have
-            finished then, too.
+        SetupError, UnavailableError: Temporal does not have the namespace, or does not answer at the start.
+        RuntimeError: Temporal refuses the worker for good. Attempts in flight have finished then, too.
     """
     async with (
         open_pool(settings) as pool,
@@ -147,6 +147,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     ):
         Vault(settings)  # keys that cannot be read are told before Temporal is asked for
         client = await connect(metrics_address=settings.metrics_address)
+        await check_namespace(client)
         in_progress = InProgress(settings.max_deliveries)
         bulk = bulk_activities(client, pool, settings)
         workers = [

@@ -14,6 +14,10 @@ PATIENCE = 2.0
 FIRST_ESTIMATE = 3.0
 """Seconds that an attempt is taken to last on a route of which none has ended yet."""
 
+LONGEST_STEP = 0.5
+"""Seconds by which each attempt that is sent away comes back after the one before, at most: so that a limit that is
+raised, or a receiver that recovers, counts soon for those that wait already. Some ask in vain for that."""
+
 LIMITS_KEPT = 10_000
 """Routes whose own limit is remembered while they are idle."""
 
@@ -72,9 +76,17 @@ class _RouteUse:
                 self.running[slot] = time.monotonic()
                 slot.set_result(None)
 
+    def set_limit(self, limit: int) -> None:
+        """Set another limit. What was reserved under a lower one does not put those off that come from now on."""
+        if limit > self.limit:
+            self.reserved_until = 0.0
+        self.limit = limit
+        self.admit()
+
     def reserve_retry(self, now: float) -> float:
         """Return the seconds until a slot is likely free for one more that is sent away; each gets a later one."""
-        self.reserved_until = max(self.reserved_until, now) + self._duration(now) / self.limit
+        step = self._duration(now) / self.limit
+        self.reserved_until = max(self.reserved_until + min(step, LONGEST_STEP), now + step)
         return max(self.reserved_until - now, 1.0)
 
     def measure(self, duration: float) -> None:
@@ -143,8 +155,7 @@ class RouteSlots:
         if len(self._own_limits) > LIMITS_KEPT:
             del self._own_limits[next(iter(self._own_limits))]
         if route := self._in_use.get(route_key):
-            route.limit = self._limit(route_key)
-            route.admit()
+            route.set_limit(self._limit(route_key))
 
     def _limit(self, route_key: str) -> int:
         return self._own_limits.get(route_key, self._per_route)

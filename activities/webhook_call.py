@@ -31,7 +31,7 @@ from timemachine.domain.errors import (
 from timemachine.domain.outcomes import Deferred
 from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
-from timemachine.domain.signing import signatures
+from timemachine.domain.signing import repeats_secret, signatures
 from timemachine.postgres.attempt_log import Attempt
 from timemachine.postgres.delivery_ledger import AttemptReport, Begun
 from timemachine.postgres.route_store import RouteStore, Target
@@ -144,6 +144,8 @@ class WebhookCalls:
             log.exception("attempt broke off", extra={"job_id": delivery.job.id, "route": delivery.job.route_key})
             return RequestResult(kind=AttemptKind.PROTOCOL), INTERNAL_ERROR, b""
         body = without(response.body, target.headers.values())
+        if repeats_secret(body, target.secrets):  # a page for debugging may show what a receiver is set up with
+            body = b""
         if response.taken:
             return RequestResult(kind=AttemptKind.TAKEN, status=response.status), None, body
         refused = RequestResult(kind=AttemptKind.REFUSED, status=response.status, retry_after=response.retry_after)

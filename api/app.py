@@ -33,7 +33,7 @@ from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
-from timemachine.temporal.client import connect
+from timemachine.temporal.client import connect, connection_settings
 from timemachine.vault import Vault
 
 MAX_BODY_BYTES = MAX_META_BYTES + 16 * 1024
@@ -45,9 +45,10 @@ def create_app(settings: Settings) -> Litestar:
     It starts while they are away, too, and answers 503 until they come.
 
     Raises:
-        SettingsError: No keys, or not ones that can be read.
+        SettingsError: No keys, or not ones that can be read; or no way to connect to Temporal.
     """
     vault = Vault(settings)
+    connection_settings()  # what is wrong with them is told now, not by each request
 
     @asynccontextmanager
     async def clients(app: Litestar) -> AsyncIterator[None]:

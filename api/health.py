@@ -8,10 +8,9 @@ from temporalio.client import Client
 
 from api.errors import refusals
 from api.schemas import Ok
-from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
-from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.client import check_namespace, temporal_timeout
 
 
 class Readiness:
@@ -24,15 +23,13 @@ class Readiness:
         self._limit = settings.request_timeout
 
     async def check(self) -> None:
-        """Ask Temporal and Postgres whether they answer.
+        """Ask Temporal and Postgres whether they answer, and have what requests need.
 
         Raises:
             UnavailableError: One of them does not.
         """
         async with temporal_timeout(self._limit):
-            healthy, _ = await asyncio.gather(self._client.service_client.check_health(), ping(self._pool))
-        if not healthy:
-            raise UnavailableError("Temporal is not healthy")
+            await asyncio.gather(check_namespace(self._client), ping(self._pool))
 
 
 class HealthController(Controller):

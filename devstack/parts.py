@@ -174,7 +174,7 @@ async def run_to_end(program: Program, *, processes: RunningProcesses | None = N
 async def _noted_spawn(program: Program, processes: RunningProcesses | None) -> asyncio.subprocess.Process:
     process = await _spawn(program, processes.mark if processes else {})
     if processes:
-        processes.add(program.name, process.pid, program.stop_signal)
+        processes.add(program.name, process.pid, program.stop_signal, program.stop_limit)
     return process
 
 

@@ -57,9 +57,9 @@ async def embedded_postgres(
     await _init(folder, processes)
     _disown_stale_lock(folder / "postgres")
     server = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
-    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}"), processes=processes)
+    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}", port), processes=processes)
     async with running(part):
-        await _create_database(f"{server}/postgres{_ALONE}")
+        await _create_database(f"{server}/postgres{_ALONE}", port)
         yield Postgres(part, f"{server}/{DATABASE}{_ALONE}")
 
 
@@ -163,17 +163,18 @@ def as_unprivileged(folder: Path) -> tuple[str, ...]:
     return (setpriv, *identity, f"--inh-caps={keep}", f"--ambient-caps={keep}", "--")
 
 
-async def _accepts(dsn: str) -> bool:
+async def _accepts(dsn: str, port: int) -> bool:
     try:
-        connection = await asyncpg.connect(dsn, timeout=5)
+        # Without the port asyncpg reads PGPORT, though it stands in the DSN, and a list of ports there fits no host.
+        connection = await asyncpg.connect(dsn, port=port, timeout=5)
     except (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError):
         return False
     await connection.close()
     return True
 
 
-async def _create_database(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn, timeout=5)
+async def _create_database(dsn: str, port: int) -> None:
+    connection = await asyncpg.connect(dsn, port=port, timeout=5)
     try:
         if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
             await connection.execute(f"CREATE DATABASE {DATABASE}")

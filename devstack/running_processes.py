@@ -26,6 +26,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     created: float
     stop_signal: int
+    stop_limit: float = 75.0
+    """Seconds that it may take to stop; where an older version did not note them, as many as a worker may need."""
 
     def process(self) -> psutil.Process | None:
         """Return the process, if it still runs and is the one that was started."""
@@ -45,11 +47,17 @@ class RunningProcesses:
         self.mark = {_MARK: str(folder)}
         self._entries = self._read()
 
-    def add(self, name: str, pid: int, stop_signal: int) -> None:
-        """Remember a process that has just been started."""
+    def add(self, name: str, pid: int, stop_signal: int, stop_limit: float) -> None:
+        """Remember a process that has just been started.
+
+        Args:
+            stop_limit: Seconds that it may take to stop before it is killed.
+        """
         with suppress(psutil.NoSuchProcess):
             created = psutil.Process(pid).create_time()
-            self._entries.append(Entry(name=name, pid=pid, created=created, stop_signal=stop_signal))
+            self._entries.append(
+                Entry(name=name, pid=pid, created=created, stop_signal=stop_signal, stop_limit=stop_limit)
+            )
             self._write()
 
     def remove(self, pid: int) -> None:
@@ -57,19 +65,15 @@ class RunningProcesses:
         self._entries = [entry for entry in self._entries if entry.pid != pid]
         self._write()
 
-    async def stop_leftovers(self, limit: float = 20.0) -> list[str]:
-        """Stop what still runs of an earlier run, last started first, and return the names.
-
-        Args:
-            limit: Seconds that each may take to stop before it is killed.
-        """
+    async def stop_leftovers(self) -> list[str]:
+        """Stop what still runs of an earlier run, last started first, and return the names."""
         stopped = []
         for entry in reversed(self._entries):
             if process := entry.process():
                 stopped.append(entry.name)
-                await _stop(process, entry.stop_signal, limit)
+                await _stop(process, entry.stop_signal, entry.stop_limit)
         for process in list(self._marked()):
-            await _stop(process, signal.SIGKILL, limit)
+            await _stop(process, signal.SIGKILL, 0)
         self._entries = []
         self._write()
         return stopped

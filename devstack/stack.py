@@ -41,6 +41,10 @@ class Stack(msgspec.Struct, kw_only=True):
     parts: dict[str, Part] = {}
     """What was started here: `postgres`, `temporal`, `api`, `worker`. Each has its pid and can be restarted."""
 
+    def forget(self, prefix: str) -> None:
+        """Remove from the environment what begins so: what is meant for another server would not fit ours."""
+        self.env = {name: value for name, value in self.env.items() if not name.startswith(prefix)}
+
     async def first_end(self) -> str:
         """Wait until one of the parts ends by itself, and return which, and how."""
         waits = {asyncio.create_task(part.wait()): part for part in self.parts.values()}
@@ -119,6 +123,7 @@ async def _start_postgres(
         return
     say("starting Postgres")
     postgres = await opened.enter_async_context(embedded_postgres(stack.folder, processes=processes))
+    stack.forget("PG")
     stack.env["TIMEMACHINE_POSTGRES_DSN"] = postgres.dsn
     if not stack.env.get("TIMEMACHINE_SECRET_KEYS"):
         # Beside what it encrypts: without the one the other is worth nothing.
@@ -152,9 +157,7 @@ async def _start_temporal(
             processes=processes,
         )
     )
-    # A key, TLS or a profile that is meant for another server would not fit this one.
-    for name in [name for name in stack.env if name.startswith("TEMPORAL_")]:
-        del stack.env[name]
+    stack.forget("TEMPORAL_")
     stack.env |= {
         "TEMPORAL_ADDRESS": temporal.address,
         "TEMPORAL_NAMESPACE": NAMESPACE,

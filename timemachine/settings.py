@@ -32,8 +32,9 @@ BESIDE_THE_REQUEST = 15.0
 _AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Seconds = Annotated[float, Meta(gt=0)]
-Count = Annotated[int, Meta(ge=1)]
+# More can be neither added to a date nor waited for, whether they are seconds, hours or days.
+Duration = Annotated[float, Meta(gt=0, le=100_000)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 ProxyUrl = Annotated[str, Meta(pattern=r"^http://([^/?#@\s]+@)?([\w.-]+|\[[\da-fA-F:.]+\])(:[1-9]\d{0,4})?/?\Z")]
 
 
@@ -46,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http_port: Port = 8080
     """Port that the API listens on."""
 
-    http_keep_alive: Annotated[int, Meta(ge=1)] = 75
+    http_keep_alive: Count = 75
     """Seconds that the API keeps an idle connection open. Set it longer than the idle timeout of the load balancer in
     front (60 on most). Otherwise the balancer may reuse a connection that is just being closed, and answer 502."""
 
@@ -72,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     task_queue: Annotated[str, Meta(min_length=1)] = "timemachine"
     """Temporal task queue that the API starts jobs on and that the worker polls."""
 
-    request_timeout: Seconds = 4.0
+    request_timeout: Duration = 4.0
     """Seconds that the API waits for Temporal and PostgreSQL before it answers 503 (E015)."""
 
     max_requests_in_flight: Count = 128
@@ -113,13 +114,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Maximum number of attempts that one worker makes at a time for one route, so that a slow receiver cannot take
     every slot."""
 
-    disable_after_hours: Seconds = 120.0
+    disable_after_hours: Duration = 120.0
     """Hours of failures without a success after which a route is disabled."""
 
-    attempts_kept_days: Seconds = 30.0
+    attempts_kept_days: Duration = 30.0
     """Days that the log of attempts, and the ledger of decided jobs, are kept."""
 
-    bulk_per_second: Annotated[float, Meta(ge=1)] = 20.0
+    bulk_per_second: Annotated[float, Meta(ge=1, le=1_000_000)] = 20.0
     """Jobs per second that one worker starts in redeliveries of many and releases after a resume, all of them
     together."""
 
@@ -130,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_address: str | None = None
     """`address:port` where the worker serves metrics for Prometheus. Off by default."""
 
-    shutdown_grace: Seconds = 60.0
+    shutdown_grace: Duration = 60.0
     """Seconds that attempts in flight get to finish after SIGTERM; at least 45. The supervisor must wait longer than
     this before it kills the process."""
 

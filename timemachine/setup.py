@@ -28,7 +28,7 @@ async def prepare(settings: Settings) -> None:
     """Apply the migrations, register the search attributes and create the schedules that are missing.
 
     Raises:
-        TimemachineError, RPCError, RuntimeError: One of the two does not answer, or does not have it so.
+        TimemachineError, RPCError: One of the two does not answer, or does not have it so.
     """
     await apply(settings, Part.BEFORE)
     client = await connect()
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings.from_env(os.environ)
         asyncio.run(apply(settings, Part.AFTER) if after else prepare(settings))
-    except (TimemachineError, RPCError, RuntimeError) as error:
+    except (TimemachineError, RPCError) as error:
         log.error("cannot prepare", extra={"reason": str(error)})
         return 1
     return 0

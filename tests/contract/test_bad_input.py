@@ -8,30 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.contract.bodies import KIB, chunked, job, route, without
 from tests.contract.conftest import WAITING
 from tests.contract.server import JSON, Server, parse
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from tests.support.waiting import eventually
 
-KIB = 1024
 MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")
 TOO_LARGE, WRONG_TYPE, WRONG_METHOD, WRONG_PATH = (413, "E011"), (415, "E017"), (405, "E017"), (404, "E017")
 NO_JOB, NO_ROUTE, NO_REDELIVERY = (400, "E004"), (400, "E007"), (400, "E018")
-
-
-def job(job_id: str = "x", *, meta: bytes = b"1", **fields: Any) -> bytes:
-    """Return a job's body with `meta` spelled as given."""
-    known = {"id": job_id, "trigger_time": now_ms(3600), "route": ROUTE} | fields
-    return json.dumps(known).encode()[:-1] + b',"meta":' + meta + b"}"
-
-
-def without(body: bytes, field: str) -> bytes:
-    return json.dumps({name: value for name, value in json.loads(body).items() if name != field}).encode()
-
-
-def route(**fields: Any) -> bytes:
-    return json.dumps({"id": "r", "type": "REST", "webhook_url": "example.org"} | fields).encode()
 
 
 # Each endpoint that takes a body, its path below, and a body that it takes.
@@ -968,10 +954,6 @@ async def test_a_header_does_not_change_the_method(refusing: Service, server: Se
 
 def head(path: str, *lines: bytes) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode() + JSON + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
-
-
-def chunked(*pieces: bytes) -> bytes:
-    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
 
 
 @pytest.mark.parametrize(

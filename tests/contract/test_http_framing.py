@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import httpx
 import pytest
 
+from tests.contract.bodies import chunked, job, route
 from tests.contract.server import JSON, Server, parse
-from tests.contract.test_bad_input import chunked, job, route
 from tests.support.service import ROUTE, Service, refused
 
 MARKED = b"GET /job/d/c/second HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -5,35 +5,15 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 
-from devstack.parts import Part
 from devstack.stack import Stack
+from tests.support.kills import kill
+from tests.support.many_jobs import create_many
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, new_id
-
-
-def kill(*parts: Part) -> None:
-    """Kill parts with the processes that they have started, of which some end by themselves once their parent has."""
-    trees = [psutil.Process(part.pid) for part in parts]
-    for process in [process for tree in trees for process in (tree, *tree.children(recursive=True))]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-async def create_many(service: Service, count: int, due_in: float, **fields: Any) -> list[str]:
-    limit = asyncio.Semaphore(16)
-
-    async def create() -> str:
-        async with limit:
-            return await service.create(due_in, **fields)
-
-    return list(await asyncio.gather(*(create() for _ in range(count))))
 
 
 async def assert_each_arrives_once(receiver: Receiver, job_ids: Iterable[str], *, limit: float = 90) -> None:

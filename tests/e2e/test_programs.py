@@ -102,6 +102,52 @@ async def test_setup_says_how_a_namespace_that_is_missing_is_made(settings: Sett
     assert "temporal operator namespace create --namespace production" in log[-1]["reason"]
 
 
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"TEMPORAL_ADDRESS": "127.0.0.1:1"}, "Temporal does not answer at 127.0.0.1:1, without TLS: "),
+        ({"TEMPORAL_TLS": "true"}, ", with TLS: "),
+        ({"TEMPORAL_NAMESPACE": "production"}, "Temporal has no namespace production"),
+    ],
+    ids=str,
+)
+async def test_setup_and_worker_say_of_temporal_what_is_missing(
+    settings: Settings, temporal: Temporal, env: dict[str, str], reason: str
+) -> None:
+    assert settings.postgres_dsn
+    given = {"TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn, "TIMEMACHINE_SECRET_KEYS": new_key()}
+
+    for command in (SETUP, WORKER):
+        status, log = await run(command, **given | {"TEMPORAL_ADDRESS": temporal.address} | env)
+
+        assert status == 1
+        assert reason in log[-1]["reason"]
+
+
+@pytest.mark.parametrize("command", [API, WORKER, SETUP], ids=" ".join)
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"TEMPORAL_ADDRESS": "temporal.example.org"}, "the address must be host:port, not `temporal.example.org`"),
+        ({"TEMPORAL_ADDRESS": "a b:1"}, "the address must be host:port, not `a b:1`"),
+        ({"TEMPORAL_PROFILE": "nobody"}, "Profile 'nobody' not found"),
+        ({"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere/cert"}, "No such file or directory: '/nowhere/cert'"),
+        ({"TEMPORAL_TLS_CLIENT_CERT_DATA": "abc"}, "a client certificate and its private key need each other"),
+    ],
+    ids=["no port", "no host", "no profile", "no file", "no key"],
+)
+async def test_a_way_to_temporal_that_cannot_be_is_named(
+    settings: Settings, command: list[str], env: dict[str, str], reason: str
+) -> None:
+    assert settings.postgres_dsn
+
+    status, log = await run(command, **NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn} | env)
+
+    assert status == 1
+    assert log[-1]["reason"].startswith("TEMPORAL_* variables or Temporal's profile file: ")
+    assert reason in log[-1]["reason"]
+
+
 async def test_setup_has_a_second_part(settings: Settings) -> None:
     assert settings.postgres_dsn
 

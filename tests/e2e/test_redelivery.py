@@ -7,7 +7,8 @@ import pytest
 from temporalio.client import Client
 
 from devstack.stack import Stack
-from tests.e2e.test_kill import create_many, kill
+from tests.support.kills import kill
+from tests.support.many_jobs import create_many
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
 from tests.support.waiting import eventually

@@ -345,6 +345,37 @@ async def test_names_that_nobody_answers_for_hold_up_no_other(names: DnsServer) 
             task.cancel()
 
 
+async def test_a_slow_name_is_found_where_others_are_answered_fast(names: DnsServer) -> None:
+    names.says(NAME, [PUBLIC])
+    names.says("slow.test", [PUBLIC])
+    names.delays = {"slow.test": 2.0}
+    async with resolving(names) as resolve:
+        for _ in range(20):
+            await resolve(NAME)
+        assert await resolve("slow.test") == [PUBLIC]
+
+
+async def test_a_malformed_answer_costs_no_other_name_its_own(names: DnsServer) -> None:
+    names.says(NAME, [PUBLIC])
+    names.delays = {NAME: 0.2}
+    names.malformed_about = "malformed.test"
+    async with resolving(names) as resolve:
+        others = [asyncio.create_task(resolve(f"{number}.malformed.test")) for number in range(5)]
+        assert await resolve(NAME) == [PUBLIC]
+        assert names.looked_up(NAME) > 1
+        for task in others:
+            task.cancel()
+
+
+async def test_an_answer_that_is_too_long_to_be_had_is_a_failed_look_up(names: DnsServer) -> None:
+    """And no fault of ours, or a job for such a name would be put off for ever."""
+    names.says("long.test", [PUBLIC])
+    names.truncated = "long.test"
+    async with resolving(names) as resolve:
+        with pytest.raises(OSError, match=r"."):
+            await resolve("long.test")
+
+
 @pytest.mark.parametrize("name", ["unknown.test", "a..test", "a" * 64 + ".test", "xn--.test", "-.test"])
 async def test_a_name_that_the_system_does_not_find(names: DnsServer, name: str) -> None:
     async with resolving(names) as resolve:
@@ -432,8 +463,9 @@ async def test_a_look_up_that_answers_no_address_reaches_nothing(names: DnsServe
 
 async def test_a_name_server_that_does_not_answer(webhooks: WebhookClient, names: DnsServer) -> None:
     names.silent = True
+    error = await failure(webhooks, f"http://{NAME}/")
 
-    assert (await failure(webhooks, f"http://{NAME}/")).kind is AttemptKind.TIMEOUT
+    assert (str(error), error.kind) == (f"no answer from a name server within {TIMEOUT:g} s", AttemptKind.TIMEOUT)
 
 
 async def test_a_closed_port(webhooks: WebhookClient, names: DnsServer) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -13,38 +11,16 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
 from activities import bulk, redelivery, release
-from api.app import create_app
 from devstack.temporal import Temporal
-from tests.conftest import serving, working
-from tests.integration.test_redelivery import fail, refuse
-from tests.integration.test_release import held_count, hold
+from tests.support.failed_jobs import fail, refuse
+from tests.support.holds import held_count, hold
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
+from tests.support.service_of_its_own import a_service
 from tests.support.waiting import eventually
 from timemachine.domain.releases import ReleaseHeld
-from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
-from timemachine.webhooks.client import WebhookClient
 from worker import BULK_SLOTS
-
-
-@asynccontextmanager
-async def a_service(
-    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
-) -> AsyncIterator[Service]:
-    """An API with a worker of its own, on task queues that nobody else serves."""
-    with pytest.MonkeyPatch.context() as env:
-        env.setenv("TEMPORAL_ADDRESS", temporal.address)
-        async with AsyncExitStack() as opened:
-            api = await opened.enter_async_context(serving(create_app(settings)))
-            pool = await opened.enter_async_context(open_pool(settings))
-            webhooks = await opened.enter_async_context(
-                WebhookClient(timeout=5, max_connections=20, address_guard=settings.address_guard)
-            )
-            await opened.enter_async_context(working(client, pool, webhooks, settings))
-            service = Service(api, db)
-            await service.add_route(receiver.url)
-            yield service
 
 
 @pytest.fixture

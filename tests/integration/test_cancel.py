@@ -10,11 +10,10 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from tests.integration.test_at_once import events, wait_for_event, workflow_of
+from tests.support.job_histories import events, wait_for_event, wait_for_status, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, refused
-from tests.support.waiting import eventually
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
@@ -22,10 +21,6 @@ from timemachine.webhooks.client import WebhookClient
 from worker import create_worker
 
 MAY_BE_TAKEN = "the receiver may have taken it"
-
-
-async def wait_for_status(client: Client, service: Service, job_id: str, status: WorkflowExecutionStatus) -> None:
-    await eventually(workflow_of(client, service, job_id).describe, lambda run: run.status is status)
 
 
 async def test_without_a_worker_a_job_is_cancelled_and_never_fires(

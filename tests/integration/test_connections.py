@@ -471,6 +471,29 @@ async def test_what_is_no_answer_is_not_repeated(echo: bytes) -> None:
         assert "hidden" not in str(await failure(client, url))
 
 
+@pytest.mark.parametrize("wish", [b"retry-after: \xc3\xa9", b"Retry-After: \xff 30"])
+async def test_a_wish_that_is_no_text_takes_nothing_back(wish: bytes) -> None:
+    async with reached(Wire(TAKEN.replace(b"\r\n", b"\r\n" + wish + b"\r\n", 1))) as (client, url):
+        assert (await post(client, url)).taken
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Retry-After: 1\r\nretry-after: 3600\r\n",
+        b"RETRY-AFTER:3600\r\nRetry-After: 1\r\n",
+        b"retry-after: 3600\r\nx y: z\r\n",
+        b"content-length:\r\nretry-after: 3600\r\n",
+        b"a: b\r\n" * (MAX_HEAD_LINES + 1) + b"retry-after: 3600\r\n",
+        b"retry-after:\r\n 3600\r\n",
+        b"retry-after : 3600\r\n",
+    ],
+)
+async def test_the_longest_wish_of_an_answer_counts_whatever_else_its_head_says(lines: bytes) -> None:
+    async with reached(Wire(BUSY.replace(b"\r\n", b"\r\n" + lines, 1))) as (client, url):
+        assert (await client.post(url, b"", {}, timeout=0.5)).retry_after == "3600"
+
+
 @pytest.mark.parametrize(("asked", "kept"), [(b"30", "30"), (b" 7 ", "7"), (b"Bearer hidden", None), (b"", None)])
 async def test_a_retry_after_is_kept_without_any_other_text(asked: bytes, kept: str | None) -> None:
     async with reached(Wire(BUSY.replace(b"\r\n", b"\r\nRetry-After: " + asked + b"\r\n", 1))) as (client, url):
@@ -612,6 +635,56 @@ async def test_a_forwarding_proxy_that_wants_a_password_is_named() -> None:
         error = await failure(client, "http://127.0.0.1:1/")
 
     assert (str(error), error.kind) == ("the egress proxy refused: 407", AttemptKind.CONNECT)
+
+
+FORWARDING = {
+    "hangs up": (b"", "the connection to the egress proxy broke before the answer"),
+    "hangs up within the head": (b"HTTP/1.1 200 -\r\n", "the connection to the egress proxy broke before the answer"),
+    "garbage": (b"nonsense\r\n\r\n", "no HTTP answer from the egress proxy: it does not begin with"),
+    "too long a head": (
+        b"HTTP/1.1 200 -\r\nx: " + b"y" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        "no HTTP answer from the egress proxy: its head is too long",
+    ),
+}
+
+
+@pytest.mark.parametrize(("answer", "message"), FORWARDING.values(), ids=FORWARDING)
+async def test_a_forwarding_proxy_that_fails_is_named(answer: bytes, message: str) -> None:
+    async with scripted(at_connect(answer)) as proxy, make_client(proxy) as client:
+        error = await failure(client, "http://127.0.0.1:1/")
+
+    assert str(error).startswith(message)
+    assert error.kind is AttemptKind.PROTOCOL
+
+
+async def test_a_forwarding_proxy_without_an_answer_is_named() -> None:
+    async with scripted(silence) as proxy, make_client(proxy, timeout=0.5) as client:
+        error = await failure(client, "http://127.0.0.1:1/")
+
+    assert (str(error), error.kind) == ("no answer through the egress proxy within 0.5 s", AttemptKind.TIMEOUT)
+
+
+@pytest.mark.parametrize("echo", ["hid%20den", "HID DEN", "user:hid den", "dXNlcjpoaWQgZGVu", "hid den in it"])
+async def test_a_proxy_that_repeats_its_password_is_not_quoted(echo: str) -> None:
+    async with (
+        scripted(at_connect(f"HTTP/1.1 407 No {echo}\r\n\r\n".encode())) as proxy,
+        make_client(proxy.replace("//", "//user:hid%20den@")) as client,
+    ):
+        assert str(await failure(client, "https://127.0.0.1:1/")) == "the egress proxy refused: 407"
+
+
+@pytest.mark.parametrize("host", ["[::1]:1", "[0:0::0:1]:1"])
+async def test_a_tunnel_to_an_ipv6_address_is_asked_for_in_brackets(host: str) -> None:
+    heads = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 502 Bad\r\n\r\n")
+
+    async with scripted(script) as proxy, make_client(proxy) as client:
+        assert str(await failure(client, f"https://{host}/")) == "the egress proxy refused: 502 Bad"
+
+    assert heads == [b"CONNECT [::1]:1 HTTP/1.1\r\nHost: [::1]:1\r\n\r\n"]
 
 
 async def test_a_receiver_that_answers_407_is_a_receiver() -> None:

@@ -9,7 +9,7 @@ import pytest
 from temporalio.client import Client, WorkflowExecutionDescription
 
 from api.jobs import Jobs
-from tests.integration.test_holds import wait_until_held
+from tests.support.holds import wait_until_held
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, refused
 

@@ -10,7 +10,7 @@ import random
 import httpx
 from temporalio.client import Client
 
-from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.receiver import Receiver
 from tests.support.service import Service
 

@@ -2,38 +2,16 @@
 
 import logging
 from datetime import timedelta
-from typing import Any
 
-import httpx
 import pytest
 from temporalio.client import Client
 
+from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import AttemptReport
-
-
-async def pause(service: Service, reason: str = "maintenance") -> None:
-    answer = await service.api.post(f"/route/{service.db}/{ROUTE}/pause", json={"reason": reason})
-    assert answer.json() == {"status": "ok"}, answer.text
-
-
-async def resume(service: Service, spread: float = 0) -> httpx.Response:
-    answer = await service.api.post(f"/route/{service.db}/{ROUTE}/resume", json={"spread": spread})
-    assert answer.json() == {"status": "ok"}, answer.text
-    return answer
-
-
-async def wait_until_held(service: Service, job_id: str) -> Any:
-    return await eventually(lambda: service.find(job_id), lambda job: "held" in job)
-
-
-async def wait_until_listed(client: Client, service: Service, count: int) -> None:
-    """Wait for Temporal's visibility, which lags behind, to know the held jobs."""
-    query = f"TimemachineRoute = '{service.db}/{ROUTE}' AND TimemachineHeld = true"
-    await eventually(lambda: client.count_workflows(query), lambda found: found.count >= count)
 
 
 async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(

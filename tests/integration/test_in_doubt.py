@@ -12,8 +12,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from activities.attempt import Attempts
 from activities.deliver import TASK_PATIENCE
-from tests.integration.test_at_once import wait_for_event, workflow_of
-from tests.integration.test_holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.job_histories import wait_for_event, workflow_of
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -11,6 +12,7 @@ from tests.support.waiting import eventually
 from timemachine.domain.errors import NoSlotError, UnavailableError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres import route_store
+from timemachine.postgres.delivery_ledger import AttemptReport, DeliveryLedger
 from timemachine.postgres.pool import connection, open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -152,6 +154,25 @@ async def test_sessions_that_are_ended_during_the_attempt_do_not_replace_its_out
             await store.find(db, "other")
         await admin.execute("DELETE FROM in_flight WHERE db = $1", db)
     await admin.close()
+
+
+async def test_a_slot_that_could_not_be_released_counts_until_the_end_of_its_attempt_is_written(
+    store: RouteStore, pool: asyncpg.Pool, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise UnavailableError("away")
+
+    ledger, claims = DeliveryLedger(pool, store, attempt_time=15), [uuid4() for _ in range(LIMIT)]
+    with monkeypatch.context() as away:
+        away.setattr(store, "_release_slot", fail)
+        for claim in claims:
+            await ledger.begin(str(claim), db, ROUTE, claim)
+            assert await ask(store, db, str(claim)) == "held"
+    assert await ask(store, db, "run") == "sent away"
+
+    await ledger.end(str(claims[0]), claims[0], AttemptReport(counts=False))
+
+    assert await ask(store, db, "run") == "held"
 
 
 async def test_a_cancel_request_does_not_skip_the_clean_up(

@@ -9,10 +9,9 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 
 from api.job_status import JobStatus, read_job_status
-from tests.integration.test_at_once import wait_for_event
-from tests.integration.test_cancel import wait_for_status
+from tests.support.job_histories import wait_for_event, wait_for_status
 from tests.support.receiver import Received, Receiver, response, take
-from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.temporal.client import temporal_timeout
@@ -180,6 +179,19 @@ async def test_put_moves_a_job_to_another_route(service: Service, receiver: Rece
 
     (received,) = await receiver.wait_for(job_id)
     assert received.path == "/hook/other"
+
+
+async def test_many_puts_at_once_are_all_taken(service: Service) -> None:
+    """As from many clients that each know of something new. Temporal takes ten at a time."""
+    job_id = await service.create(3600)
+
+    async def put(number: int) -> httpx.Response:
+        return await repeated(lambda: service.change(job_id, 3600, meta=number))
+
+    answers = await asyncio.gather(*(put(number) for number in range(40)))
+
+    assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+    assert (await service.find(job_id))["meta"] in range(40)
 
 
 async def test_put_with_the_id_of_another_job_is_refused(service: Service) -> None:

@@ -12,7 +12,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.integration.test_cancel import MAY_BE_TAKEN, wait_for_status
+from tests.integration.test_cancel import MAY_BE_TAKEN
+from tests.support.job_histories import wait_for_status
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, refused
 from tests.support.waiting import eventually

@@ -12,9 +12,9 @@ from temporalio.client import Client
 
 from devstack.ports import LOOPBACK, free_port
 from devstack.temporal import Temporal
-from tests.integration.test_bulk import a_service
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import Service
+from tests.support.service_of_its_own import a_service
 from tests.support.waiting import eventually
 from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings

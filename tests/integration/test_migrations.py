@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from devstack.postgres import Postgres
+from tests.support.waiting import eventually
 from timemachine.domain.errors import MigrationError, SettingsError, UnavailableError
 from timemachine.postgres.migrate import Migration, Part, migrate, shipped_migrations
 from timemachine.postgres.pool import open_pool
@@ -169,6 +170,36 @@ async def test_a_table_that_is_held_for_too_long_is_told(empty: Settings, monkey
         await reader.execute("SELECT * FROM first")
         with pytest.raises(MigrationError, match=r"0002_change\.sql .* need a lock that others hold"):
             await migrate(empty, [FIRST, change])
+
+
+@pytest.mark.parametrize(
+    "whose", ["query LIKE 'SELECT pg_sleep%'", "query LIKE 'SET LOCAL%'"], ids=["its own", "its guard"]
+)
+async def test_a_session_that_is_ended_meanwhile_is_told(empty: Settings, whose: str) -> None:
+    """As by a fail-over. What was not applied is applied by the next run."""
+    slow = Migration("0002_slow.sql", "SELECT pg_sleep(2)")
+    await migrate(empty, [FIRST])
+    migrating = asyncio.create_task(migrate(empty, [FIRST, slow]))
+    async with connected(empty) as admin:
+        await eventually(
+            lambda: admin.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE query = $1 AND state = 'active'", slow.sql
+            ),
+            lambda running: running == 1,
+        )
+        await admin.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {whose} AND datname = current_database()"  # noqa: S608 - constants
+        )
+
+    with pytest.raises((UnavailableError, MigrationError)):
+        await migrating
+    assert set(await migrate(empty, [FIRST, slow])) <= {slow.name}
+
+
+async def test_a_server_that_is_not_the_wanted_one_is_told(empty: Settings) -> None:
+    dsn = (empty.postgres_dsn or "").split("?")[0]
+    with pytest.raises(UnavailableError, match="standby"):
+        await migrate(replace(empty, postgres_dsn=f"{dsn}?target_session_attrs=standby"))
 
 
 async def test_what_old_programs_need_is_removed_when_they_are_gone(empty: Settings) -> None:

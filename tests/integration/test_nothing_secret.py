@@ -304,6 +304,29 @@ async def test_what_a_receiver_echoes_is_kept_without_our_header_values(
     assert search.found() == []
 
 
+async def test_a_secret_that_a_receiver_shows_is_not_kept(
+    service: Service, receiver: Receiver, settings: Settings, client: Client, search: Search
+) -> None:
+    await service.add_route(receiver.url, "shows", retry=QUICK)
+    await service.rotate("shows")
+    for number, secret in enumerate(service.secrets):
+        search.hide_secret(f"secret {number}", secret)
+
+    async def show(_: Received) -> bytes:
+        return response(500, "\n".join(f"WEBHOOK_SECRET={secret}" for secret in service.secrets).encode())
+
+    receiver.answer = show
+    job_id = await service.create(0, route="shows")
+    job = await service.wait_for_end(job_id)
+
+    search.places = {
+        "answer": repr(job).encode(),
+        "histories": await histories(client, service.db, {job_id}),
+        "table attempts": await rows(settings, "attempts"),
+    }
+    assert search.found() == []
+
+
 def test_the_examples_of_secrets_say_that_they_are_none() -> None:
     for example in (EXAMPLE_SECRET, OLDER_EXAMPLE_SECRET):
         assert b"not a real one" in base64.b64decode(example.removeprefix("whsec_"))

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from api.app import create_app
@@ -17,6 +16,7 @@ from devstack.postgres import Postgres, embedded_postgres
 from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
+from tests.support.kills import send
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
@@ -37,8 +37,9 @@ ANSWER_LIMIT = 8.0
 class Fragile(Service):
     """A service of the test's own, whose servers it may stop."""
 
-    def __init__(self, api: httpx.AsyncClient, db: str, postgres: Part, temporal: Part) -> None:
+    def __init__(self, api: httpx.AsyncClient, db: str, settings: Settings, postgres: Part, temporal: Part) -> None:
         super().__init__(api, db)
+        self.settings = settings
         self.parts = {"postgres": postgres, "temporal": temporal}
 
 
@@ -62,7 +63,7 @@ async def fragile(
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
     await ensure_search_attributes(await connect())
     async with serving(create_app(settings)) as api:
-        fragile = Fragile(api, db, postgres.part, temporal.part)
+        fragile = Fragile(api, db, settings, postgres.part, temporal.part)
         await fragile.add_route(receiver.url)
         yield fragile
 
@@ -100,7 +101,7 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
 ) -> None:
     job_id = await fragile.create(3600)
     requests = every_request(fragile, job_id)
-    stop(fragile.parts[part], how)
+    send(fragile.parts[part], how)
 
     try:
         answers = {name: await timed(requests[name]()) for name in NEEDS[part]}
@@ -114,22 +115,50 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
     assert (await fragile.find(job_id))["state"] in ("scheduled", "cancelled")
 
 
-def stop(part: Part, how: signal.Signals) -> None:
-    """Kill or freeze a part with the processes that it has started, which Postgres puts into groups of their own."""
-    for process in tree(part):
-        process.send_signal(how)
-
-
-def tree(part: Part) -> list[psutil.Process]:
-    process = psutil.Process(part.pid)
-    return [process, *process.children(recursive=True)]
-
-
 async def revive(part: Part, how: signal.Signals) -> None:
     if how is signal.SIGSTOP:
-        stop(part, signal.SIGCONT)
+        send(part, signal.SIGCONT)
     else:
         await part.restart()
+
+
+AWAY = {"error": "Temporal does not answer", "code": "E015"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("TEMPORAL_NAMESPACE", "nowhere", "Namespace nowhere is not found"),
+        ("TEMPORAL_ADDRESS", "127.0.0.1:1", "127.0.0.1:1"),
+        ("TEMPORAL_TLS", "true", "InvalidContentType"),
+    ],
+)
+async def test_of_what_keeps_us_from_temporal_clients_are_told_nothing_and_operators_the_reason(
+    fragile: Fragile,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variable: str,
+    value: str,
+    reason: str,
+) -> None:
+    """Least of all that there is no such job."""
+    job_id = await fragile.create(3600)
+    monkeypatch.setenv(variable, value)
+    async with serving(create_app(fragile.settings)) as api:
+        requests = every_request(Service(api, fragile.db), job_id)
+        requests |= {
+            "redeliver": lambda: api.post(f"{fragile.jobs}/{job_id}/redeliver"),
+            "attempts": lambda: api.get(f"{fragile.jobs}/{job_id}/attempts"),
+            "failed": lambda: api.get(f"/failed/{fragile.db}"),
+            "redelivery": lambda: api.get(f"/route/{fragile.db}/{ROUTE}/redeliver/x"),
+        }
+        del requests["find route"]
+        for name, request in requests.items():
+            answer = await timed(request())
+            assert (answer.status_code, answer.json()) == (503, AWAY), name
+
+    assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
+    assert (await fragile.find(job_id))["state"] == "scheduled"
 
 
 async def test_without_a_worker_a_job_is_shown_and_cancelled_but_not_changed(fragile: Fragile) -> None:
@@ -148,7 +177,7 @@ async def test_the_route_store_heals_after_postgres_was_killed(servers: tuple[Po
     async with open_pool(settings) as pool:
         store = RouteStore(pool, Vault(settings))
         await store.add(db, route, {})
-        stop(postgres.part, signal.SIGKILL)
+        send(postgres.part, signal.SIGKILL)
         started = time.monotonic()
         with pytest.raises(UnavailableError):
             await store.find(db, "r")

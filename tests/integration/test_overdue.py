@@ -17,7 +17,7 @@ from activities.overdue import OverdueJobs
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.integration.test_holds import pause, wait_until_held, wait_until_listed
+from tests.support.holds import pause, wait_until_held, wait_until_listed
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, refused

@@ -17,7 +17,7 @@ from temporalio.client import Client
 
 from devstack.postgres import Postgres, embedded_postgres
 from devstack.temporal import Temporal
-from tests.integration.test_outages import stop
+from tests.support.kills import send
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job
 from tests.support.two_workers import two_workers
@@ -166,7 +166,7 @@ async def test_delete_races_the_trigger_time_while_postgres_crashes(
 
         racing = [asyncio.create_task(race(job_id)) for job_id in job_ids]
         await asyncio.sleep(max(0.0, due + 0.4 - time.time()))
-        stop(fragile.part, signal.SIGKILL)
+        send(fragile.part, signal.SIGKILL)
         await fragile.part.restart()
         outcomes = Counter(await asyncio.gather(*racing))
 

@@ -8,9 +8,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
+from tests.support.failed_jobs import ONCE, fail, refuse
+from tests.support.job_histories import wait_for_status
 from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
@@ -20,25 +22,12 @@ from timemachine.temporal import job_runs
 from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.job_runs import latest_run
 
-ONCE = {"maximum_attempts": 1}
-
-
-async def refuse(_: Received) -> bytes:
-    return response(500, b"out of order")
-
 
 @pytest.fixture
 async def out_of_order(receiver: Receiver) -> Receiver:
     """The receiver, refusing everything."""
     receiver.answer = refuse
     return receiver
-
-
-async def fail(service: Service, **fields: Any) -> str:
-    """Create a job and return its id once it has failed."""
-    job_id = await service.create(0, **{"retry": ONCE} | fields)
-    await service.wait_for_state(job_id, "failed")
-    return job_id
 
 
 async def redeliver(service: Service, job_id: str) -> httpx.Response:
@@ -340,6 +329,7 @@ async def test_who_saw_the_failure_but_comes_after_its_redelivery_delivers_nothi
     service: Service, out_of_order: Receiver, client: Client, settings: Settings
 ) -> None:
     job_id = await fail(service)
+    await wait_for_status(client, service, job_id, WorkflowExecutionStatus.FAILED)
     seen = await latest_run(client, f"{service.db}/c/{job_id}")
     out_of_order.answer = take
     await redeliver(service, job_id)

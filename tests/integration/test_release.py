@@ -4,24 +4,12 @@ import asyncio
 
 from temporalio.client import Client
 
+from tests.support.holds import held_count, hold
 from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, now_ms
 from tests.support.waiting import LIMIT, eventually
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.settings import Settings
-
-
-async def held_count(client: Client, service: Service) -> int:
-    query = f"ExecutionStatus = 'Running' AND TimemachineRoute = '{service.db}/{ROUTE}' AND TimemachineHeld = true"
-    return (await client.count_workflows(query)).count
-
-
-async def hold(service: Service, client: Client, count: int) -> list[str]:
-    """Pause the route and return jobs that it holds."""
-    assert (await service.api.post(f"/route/{service.db}/{ROUTE}/pause")).status_code == 200
-    ids = [await service.create(0) for _ in range(count)]
-    await eventually(lambda: held_count(client, service), lambda held: held >= count)
-    return ids
 
 
 async def release(service: Service, client: Client, settings: Settings, spread: float = 0) -> None:
@@ -179,6 +167,7 @@ async def test_a_later_moment_moves_no_job_that_has_one(service: Service, receiv
     job = client.get_workflow_handle(f"{service.db}/c/{job_id}")
 
     await job.signal("release", 86_400.0)
+    await job.execute_update("wake")  # comes after the signal, so that this has been heeded
     assert (await service.find(job_id))["next_attempt_time"] == moment
     await job.signal("release", 0.0)
 

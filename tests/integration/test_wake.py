@@ -6,7 +6,7 @@ from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
 from activities.wake import Wakes
-from tests.integration.test_at_once import workflow_of
+from tests.support.job_histories import workflow_of
 from tests.support.ledger import first_run
 from tests.support.service import Service, new_id
 from timemachine.domain.wake import ContinuedRun

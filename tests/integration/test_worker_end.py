@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 
 import pytest
 from msgspec.structs import replace
@@ -15,13 +16,13 @@ from activities.in_progress import InProgress
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.integration.test_at_once import wait_for_event
+from tests.support.job_histories import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient
-from worker import bulk_activities, create_bulk_worker, create_worker, work
+from worker import bulk_activities, create_bulk_worker, create_worker, run, work
 
 
 class Program:
@@ -101,3 +102,20 @@ async def test_a_stop_that_is_asked_for_is_no_error(program: Program) -> None:
     program.stop.set()
 
     await program.end
+
+
+async def test_attempts_get_the_time_that_is_set(
+    program: Program,
+    settings: Settings,
+    temporal: Temporal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    with caplog.at_level("INFO", "worker"):
+        await run(replace(settings, task_queue=f"grace-{uuid.uuid4().hex}", shutdown_grace=77), stop)
+
+    assert [vars(record)["grace_seconds"] for record in caplog.records if record.message == "stopping"] == [77]
+    assert [worker.config()["graceful_shutdown_timeout"] for worker in program.workers] == [timedelta(seconds=30)] * 2

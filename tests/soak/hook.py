@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import msgspec
 
+from tests.support.http_connections import listening
 from tests.support.receiver import Received, read_request, response
 
 
@@ -58,30 +59,16 @@ class Hook:
         self.arrivals: defaultdict[str, list[Arrival]] = defaultdict(list)
         self.answer: Callable[[Arrival, str], Answer] = _by_path
         """Chooses the answer to a request, from the request and its path."""
-        self._connections: set[asyncio.Task[None]] = set()
 
     def url(self, *, delay: float = 0.0) -> str:
         """Return where a request is answered after some seconds."""
         return f"http://127.0.0.1:{self.port}/{delay}"
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while True:
-                received = await read_request(reader)
-                arrival = _noted(received, writer.get_extra_info("peername")[1])
-                self.arrivals[arrival.job].append(arrival)
-                await _answer(self.answer(arrival, received.path), arrival, reader, writer)
-        writer.close()
-
-    async def _hang_up(self) -> None:
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = await read_request(reader)
+        arrival = _noted(received, writer.get_extra_info("peername")[1])
+        self.arrivals[arrival.job].append(arrival)
+        await _answer(self.answer(arrival, received.path), arrival, reader, writer)
 
 
 def _by_path(_: Arrival, path: str) -> Answer:
@@ -114,10 +101,5 @@ async def _answer(answer: Answer, arrival: Arrival, reader: asyncio.StreamReader
 async def hooked() -> AsyncIterator[Hook]:
     """Listen on a free loopback port."""
     hook = Hook()
-    server = await asyncio.start_server(hook._serve, "127.0.0.1", 0, limit=2**20, backlog=1000)
-    hook.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(hook._exchange, limit=2**20, backlog=1000) as hook.port:
         yield hook
-    finally:
-        server.close()
-        await hook._hang_up()

@@ -24,6 +24,12 @@ class DnsServer(asyncio.DatagramProtocol):
         self.silent = False
         self.silent_about: str | None = None
         """The end of names that are not answered for."""
+        self.malformed_about: str | None = None
+        """The end of names that are answered for with what is no answer."""
+        self.truncated: str | None = None
+        """A name whose answer is too long, so that it has to be asked for over a connection, which nobody takes."""
+        self.delays: dict[str, float] = {}
+        """Seconds after which names are answered for."""
         self.queries: list[tuple[str, str]] = []
         self._answers: defaultdict[str, list[list[str]]] = defaultdict(list)
         self._transport: asyncio.DatagramTransport | None = None
@@ -47,7 +53,12 @@ class DnsServer(asyncio.DatagramProtocol):
         self.queries.append((name, kind))
         if self.silent or not self._transport or (self.silent_about and name.endswith(self.silent_about)):
             return
+        if self.malformed_about and name.endswith(self.malformed_about):
+            self._transport.sendto(b"nonsense", addr)
+            return
         response = dns.message.make_response(query)
+        if name == self.truncated:
+            response.flags |= dns.flags.TC
         known = self._answers.get(name)
         if not known:
             response.set_rcode(dns.rcode.NXDOMAIN)
@@ -58,7 +69,11 @@ class DnsServer(asyncio.DatagramProtocol):
                 response.answer.append(dns.rrset.from_text(question.name, 0, "IN", kind, *found))
             if kind == "A" and len(known) > 1:  # AAAA is asked before
                 known.pop(0)
-        self._transport.sendto(response.to_wire(), addr)
+        asyncio.get_running_loop().call_later(self.delays.get(name, 0), self._send, response.to_wire(), addr)
+
+    def _send(self, response: bytes, addr: tuple[str, int]) -> None:
+        if self._transport and not self._transport.is_closing():
+            self._transport.sendto(response, addr)
 
     async def resolve(self, host: str) -> list[str]:
         """Look a name up, as `timemachine.webhooks.network.Resolve` says."""

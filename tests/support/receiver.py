@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import msgspec
 
+from tests.support.http_connections import listening
 from tests.support.waiting import LIMIT
 
 
@@ -47,7 +48,6 @@ class Receiver:
         self.answer: Answer = take
         self.received: list[Received] = []
         self._arrived = asyncio.Condition()
-        self._connections: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
@@ -68,27 +68,13 @@ class Receiver:
         async with asyncio.timeout(limit), self._arrived:
             await self._arrived.wait_for(condition)
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
-        with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while True:
-                received = await read_request(reader)
-                async with self._arrived:
-                    self.received.append(received)
-                    self._arrived.notify_all()
-                writer.write(await self.answer(received))
-                await writer.drain()
-        writer.close()
-
-    async def _hang_up(self) -> None:
-        """Close the connections that are still open, those that never got an answer among them."""
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = await read_request(reader)
+        async with self._arrived:
+            self.received.append(received)
+            self._arrived.notify_all()
+        writer.write(await self.answer(received))
+        await writer.drain()
 
 
 async def read_request(reader: asyncio.StreamReader) -> Received:
@@ -111,10 +97,5 @@ async def read_request(reader: asyncio.StreamReader) -> Received:
 async def receiving() -> AsyncIterator[Receiver]:
     """Listen on a free loopback port."""
     receiver = Receiver()
-    server = await asyncio.start_server(receiver._handle, "127.0.0.1", 0)
-    receiver.port = server.sockets[0].getsockname()[1]
-    try:
+    async with listening(receiver._exchange) as receiver.port:
         yield receiver
-    finally:
-        server.close()
-        await receiver._hang_up()

@@ -142,6 +142,11 @@ def test_a_worker_is_given_time_to_finish() -> None:
     assert shutdown >= LONGEST_TIMEOUT + BESIDE_THE_REQUEST
 
 
+def test_the_api_is_given_time_to_finish() -> None:
+    stop = float(SERVICES["api"]["stop_grace_period"].removesuffix("s"))
+    assert stop >= float(setting("api", "request_timeout")) + 10
+
+
 def test_one_image_serves_setup_api_and_worker() -> None:
     assert len({SERVICES[name]["image"] for name in ("setup", "api", "worker")}) == 1
     assert [name for name, service in SERVICES.items() if "build" in service] == ["setup"]
@@ -154,6 +159,7 @@ def test_the_image_runs_as_a_numeric_user_and_gets_signals() -> None:
     assert int(group) > 0
     assert not instructions("ENTRYPOINT")
     assert all(isinstance(SERVICES[name]["command"], list) for name in ("setup", "api", "worker"))
+    assert all(SERVICES[name]["init"] for name in ("setup", "api", "worker"))
 
 
 def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import SLOWDOWN, RequestResult, expired, plain_retry_after, wait_after, without
+from timemachine.domain.delivery import (
+    SLOWDOWN,
+    RequestResult,
+    expired,
+    longest_retry_after,
+    plain_retry_after,
+    wait_after,
+    without,
+)
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
 
@@ -103,7 +111,7 @@ def test_any_other_failure_is_given_the_planned_wait(status: int) -> None:
     assert seconds(answered(status)) == 5
 
 
-@pytest.mark.parametrize("status", [400, 429, 503])
+@pytest.mark.parametrize("status", [301, 400, 413, 429, 503])
 @pytest.mark.parametrize(
     ("asked", "wait"),
     [
@@ -115,10 +123,30 @@ def test_any_other_failure_is_given_the_planned_wait(status: int) -> None:
         (format_datetime(NOW + timedelta(seconds=3), usegmt=True), 5),
         (format_datetime(NOW + timedelta(days=9), usegmt=True), 43_200),
         ("Thu, 01 Jan 2026 00:01:00 -0000", 60),
+        ("Thu, 01 Jan 2026 00:01:00 EST", 5 * 3600 + 60),
+        ("Thursday, 01-Jan-26 00:01:00 GMT", 60),
+        ("Thu Jan  1 00:01:00 2026", 60),
+        ("0" * 20 + "30", 30),
     ],
 )
 def test_what_the_receiver_asks_for_counts(status: int, asked: str, wait: float) -> None:
     assert seconds(answered(status, asked)) == wait
+
+
+@pytest.mark.parametrize(
+    ("headers", "longest"),
+    [
+        (["1", "3600"], "3600"),
+        (["3600", "1"], "3600"),
+        (["soon", "7"], "7"),
+        (["Thu, 01 Jan 2026 00:01:00 GMT", "30"], "Thu, 01 Jan 2026 00:01:00 +0000"),
+        (["Thu, 01 Jan 2025 00:01:00 GMT", "30"], "30"),
+        (["soon"], None),
+        ([], None),
+    ],
+)
+def test_the_longest_of_several_wishes_counts(headers: list[str], longest: str | None) -> None:
+    assert longest_retry_after(headers, NOW) == longest
 
 
 @pytest.mark.parametrize("status", [301, 429, 500, 503])

@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.message import Message
 from temporalio.api.common.v1 import GrpcStatus
 from temporalio.api.enums.v1 import ResourceExhaustedCause
-from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure, ResourceExhaustedFailure
 from temporalio.api.workflowservice.v1 import (
     DescribeWorkflowExecutionRequest,
     GetWorkflowExecutionHistoryRequest,
@@ -15,20 +15,26 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.service import ConnectConfig, RPCError, RPCStatusCode, ServiceClient
 
+from timemachine.domain.errors import UnavailableError
 from timemachine.temporal import fail_fast
+from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.fail_fast import FailFastServiceClient
 
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
 
 
-def exhausted(cause: ResourceExhaustedCause.ValueType) -> RPCError:
+def exhausted(cause: ResourceExhaustedCause.ValueType, message: str = "busy") -> RPCError:
     """Return the refusal that names what there is too much of."""
     status = GrpcStatus(code=BUSY.value)
     status.details.add().Pack(ResourceExhaustedFailure(cause=cause))
-    return RPCError("busy", BUSY, status.SerializeToString())
+    return RPCError(message, BUSY, status.SerializeToString())
 
 
 BUSY_WORKFLOW = exhausted(ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW)
+MANY_UPDATES = exhausted(
+    ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT,
+    "limit on number of concurrent in-flight updates has been reached (10)",
+)
 OTHER_CAUSES = [
     cause
     for cause in ResourceExhaustedCause.values()
@@ -68,6 +74,27 @@ async def start(server: Server) -> None:
     )
 
 
+async def test_that_the_namespace_is_missing_says_nothing_of_what_is_asked_for_in_it() -> None:
+    status = GrpcStatus(code=ABSENT.value)
+    status.details.add().Pack(NamespaceNotFoundFailure(namespace="nowhere"))
+
+    with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
+        async with temporal_timeout(1):
+            await start(Server(RPCError("Namespace nowhere is not found.", ABSENT, status.SerializeToString())))
+
+
+@pytest.mark.parametrize("status", [RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED])
+async def test_who_is_not_let_in_by_the_server_is_no_internal_error(
+    status: RPCStatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a certificate has expired; the server's own words are for operators."""
+    with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
+        async with temporal_timeout(1):
+            await start(Server(status))
+
+    assert [vars(record)["reason"] for record in caplog.records] == [f"RPCError: {status.name}"]
+
+
 async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
     with pytest.raises(RPCError) as refusal:
         await start(server := Server(BUSY))
@@ -88,6 +115,12 @@ async def test_whatever_the_server_has_too_much_of_is_told_at_once(cause: Resour
 async def test_a_workflow_that_takes_no_more_for_a_moment_is_asked_again() -> None:
     """As one that ends just now: a change that races a cancel is told which of the two was first."""
     await start(server := Server(BUSY_WORKFLOW, AWAY, BUSY_WORKFLOW, None))
+
+    assert len(server.asked) == 4
+
+
+async def test_a_workflow_that_many_change_at_once_is_asked_again() -> None:
+    await start(server := Server(MANY_UPDATES, AWAY, MANY_UPDATES, None))
 
     assert len(server.asked) == 4
 

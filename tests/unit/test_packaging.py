@@ -34,15 +34,16 @@ def pins(name: str) -> dict[str, Version]:
     return {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in found}
 
 
-@pytest.mark.parametrize("variable", ["", "PYTHONSAFEPATH"])
-def test_make_runs_our_modules_whatever_the_environment_says(variable: str) -> None:
+@pytest.mark.parametrize("variable", ["", "PYTHONSAFEPATH", "PYTHONPATH", "PYTHONHOME"])
+def test_make_runs_our_modules_whatever_the_environment_says(variable: str, tmp_path: Path) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('another package')")
     probe = "probe: ; @$(PYTHON) -m timemachine.vault"
     # The tests may have been started by make.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
         ["make", "--silent", f"PYTHON={sys.executable}", f"--eval={probe}", "probe"],
         cwd=ROOT,
-        env=env | ({variable: "1"} if variable else {}),
+        env=env | ({variable: str(tmp_path)} if variable else {}),
         capture_output=True,
         text=True,
         check=False,

@@ -141,6 +141,45 @@ async def test_a_raised_limit_counts_while_the_route_is_busy() -> None:
     await asyncio.gather(*tasks)
 
 
+async def sent_away(slots: RouteSlots) -> float:
+    with pytest.raises(NoSlotError) as caught:
+        await hold(slots, "busy", asyncio.Event())
+    return caught.value.after
+
+
+async def test_a_slow_receiver_with_few_slots_does_not_put_those_that_wait_off_for_long() -> None:
+    """Or a limit that is raised would not count for them before their time has come."""
+    slots, free = RouteSlots(per_route=50), asyncio.Event()
+    slots.set_limit("busy", 1)
+    tasks = await running(slots, free, 1)
+    slots._in_use["busy"].typical = 30.0
+
+    assert 30 <= await sent_away(slots) < 31
+    for _ in range(19):
+        await sent_away(slots)
+    assert await sent_away(slots) < 30 + 20 * route_slots.LONGEST_STEP + 1
+    free.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_what_was_reserved_under_a_lower_limit_puts_nobody_off_under_a_higher_one() -> None:
+    slots, free = RouteSlots(per_route=50), asyncio.Event()
+    slots.set_limit("busy", 1)
+    tasks = await running(slots, free, 1)
+    for _ in range(100):
+        await sent_away(slots)
+    assert await sent_away(slots) > 30
+
+    slots.set_limit("busy", 10)
+    tasks += await running(slots, free, 9)
+    assert await sent_away(slots) < 10
+
+    slots.set_limit("busy", 1)
+    assert await sent_away(slots) >= 2.9
+    free.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_a_limit_that_is_taken_away_is_that_of_the_worker() -> None:
     slots, free = RouteSlots(per_route=3), asyncio.Event()
     slots.set_limit("busy", 1)

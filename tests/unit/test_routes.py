@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.urls import target, urls
 from timemachine.domain.address_guard import AddressGuard, literal_address
 from timemachine.domain.errors import WebhookUrlError
 from timemachine.domain.routes import MAX_URL, RestRoute, target_url
@@ -11,40 +12,8 @@ from timemachine.webhooks.endpoint import Endpoint
 
 HOSTS = ["example.org", "a", "A_b-c.org.", "127.0.0.1", "[::1]", "[2001:db8::ff]", "xn--bcher-kva.example", "1.a"]
 # What URLs are made of, and what makes parsers disagree.
-PIECES = [
-    *("http://", "https://", "HTTP://", "ftp://", "://", "//", "/", "\\", "@", ":", "80", "0", "99999", "-1", "a", "A"),
-    *(
-        "example.org",
-        "[",
-        "]",
-        "[::1]",
-        "::1",
-        "[v1.a]",
-        "%",
-        "%25",
-        "%2f",
-        "%40",
-        "%00",
-        "?",
-        "#",
-        "&",
-        "=",
-        ".",
-        "..",
-    ),
-    *("_", "-", "\u00e9", "\u0663", " ", "\t", "\n", "\0", "{", "|", "^", "`", '"', "<", "'", ";", "xn--", "127.0.0.1"),
-    *("127.1", "0x7f.1", "256.1.1.1", "1.2.3.4.5", "~", "!", "$", "(", "*", "+", ",", "%eth0"),
-]
 
-urls = st.lists(st.sampled_from(PIECES), max_size=9).map("".join) | st.text(max_size=30)
 paths = st.from_regex(r"(/[A-Za-z0-9._~%-]{0,8}){0,3}(\?[a-z=&@:/?%]{0,9})?", fullmatch=True)
-
-
-def target(webhook_url: str) -> str | None:
-    try:
-        return target_url(webhook_url, default_scheme="https")
-    except WebhookUrlError:
-        return None
 
 
 @settings(max_examples=3000)

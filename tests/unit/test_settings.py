@@ -62,7 +62,11 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
     ("setting", "value"),
     [
         *(("HTTP_PORT", value) for value in ("abc", "", "-1", "70000", "8080.5", "tcp://10.0.0.1:80")),
-        *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan")),
+        *(("REQUEST_TIMEOUT", value) for value in ("soon", "0", "-1", "nan", "inf", "1e300")),
+        *(("HTTP_KEEP_ALIVE", value) for value in ("0", "-1", "75s", "1.5", "", "99999999999999999999")),
+        *((name, "inf") for name in ("ATTEMPTS_KEPT_DAYS", "DISABLE_AFTER_HOURS", "SHUTDOWN_GRACE")),
+        ("DISABLE_AFTER_HOURS", "1e300"),
+        ("ATTEMPTS_KEPT_DAYS", "1000000"),
         ("DEFAULT_SCHEME", "ftp"),
         ("ALLOW_PRIVATE_TARGETS", "maybe"),
         ("TASK_QUEUE", ""),
@@ -70,7 +74,8 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
         ("ALLOWED_TARGETS", "10.0.0.1/8"),
         ("DENIED_TARGETS", "example.org"),
         ("POSTGRES_TRANSACTION_POOLING", "pgbouncer"),
-        ("MAX_DELIVERIES", "many"),
+        *(("MAX_DELIVERIES", value) for value in ("many", "10000000000000000000000")),
+        ("BULK_PER_SECOND", "inf"),
     ],
 )
 def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> None:
@@ -78,6 +83,10 @@ def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> 
         Settings.from_env({f"TIMEMACHINE_{setting}": value})
 
     assert "$" not in str(refusal.value)
+
+
+def test_an_idle_connection_is_kept_longer_than_load_balancers_do() -> None:
+    assert Settings.from_env({}).http_keep_alive > 60
 
 
 def test_two_values_that_do_not_fit_are_told_by_their_variables() -> None:

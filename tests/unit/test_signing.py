@@ -1,15 +1,18 @@
 """Our signatures, against the specification's own example and the library that receivers use."""
 
 import base64
+import html
+import json
 import time
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from timemachine.domain.signing import encode_secret, signature, signatures
+from timemachine.domain.signing import encode_secret, repeats_secret, signature, signatures
 
 SECRETS = st.binary(min_size=24, max_size=64)
 IDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="."), min_size=1)
@@ -80,3 +83,30 @@ def test_a_secret_is_told_as_the_specification_says(secret: bytes) -> None:
 
     assert told.startswith("whsec_")
     assert base64.b64decode(told.removeprefix("whsec_"), validate=True) == secret
+
+
+SECRET = bytes(range(7, 250, 8))[:24] + b"\xff\xfe\xfb\xef"
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        encode_secret(SECRET),
+        encode_secret(SECRET).upper(),
+        encode_secret(SECRET).removeprefix("whsec_"),
+        quote(encode_secret(SECRET), safe=""),
+        json.dumps(encode_secret(SECRET)).replace("/", "\\/").replace("+", "\\u002b"),
+        html.escape(encode_secret(SECRET)).replace("+", "&#43;").replace("=", "&#61;"),
+        "\r\n\t".join(encode_secret(SECRET)),
+        SECRET.hex(),
+        SECRET.hex(" ").upper(),
+    ],
+)
+def test_a_secret_is_found_in_what_repeats_it(echo: str) -> None:
+    assert repeats_secret(f"<p>WEBHOOK_SECRET={echo}</p>".encode(), (b"another secret", SECRET))
+
+
+@given(text=BODIES, secret=st.binary(min_size=32, max_size=32))
+def test_no_secret_is_found_where_there_is_none(text: bytes, secret: bytes) -> None:
+    assert not repeats_secret(text, (secret,))
+    assert not repeats_secret(text, ())

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings
 
-from tests.unit.test_routes import target, urls
+from tests.unit.urls import target, urls
 from timemachine.domain.address_guard import AddressGuard, literal_address, networks
 from timemachine.domain.errors import BlockedAddressError, NoAnswerError
 from timemachine.webhooks.client import WebhookClient

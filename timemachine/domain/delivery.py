@@ -77,11 +77,17 @@ def wait_after(result: RequestResult, retry: Retry, attempt: int, *, now: dateti
     if planned is None or result.status == GONE or result.kind is AttemptKind.BLOCKED:
         return None
     asked = _asked(result.retry_after, now)
-    if asked is not None:
+    if asked > 0:
         planned = max(planned, asked)
     elif result.status in THROTTLING or result.kind is AttemptKind.TIMEOUT:
         planned *= SLOWDOWN
     return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
+
+
+def longest_retry_after(headers: Iterable[str], now: datetime) -> str | None:
+    """Return, in plain form, the longest wish of an answer's: a proxy on the way may add one to the receiver's own."""
+    plain = [wish for header in headers if (wish := plain_retry_after(header))]
+    return max(plain, key=lambda wish: _asked(wish, now), default=None)
 
 
 def plain_retry_after(header: str | None) -> str | None:
@@ -92,18 +98,17 @@ def plain_retry_after(header: str | None) -> str | None:
     return None if wish is None else f"{wish:.0f}"
 
 
-def _asked(retry_after: str | None, now: datetime) -> float | None:
-    """Return the seconds that a `Retry-After` asks for, or None where it asks for none: it is no wish, or over."""
+def _asked(retry_after: str | None, now: datetime) -> float:
+    """Return the seconds that a `Retry-After` asks for: 0 or less where it is no wish, or over."""
     wish = _read(retry_after or "")
-    seconds = (wish - now).total_seconds() if isinstance(wish, datetime) else wish
-    return seconds if seconds and seconds > 0 else None
+    return (wish - now).total_seconds() if isinstance(wish, datetime) else wish or 0.0
 
 
 def _read(retry_after: str) -> float | datetime | None:
     """Return a number of seconds, no longer than any wait may be, or a date (RFC 9110, 10.2.3), or None for neither."""
     number = retry_after.strip()
     if number.isascii() and number.isdigit():
-        return min(float(number[:12]), MAX_WAIT)
+        return min(float(number), MAX_WAIT)
     try:
         at = parsedate_to_datetime(retry_after)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)

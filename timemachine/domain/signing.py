@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import hmac
+import re
+from collections.abc import Iterable
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
@@ -27,3 +29,17 @@ def signature(secret: bytes, message_id: str, timestamp: int, body: bytes) -> st
 def signatures(secrets: tuple[bytes, ...], message_id: str, timestamp: int, body: bytes) -> str:
     """Return the header's value: a signature of each secret, so that a receiver needs to know but one of them."""
     return " ".join(signature(secret, message_id, timestamp, body) for secret in secrets)
+
+
+def repeats_secret(text: bytes, secrets: Iterable[bytes]) -> bool:
+    """Return whether a text holds one of the secrets, in hex or as its owner sees it, however escaped or wrapped.
+
+    Escapes leave letters and digits as they are, so that the longest run of them is looked for.
+    """
+    searched = b"".join(text.split()).lower()
+    return any(run in searched for secret in secrets for run in (secret.hex().encode(), _longest_run(secret)))
+
+
+def _longest_run(secret: bytes) -> bytes:
+    runs: list[bytes] = re.findall(rb"[a-z0-9]+", base64.b64encode(secret).lower())
+    return max(runs, key=len)

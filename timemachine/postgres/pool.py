@@ -1,8 +1,6 @@
 """The door to Postgres: pool and connections."""
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,9 +10,8 @@ import asyncpg
 
 from timemachine.clean_up import clean_up
 from timemachine.domain.errors import SettingsError, SlowStatementError, UnavailableError
+from timemachine.outages import OutageLog
 from timemachine.settings import Settings
-
-log = logging.getLogger(__name__)
 
 Pool = asyncpg.Pool
 
@@ -25,22 +22,7 @@ ANSWER_LIMIT = 4.0
 """Seconds that we wait for Postgres in all, for a free connection and the statement on it."""
 
 
-class _Outages:
-    """Logs that Postgres does not answer, and not for each of the thousands that find it out at once."""
-
-    def __init__(self) -> None:
-        self._reason = ""
-        self._quiet_until = 0.0
-
-    def note(self, reason: str) -> None:
-        """Log it, unless the same was logged within the last second."""
-        now = time.monotonic()
-        if reason != self._reason or now >= self._quiet_until:
-            self._reason, self._quiet_until = reason, now + 1.0
-            log.warning("Postgres does not answer", extra={"reason": reason})
-
-
-_OUTAGES = _Outages()
+_OUTAGES = OutageLog("Postgres does not answer")
 
 
 @asynccontextmanager
@@ -119,8 +101,8 @@ def _unreadable() -> SettingsError:
 
 
 # A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
-# replica, or lets us not in; a lost race for a lock; and, of a pooler in transaction mode that the settings do not
-# know of, a statement prepared in another session.
+# replica, or lets us not in; a lost race for a lock; tables that the setup of this version has not made yet; and, of a
+# pooler in transaction mode that the settings do not know of, a statement prepared in another session.
 _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -132,6 +114,8 @@ _PASSING = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InsufficientPrivilegeError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
 )
@@ -155,7 +139,7 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConne
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # Another server is the primary now, or will be: what is connected stays connected to this one.
             await pool.expire_connections()
-        _OUTAGES.note(f"{type(error).__name__}: {error}")
+        _OUTAGES.note(error)
         raise UnavailableError("Postgres does not answer") from error
 
 
@@ -180,12 +164,8 @@ async def ping(pool: asyncpg.Pool) -> None:
     Raises:
         UnavailableError: It does not, or has not the tables that they need.
     """
-    try:
-        async with connection(pool) as postgres:
-            await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
-    except asyncpg.PostgresError as error:
-        log.warning("Postgres is not ready", extra={"reason": f"{type(error).__name__}: {error}"})
-        raise UnavailableError("Postgres is not ready") from error
+    async with connection(pool) as postgres:
+        await postgres.fetchrow("SELECT route FROM routes WHERE db = $1 AND id = $2", "", "")
 
 
 @asynccontextmanager
@@ -193,17 +173,19 @@ async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """Connect for what needs its own session, outside of the pool and without its limits on time.
 
     Raises:
-        UnavailableError: Postgres does not answer.
+        UnavailableError: Postgres does not answer, or ends the session.
         SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
     """
     try:
         # Nothing is kept prepared, for a pooler in transaction mode.
         own = await asyncpg.connect(_dsn(settings), timeout=10, statement_cache_size=0)
-    except OSError as error:
-        raise UnavailableError(f"Postgres does not answer: {error}") from error
     except ValueError:
         raise _unreadable() from None
+    except _AWAY as error:
+        raise UnavailableError(f"Postgres does not answer: {error}") from error
     try:
         yield own
+    except _AWAY as error:
+        raise UnavailableError(f"Postgres does not answer any more: {error}") from error
     finally:
         await clean_up(own.close(timeout=STATEMENT_TIMEOUT), "close a session of Postgres")

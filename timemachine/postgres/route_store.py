@@ -399,13 +399,17 @@ _LOCK_FOR_PLACE = "SELECT true FROM routes WHERE db = $1 AND id = $2 FOR NO KEY 
 
 _GIVE_PLACE_BACK = "DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND run_id = $3"
 
+# A slot whose release failed counts no longer than its attempt, whose end is written after that.
 _TAKE_PLACE = """
     WITH expired AS (DELETE FROM in_flight WHERE db = $1 AND route_id = $2 AND expires_at <= now())
     INSERT INTO in_flight (db, route_id, run_id, expires_at)
     SELECT $1, $2, $3, now() + $4::interval
     WHERE $5 > (
-        SELECT count(*) FROM in_flight
-        WHERE db = $1 AND route_id = $2 AND expires_at > now() AND run_id <> $3
+        SELECT count(*) FROM in_flight AS slot
+        WHERE db = $1 AND route_id = $2 AND expires_at > now() AND run_id <> $3 AND NOT EXISTS (
+            SELECT FROM delivery_ledger AS run
+            WHERE run.run_id = slot.run_id AND run.state NOT IN ('under_way', 'cancelling')
+        )
     )
     ON CONFLICT (db, route_id, run_id) DO UPDATE SET expires_at = excluded.expires_at
     RETURNING run_id

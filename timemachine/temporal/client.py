@@ -1,16 +1,18 @@
 """The door to Temporal: connection, payloads, search attributes."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.envconfig import ClientConfig
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.service import GrpcCompression, RPCError, RPCStatusCode
+from temporalio.service import GrpcCompression, RPCError, RPCStatusCode, TLSConfig
 
-from timemachine.domain.errors import BusyError, SetupError, UnavailableError
+from timemachine.domain.errors import BusyError, SettingsError, SetupError, UnavailableError
+from timemachine.outages import OutageLog
 from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.payloads import DATA_CONVERTER
 
@@ -20,7 +22,7 @@ LATENESS = "timemachine_lateness"
 _LATENESS_BUCKETS = [10.0, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000]
 
 
-# What the client reports when the server is away, restarting, or does not answer in time.
+# What the client reports when the server is away, restarting, lets us not in, or does not answer in time.
 _AWAY = frozenset(
     {
         RPCStatusCode.UNAVAILABLE,
@@ -30,9 +32,14 @@ _AWAY = frozenset(
         RPCStatusCode.FAILED_PRECONDITION,  # an update whose workflow task failed, and is run again without it
         RPCStatusCode.INTERNAL,
         RPCStatusCode.UNKNOWN,
+        RPCStatusCode.PERMISSION_DENIED,
+        RPCStatusCode.UNAUTHENTICATED,
     }
 )
 
+_OUTAGES = OutageLog("Temporal does not answer")
+
+_ADDRESS = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
 
 _ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
 """How the addresses of servers begin that what is sent to need not be compressed."""
@@ -47,6 +54,25 @@ def on_one_thread(environment: MutableMapping[str, str]) -> None:
     environment.setdefault("TOKIO_WORKER_THREADS", "1")
 
 
+def connection_settings() -> ClientConnectConfig:
+    """Return how to connect to Temporal, as its own `TEMPORAL_*` variables or profile file say.
+
+    Raises:
+        SettingsError: They cannot be read, or do not go together.
+    """
+    try:
+        config = ClientConfig.load_client_connect_config()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _wrong_settings(error) from error
+    address = config.setdefault("target_host", "localhost:7233")
+    if not _ADDRESS.fullmatch(address):
+        raise _wrong_settings(f"the address must be host:port, not `{address}`")
+    tls = config.get("tls")
+    if isinstance(tls, TLSConfig) and bool(tls.client_cert) != bool(tls.client_private_key):
+        raise _wrong_settings("a client certificate and its private key need each other")
+    return config
+
+
 async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_address: str | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
 
@@ -56,7 +82,8 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
         metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
 
     Raises:
-        RuntimeError: Not lazy, and Temporal does not answer.
+        SettingsError: The variables or the file cannot be read, or do not go together.
+        UnavailableError: Not lazy, and Temporal does not answer.
     """
     runtime = None
     if metrics_address:
@@ -64,18 +91,26 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
             bind_address=metrics_address, histogram_bucket_overrides={LATENESS: _LATENESS_BUCKETS}
         )
         runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
-    config = ClientConfig.load_client_connect_config()
-    config.setdefault("target_host", "localhost:7233")
-    client = await Client.connect(
-        **config,
-        data_converter=DATA_CONVERTER,
-        lazy=lazy,
-        runtime=runtime,
-        grpc_compression=GrpcCompression.NONE
-        if config["target_host"].startswith(_ON_THIS_MACHINE)
-        else GrpcCompression.GZIP,
-    )
+    config = connection_settings()
+    address = config["target_host"]
+    try:
+        client = await Client.connect(
+            **config,
+            data_converter=DATA_CONVERTER,
+            lazy=lazy,
+            runtime=runtime,
+            grpc_compression=GrpcCompression.NONE if address.startswith(_ON_THIS_MACHINE) else GrpcCompression.GZIP,
+        )
+    except ValueError as error:
+        raise _wrong_settings(error) from error
+    except RuntimeError as error:
+        tls = "with" if config.get("tls") else "without"
+        raise UnavailableError(f"Temporal does not answer at {address}, {tls} TLS: {error}") from error
     return _with_fail_fast(client) if fail_fast else client
+
+
+def _wrong_settings(reason: object) -> SettingsError:
+    return SettingsError(f"TEMPORAL_* variables or Temporal's profile file: {reason}")
 
 
 def _with_fail_fast(client: Client) -> Client:
@@ -120,14 +155,21 @@ async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterato
         async with asyncio.timeout(limit):
             yield
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+        _OUTAGES.note(error)
         raise UnavailableError("Temporal, or a worker that it needs, does not answer in time") from error
     except RPCError as error:
         if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
             busy = "Temporal takes no more requests right now; repeat this one in a moment"
             raise UnavailableError(busy) if begun else BusyError(busy) from error
         if error.status in _AWAY:
-            raise UnavailableError("Temporal does not answer") from error
+            raise _away(error) from error
         raise
     except RuntimeError as error:
         # How a lazy client reports that its first connect failed.
-        raise UnavailableError("Temporal does not answer") from error
+        raise _away(error) from error
+
+
+def _away(error: Exception) -> UnavailableError:
+    """Return what clients are told, which is the same whatever the reason, and log the reason."""
+    _OUTAGES.note(error)
+    return UnavailableError("Temporal does not answer")

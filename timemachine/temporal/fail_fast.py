@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 from temporalio.api.enums.v1 import ResourceExhaustedCause
-from temporalio.api.errordetails.v1 import ResourceExhaustedFailure
+from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure, ResourceExhaustedFailure
 from temporalio.api.workflowservice.v1 import PollWorkflowExecutionUpdateRequest
 from temporalio.service import RPCError, RPCStatusCode, ServiceClient, ServiceResponse
 
@@ -25,12 +25,17 @@ _PASSING = frozenset(
     }
 )
 
+# In the message alone: a limit of the whole namespace has the same cause and scope.
+_UPDATES_OF_ONE_WORKFLOW = "in-flight updates"
+
 # Seconds, as the SDK waits: 11 in all, which is longer than clients are let wait.
 _WAITS = tuple(0.1 * 1.5**n for n in range(10))
 
 
 class FailFastServiceClient(ServiceClient):
     """A service client that hands on RESOURCE_EXHAUSTED, and tries everything else again as the SDK does.
+
+    That the namespace is missing is FAILED_PRECONDITION: as NOT_FOUND it would be read as an answer about a job.
 
     The SDK's own retries wait a second and more after RESOURCE_EXHAUSTED, and its `RetryConfig` cannot shorten that
     without giving up on a server that restarts.
@@ -45,9 +50,16 @@ class FailFastServiceClient(ServiceClient):
         self, rpc: str, req: Message, resp_type: type[ServiceResponse], *, retry: bool, **how: Any
     ) -> ServiceResponse:
         """Make a call. All of the SDK's calls come through here."""
-        if not retry or _asks_for_outcome(req):
-            return await self._patient._rpc_call(rpc, req, resp_type, retry=retry, **how)
-        return await _answer_or_busy(lambda: self._patient._rpc_call(rpc, req, resp_type, retry=False, **how))
+        try:
+            if not retry or _asks_for_outcome(req):
+                return await self._patient._rpc_call(rpc, req, resp_type, retry=retry, **how)
+            return await _answer_or_busy(lambda: self._patient._rpc_call(rpc, req, resp_type, retry=False, **how))
+        except RPCError as error:
+            if _is_of_namespace(error):
+                raise RPCError(
+                    error.message, RPCStatusCode.FAILED_PRECONDITION, error.grpc_status.SerializeToString()
+                ) from error
+            raise
 
     @property
     def worker_service_client(self) -> Any:
@@ -68,12 +80,21 @@ def _asks_for_outcome(request: Message) -> bool:
     return isinstance(request, PollWorkflowExecutionUpdateRequest) or getattr(request, "wait_new_event", False)
 
 
+def _is_of_namespace(error: RPCError) -> bool:
+    """Return whether it is the namespace that is missing, and not what was asked for in it."""
+    return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
+
+
 def _is_busy_workflow(error: RPCError) -> bool:
-    """Return whether it is one workflow that takes no more for a moment, as while it ends, and not the server."""
+    """Return whether it is one workflow that takes no more for a moment, and not the server.
+
+    As one that ends just now, or that many change at once.
+    """
     failure = ResourceExhaustedFailure()
-    return any(
-        detail.Unpack(failure) and failure.cause == ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW
-        for detail in error.grpc_status.details
+    causes = {failure.cause for detail in error.grpc_status.details if detail.Unpack(failure)}
+    return ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_BUSY_WORKFLOW in causes or (
+        ResourceExhaustedCause.RESOURCE_EXHAUSTED_CAUSE_CONCURRENT_LIMIT in causes
+        and _UPDATES_OF_ONE_WORKFLOW in error.message
     )
 
 

@@ -7,6 +7,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ import msgspec
 
 from timemachine.domain.address_guard import AddressGuard
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import plain_retry_after
+from timemachine.domain.delivery import longest_retry_after
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.webhooks.connection_pool import ConnectionPool
 from timemachine.webhooks.dns import Resolve, SystemResolver
@@ -41,6 +42,7 @@ URLS_KEPT = 1000
 # An answer is read to its first bytes only, and a compressed one would need all of them to be readable.
 _OURS = {"accept": "*/*", "accept-encoding": "identity", "connection": "keep-alive", "user-agent": "timemachine"}
 _PROXY_AUTHENTICATION = 407
+_RECEIVER, _PROXY, _NAME_SERVER = "the receiver", "the egress proxy", "a name server"
 
 
 class WebhookResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,7 @@ class WebhookResponse(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     """The first bytes of the answer's body, up to `MAX_ANSWER_BYTES`."""
     retry_after: str | None = None
-    """What the `Retry-After` header says, see `delivery.plain_retry_after`."""
+    """What the `Retry-After` headers say, see `delivery.longest_retry_after`."""
 
     @property
     def taken(self) -> bool:
@@ -141,7 +143,7 @@ class WebhookClient:
             response = await self._transport.handle_async_request(request)
         except (ValueError, httpx.InvalidURL) as error:  # its message may hold a header's value
             raise NoAnswerError("the request cannot be put into HTTP", kind=AttemptKind.PROTOCOL) from error
-        retry_after = plain_retry_after(response.headers.get("retry-after"))
+        retry_after = longest_retry_after(response.headers.get_list("retry-after"), datetime.now(UTC))
         return WebhookResponse(status=response.status_code, body=response.content, retry_after=retry_after)
 
 
@@ -163,7 +165,7 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         look_up = resolve or self._system
         self._proxy = EgressProxy.at(egress_proxy) if egress_proxy else None
         self._connector = (
-            Connector(look_up, lambda _: True, peer="the egress proxy")
+            Connector(look_up, lambda _: True, peer=_PROXY)
             if egress_proxy
             else Connector(look_up, address_guard.may_call)
         )
@@ -187,14 +189,19 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         """
         endpoint, limit = request.extensions["endpoint"], request.extensions["limit"]
         exchange = self._exchange(endpoint, request)
-        post = _Post(endpoint, exchange, request.extensions["may_send"], asyncio.get_running_loop().time() + limit)
+        deadline = asyncio.get_running_loop().time() + limit
+        post = _Post(endpoint, exchange, request.extensions["may_send"], deadline, forwarded=self._forwards(endpoint))
         with _told_apart(post, limit):
             async with self._connection_slot(post.deadline):
                 return await self._answer(post)
 
+    def _forwards(self, endpoint: Endpoint) -> bool:
+        """Return whether the egress proxy reads the request and answers it itself."""
+        return self._proxy is not None and not endpoint.tls
+
     def _exchange(self, endpoint: Endpoint, request: httpx.Request) -> Exchange:
         target, headers = endpoint.target, request.headers.raw
-        if self._proxy and not endpoint.tls:
+        if self._proxy and self._forwards(endpoint):
             target = f"http://{endpoint.authority}{target}"
             headers = [*headers, *self._proxy.headers]
         return Exchange(request.method, target, headers, request.content)
@@ -233,21 +240,23 @@ class WebhookTransport(httpx.AsyncBaseTransport):
                 self._pool.release(post.endpoint.receiver, stream)
             else:
                 stream.close()
-        if status == _PROXY_AUTHENTICATION and self._proxy and not post.endpoint.tls:
+        if status == _PROXY_AUTHENTICATION and post.forwarded:
             raise proxy_failed(f"refused: {status}")
-        headers = {"retry-after": exchange.retry_after} if exchange.retry_after else {}
+        headers = [(b"retry-after", value) for value in exchange.retry_afters]
         return httpx.Response(status, headers=headers, content=bytes(exchange.body[:MAX_ANSWER_BYTES]))
 
     async def _open(self, post: "_Post") -> Stream:
         """Open a connection that leads to the receiver, or to a proxy that forwards to it."""
         endpoint, proxy = post.endpoint, self._proxy
         host, port = (proxy.host, proxy.port) if proxy else (endpoint.host, endpoint.port)
+        post.waits_for = _NAME_SERVER  # connecting has limits of its own
         stream = await self._connector.connect(host, port, post.deadline)
+        post.waits_for = _RECEIVER
         try:
             if proxy and endpoint.tls:
-                post.waits_for = "the egress proxy"
+                post.waits_for = _PROXY
                 await proxy.tunnel(stream, endpoint.with_port)
-                post.waits_for = "the receiver"
+                post.waits_for = _RECEIVER
             if endpoint.tls:
                 await self._secure(stream, endpoint)
         except BaseException:
@@ -270,12 +279,20 @@ class _Post:
     """A POST under way."""
 
     def __init__(
-        self, endpoint: Endpoint, exchange: Exchange, may_send: Callable[[], bool] | None, deadline: float
+        self,
+        endpoint: Endpoint,
+        exchange: Exchange,
+        may_send: Callable[[], bool] | None,
+        deadline: float,
+        *,
+        forwarded: bool,
     ) -> None:
         self.endpoint = endpoint
         self.exchange = exchange
         self.deadline = deadline
-        self.waits_for = "the receiver"
+        self.forwarded = forwarded
+        """Whether the egress proxy reads the request, and answers it."""
+        self.waits_for = _RECEIVER
         self._may_send = may_send
         self._sent = False
 
@@ -305,12 +322,15 @@ def _told_apart(post: _Post, limit: float) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        whose = "" if post.waits_for == "the receiver" else f" from {post.waits_for}"
+        through = f" through {_PROXY}" if post.forwarded else ""
+        whose = through if post.waits_for == _RECEIVER else f" from {post.waits_for}"
         raise NoAnswerError(f"no answer{whose} within {limit:g} s", kind=AttemptKind.TIMEOUT) from error
     except NoHttpError as error:
-        raise NoAnswerError(f"no HTTP answer: {error}", kind=AttemptKind.PROTOCOL) from error
+        whose = f" from {_PROXY}" if post.forwarded else ""
+        raise NoAnswerError(f"no HTTP answer{whose}: {error}", kind=AttemptKind.PROTOCOL) from error
     except OSError as error:
-        raise NoAnswerError("the connection broke before the answer", kind=AttemptKind.PROTOCOL) from error
+        whose = f" to {_PROXY}" if post.forwarded else ""
+        raise NoAnswerError(f"the connection{whose} broke before the answer", kind=AttemptKind.PROTOCOL) from error
 
 
 def _tls_reason(error: ssl.SSLError) -> str:

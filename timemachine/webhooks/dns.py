@@ -1,6 +1,7 @@
 """How the names of receivers are looked up."""
 
 import asyncio
+import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -11,6 +12,13 @@ from aiodns import error as dns
 from timemachine.domain.errors import OwnFaultError
 
 _OUR_DNS_FAULTS = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ENOMEM, dns.ARES_EFILE})
+
+TRIES = 8
+"""How often a name server is asked for a name. The first tries are short where it answered other names fast, so that
+fewer would end before a name whose own name servers are slow is found. All of them take over 20 s."""
+
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Seconds, a half more or less, after which a name is asked for again of which a malformed answer came."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
@@ -49,17 +57,41 @@ class SystemResolver:
 
     async def _look_up(self, host: str) -> list[str]:
         try:
-            self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers)
+            self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers, tries=TRIES)
         except Exception as error:  # whatever the library has found lacking here
             raise OwnFaultError(f"names cannot be looked up here: {error}") from error
         try:
-            found = await self._resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+            return await self._ask(self._resolver, host)
         except aiodns.error.DNSError as error:
             code, reason = error.args
-            if code in _OUR_DNS_FAULTS:
+            if code in _OUR_DNS_FAULTS and not await self._is_answered(self._resolver):
                 raise OwnFaultError(f"no name server can be asked: {reason}") from error
             raise OSError(reason) from error
-        return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
+
+    async def _ask(self, resolver: aiodns.DNSResolver, host: str) -> list[str]:
+        """Look a name up, and again when a malformed answer came: that breaks off all look-ups on its socket."""
+        pauses = iter(PAUSES)
+        while True:
+            try:
+                found = await resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+            except aiodns.error.DNSError as error:
+                pause = next(pauses, None)
+                if error.args[0] != dns.ARES_EBADRESP or pause is None:
+                    raise
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
+            else:
+                return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
+
+    async def _is_answered(self, resolver: aiodns.DNSResolver) -> bool:
+        """Return whether a name server can be asked, though not for all: it may not take a long answer's connection.
+
+        That may be so for ever, so it is no fault that passes.
+        """
+        try:
+            await resolver.query_dns(".", "NS")
+        except aiodns.error.DNSError as error:
+            return error.args[0] not in _OUR_DNS_FAULTS
+        return True
 
     def _done(self, host: str, looked: asyncio.Future[list[str]]) -> None:
         del self._running[host]

@@ -19,14 +19,18 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     headers: tuple[tuple[bytes, bytes], ...]
+    secrets: tuple[str, ...]
+    """What its own words must not hold to be shown: the password, and what is sent of it."""
 
     @classmethod
     def at(cls, url: str) -> "EgressProxy":
         """Read `http://[user:password@]host[:port]`."""
         parts = urlsplit(url)
-        known = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-        headers = ((b"Proxy-Authorization", b"Basic " + b64encode(known)),) if parts.username else ()
-        return cls(host=parts.hostname or "", port=parts.port or 80, headers=headers)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        known = b64encode(f"{user}:{password}".encode())
+        headers = ((b"Proxy-Authorization", b"Basic " + known),) if user else ()
+        secrets = tuple(secret.lower() for secret in (password, known.decode()) if password)
+        return cls(host=parts.hostname or "", port=parts.port or 80, headers=headers, secrets=secrets)
 
     async def tunnel(self, stream: Stream, to: str) -> None:
         """Have the proxy connect to a `host:port`; from then on the stream leads there.
@@ -43,7 +47,8 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
             raise proxy_failed("hung up") from error
         if not 200 <= status < 300:
             reason = head.partition(b"\n")[0].decode("latin-1").strip().partition(" ")[2]
-            raise proxy_failed(f"refused: {reason[:_REASON_LENGTH]}")
+            hidden = any(secret in unquote(reason).lower() for secret in self.secrets)
+            raise proxy_failed(f"refused: {status if hidden else reason[:_REASON_LENGTH]}")
         # Whoever is on the way to the proxy could have put it there: it is no answer of the receiver's.
         if rest or not stream.at_rest():
             raise proxy_failed("hung up, or sent more than its answer")

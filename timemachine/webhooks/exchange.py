@@ -26,6 +26,7 @@ PARTS_AT_A_TIME = 64
 _STATUS_LINE = re.compile(rb"HTTP/[0-9]\.[0-9] ([1-9][0-9]{2})(?=[ \r\n])")
 _BEGIN = b"HTTP/"
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
+_RETRY_AFTER = re.compile(rb"(?i)\nretry-after[ \t]*:((?:[^\r\n]|\r?\n[ \t])*)")
 _SWITCHING_PROTOCOLS = 101
 
 
@@ -52,7 +53,7 @@ class Exchange:
             self.request = b"".join(self._http.send(part) or b"" for part in (head, h11.Data(body), h11.EndOfMessage()))
         except h11.LocalProtocolError as error:
             raise ValueError("the request cannot be put into HTTP") from error
-        self.retry_after: str | None = None
+        self.retry_afters: list[bytes] = []
         self.body = bytearray()
         self._framed_twice = False
 
@@ -71,6 +72,8 @@ class Exchange:
             NoHttpError: It is no HTTP answer, or its head is too long.
         """
         status, head, rest = await read_head(stream)
+        # Not left to h11, which reads nothing of a head with anything odd in it.
+        self.retry_afters = _RETRY_AFTER.findall(head)
         if head.count(b"\n") > MAX_HEAD_LINES:
             return status
         self._http.receive_data(head + rest)
@@ -79,9 +82,7 @@ class Exchange:
         except h11.RemoteProtocolError:  # where the answer ends is not known then: it has no body and is not complete
             return status
         if isinstance(answer, h11.Response):
-            values = dict(reversed(list(answer.headers)))
-            self.retry_after = values.get(b"retry-after", b"").decode("latin-1") or None
-            self._framed_twice = {b"content-length", b"transfer-encoding"} <= values.keys()
+            self._framed_twice = {b"content-length", b"transfer-encoding"} <= dict(answer.headers).keys()
         return status
 
     async def read_body(self, stream: Stream, most: int) -> None:

@@ -111,6 +111,16 @@ async def test_any_part_can_be_killed_and_started_again(tmp_path: Path) -> None:
         assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
 
 
+async def test_what_is_said_of_another_postgres_is_kept_from_our_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPORT", "6432,6433")
+    monkeypatch.setenv("PGSSLMODE", "verify-full")
+
+    async with local_stack(_settings(tmp_path), os.environ) as stack:
+        assert not any(name.startswith("PG") for name in stack.env)
+
+
 async def test_given_servers_are_used_and_not_stopped(tmp_path: Path) -> None:
     async with AsyncExitStack() as opened:
         given = await opened.enter_async_context(local_stack(_settings(tmp_path / "given"), os.environ))

@@ -8,7 +8,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from devstack import children
+from devstack.children import Commands
+from devstack.parts import Part, running
 from devstack.running_processes import Entry, RunningProcesses
+from timemachine.settings import Settings
 
 WAITS = (sys.executable, "-c", "import signal; signal.pause()")
 
@@ -19,7 +23,7 @@ async def start(**env: str) -> asyncio.subprocess.Process:
 
 async def test_a_left_process_is_stopped_by_its_signal(tmp_path: Path) -> None:
     process = await start()
-    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM)
+    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM, 20)
     assert await RunningProcesses(tmp_path).stop_leftovers() == ["left"]
     assert await process.wait() == -signal.SIGTERM
     assert await RunningProcesses(tmp_path).stop_leftovers() == []
@@ -54,11 +58,22 @@ async def test_one_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> None:
     )
     assert process.stdout
     await process.stdout.readline()
-    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM)
-    await RunningProcesses(tmp_path).stop_leftovers(limit=0.2)
+    RunningProcesses(tmp_path).add("left", process.pid, signal.SIGTERM, 0.2)
+    await RunningProcesses(tmp_path).stop_leftovers()
     assert await process.wait() == -signal.SIGKILL
 
 
 async def test_a_file_that_cannot_be_read_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "running.json").write_text("{")
     assert await RunningProcesses(tmp_path).stop_leftovers() == []
+
+
+async def test_a_left_worker_gets_as_long_to_finish_its_attempts_as_one_that_is_stopped(tmp_path: Path) -> None:
+    async def ready() -> bool:
+        return True
+
+    program = children.worker(Commands(worker=WAITS), {}, Settings(shutdown_grace=100))
+    async with running(Part(program, ready, processes=RunningProcesses(tmp_path))):
+        (noted,) = msgspec.json.decode((tmp_path / "running.json").read_bytes(), type=list[Entry])
+
+    assert noted.stop_limit == program.stop_limit > 100

@@ -4,26 +4,12 @@ import asyncio
 from datetime import timedelta
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus
 
+from tests.support.job_histories import events, wait_for_event, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
-from tests.support.service import Service, refused
-from tests.support.waiting import eventually
-
-Events = list[EventType.ValueType]
-
-
-def workflow_of(client: Client, service: Service, job_id: str) -> WorkflowHandle[object, object]:
-    return client.get_workflow_handle(f"{service.db}/c/{job_id}")
-
-
-async def events(client: Client, service: Service, job_id: str) -> Events:
-    return [event.event_type async for event in workflow_of(client, service, job_id).fetch_history_events()]
-
-
-async def wait_for_event(client: Client, service: Service, job_id: str, event: EventType.ValueType) -> None:
-    await eventually(lambda: events(client, service, job_id), lambda seen: event in seen)
+from tests.support.service import Service, now_ms, refused
 
 
 async def test_a_job_that_is_taken_at_once_has_six_events(service: Service, client: Client) -> None:
@@ -137,6 +123,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
     job_id = await service.create(1.0)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
+    not_before = now_ms(4)
     await another.end(run, claim, refused_by_receiver(timedelta(seconds=4)))
 
     job = await service.find(job_id)
@@ -145,6 +132,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
     (received,) = receiver.of(job_id)
     assert received.headers["timemachine-attempt"] == "2"
     assert received.at_ms >= job["next_attempt_time"] - 5
+    assert received.at_ms >= not_before
 
 
 async def test_a_cancel_waits_for_an_attempt_on_another_worker(
