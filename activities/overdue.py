@@ -20,7 +20,8 @@ from timemachine.domain import stored_names
 from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
+from timemachine.temporal.search_attributes import IS_HELD
+from timemachine.temporal.visibility import overdue_jobs_query
 
 LOOK_EVERY = 15.0
 """Seconds between two looks, give or take a third, so that workers that were started together look apart. The first one
@@ -86,9 +87,7 @@ class OverdueJobs:
 
         Runs of another task queue belong to its workers: if it has none, an Update of them would only time out.
         """
-        due = (datetime.now(UTC) - OVERDUE).isoformat(timespec="milliseconds")
-        query = f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {TRIGGER_TIME.name} < '{due}'"
-        runs = self._client.list_workflows(query, page_size=PAGE)
+        runs = self._client.list_workflows(overdue_jobs_query(datetime.now(UTC) - OVERDUE), page_size=PAGE)
         while True:
             await runs.fetch_next_page()
             page = [run for run in runs.current_page or () if self._is_ours(run)]

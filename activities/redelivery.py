@@ -1,5 +1,7 @@
 """The `redeliver_failed` activity: the failed jobs of a route, started again one by one."""
 
+from datetime import UTC, datetime
+
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
@@ -14,7 +16,7 @@ from timemachine.domain.redelivery import FailedJobs, PageStart, Progress
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.job_runs import Redelivers, latest_run, redeliver
-from timemachine.temporal.search_attributes import ROUTE
+from timemachine.temporal.visibility import job_query, listed_job
 
 PAGE = 100
 
@@ -44,12 +46,11 @@ class Redeliveries:
         run = BulkRun()
         run.heartbeat(start.progress, start)
         while True:
-            page = self._client.list_workflows(failed.query, page_size=PAGE, next_page_token=start.token or None)
+            page = self._client.list_workflows(_query(failed), page_size=PAGE, next_page_token=start.token or None)
             await page.fetch_next_page()
             progress = start.progress
             for failure in page.current_page or ():
-                # Asked for already, but not every store of visibility tells `a` from `A`.
-                if failure.typed_search_attributes.get(ROUTE) != failed.route_key:
+                if not failed.filter.includes(listed_job(failure, datetime.now(UTC))):
                     continue
                 await self._rate.acquire()
                 progress = await self._take_up(failure, progress)
@@ -61,7 +62,7 @@ class Redeliveries:
             run.yield_slot()
 
     async def _count(self, failed: FailedJobs) -> Progress:
-        return Progress(found=(await self._client.count_workflows(failed.query)).count)
+        return Progress(found=(await self._client.count_workflows(_query(failed))).count)
 
     async def _take_up(self, failure: WorkflowExecution, progress: Progress) -> Progress:
         """Start one job again, and count it."""
@@ -83,6 +84,10 @@ class Redeliveries:
         except (NoSuchJobError, TooLateError, WorkflowAlreadyStartedError):
             return False
         return True
+
+
+def _query(failed: FailedJobs) -> str:
+    return job_query(failed.filter, datetime.now(UTC))
 
 
 def _resumed() -> PageStart | None:

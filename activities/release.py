@@ -14,7 +14,8 @@ from timemachine.domain.errors import NoSuchRouteError
 from timemachine.domain.releases import Released, ReleaseHeld
 from timemachine.domain.routes import RouteState
 from timemachine.postgres.route_store import RouteStore
-from timemachine.temporal.search_attributes import IS_HELD, ROUTE, TRIGGER_TIME
+from timemachine.temporal.search_attributes import ROUTE
+from timemachine.temporal.visibility import held_jobs_query
 
 PAGE = 100
 
@@ -75,13 +76,8 @@ class Releases:
 
 
 def _query(release: ReleaseHeld) -> str:
-    """Return what to ask Temporal's visibility for. The names hold no quotes."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    released_before = f" OR {TRIGGER_TIME.name} <= '{now}'" if release.all_due else ""
-    return (
-        f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' AND {ROUTE.name} = '{release.route_key}' "
-        f"AND ({IS_HELD.name} = true{released_before})"
-    )
+    due_at = datetime.now(UTC) if release.all_due else None
+    return held_jobs_query(release.db, release.route_id, due_at=due_at)
 
 
 def _resumed() -> Released:

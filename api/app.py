@@ -24,6 +24,7 @@ from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
+from api.job_lists import CountController, JobListController, JobLists
 from api.jobs import JobController, Jobs
 from api.key_cache import KeyCache
 from api.keys import KeyController, Keys
@@ -67,10 +68,11 @@ def create_app(settings: Settings) -> Litestar:
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
             app.state.batches = Batches(app.state.jobs, store)
-            app.state.routes = Routes(store, client, settings)
+            app.state.routes = Routes(store, AttemptLog(pool), client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
+            app.state.job_lists = JobLists(client, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, audit_log, settings)
             app.state.api_keys = Keys(key_store)
             app.state.audit_log = audit_log
@@ -84,12 +86,14 @@ def create_app(settings: Settings) -> Litestar:
 
     app = Litestar(
         route_handlers=[
+            JobListController,
             JobController,
             BatchController,
             RouteController,
             SecretController,
             AttemptController,
             FailedController,
+            CountController,
             RedeliveryController,
             KeyController,
             AuditController,
@@ -112,16 +116,8 @@ def create_app(settings: Settings) -> Litestar:
 
 
 _PARTS = (
-    "jobs",
-    "batches",
-    "routes",
-    "store",
-    "attempts",
-    "failed",
-    "redeliveries",
-    "api_keys",
-    "audit_log",
-    "readiness",
+    *("jobs", "batches", "job_lists", "attempts", "failed", "redeliveries"),
+    *("routes", "store", "api_keys", "audit_log", "readiness"),
 )
 """What `clients` opens, and handlers ask for by name."""
 

@@ -6,17 +6,20 @@ from datetime import UTC, datetime
 import msgspec
 
 from api.schemas import MAX_TIME
+from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import to_ms
 
 MAX_EXPLANATION = 300
 """Characters of an explanation; what a client sent may stand in it, and be long."""
 
-TIMES = frozenset({"trigger_time", "deadline", "since", "until"})
+TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "due_to"})
 """Fields and parameters that are a time in milliseconds since the epoch."""
 
+_STATES = f"it must be one of {', '.join(f'`{state}`' for state in ListedState)}"
 _CHOICES = {
     "type": 'it must be "REST"',
     "kind": "it must be `taken` or `failed`",
+    "state": _STATES,
     "force": "it must be `true` or `false`",
     "reason": "it must be a string of at most 200 characters, without the null character",
 }

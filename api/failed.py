@@ -1,45 +1,29 @@
 """The failed list: the jobs of a db that no receiver took."""
 
-from contextlib import suppress
-from datetime import datetime
-from typing import Annotated
+from datetime import UTC, datetime
 
-import msgspec
 from litestar import Controller, get
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client, WorkflowExecution
 
 from api.authentication import requires
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit
-from api.parameters import Db
-from api.schemas import FailedJobOut, FailedPage, name_schema
-from timemachine.domain import stored_names
-from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
-from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor
+from api.parameters import Db, InCollection, OfRoute
+from api.schemas import FailedJobOut, FailedPage
+from timemachine.domain.errors import ForbiddenNameError, MalformedError
+from timemachine.domain.job_filter import JobFilter, ListedState
+from timemachine.domain.jobs import split_workflow_id, to_ms
 from timemachine.domain.keys import Role
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.job_lists import without_later_runs
 from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
+from timemachine.temporal.visibility import job_query, listed_job
 from timemachine.vault import Vault
-
-LATER_RUNS_AT_ONCE = 1000
-"""Runs that one query returns at most, as Temporal's own limit is."""
-
-_NAME = name_schema(MAX_NAME)
-OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
-InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
-
-
-class PagePosition(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page begins: Temporal's own token, and the query that it belongs to. Sealed, as a cursor."""
-
-    query: str
-    token: bytes
 
 
 class FailedJobs:
@@ -69,95 +53,20 @@ class FailedJobs:
         Raises:
             ForbiddenNameError, MalformedError: A name or the cursor is not allowed.
         """
-        asked = Asked(db=db, route=route, collection=collection)
-        query = asked.query
+        wanted, now = JobFilter(db=db, route=route, collection=collection, state=ListedState.FAILED), datetime.now(UTC)
+        token = open_cursor(self._vault, wanted, cursor, bytes)
         async with temporal_timeout(self._limit):
-            listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
+            listed = self._client.list_workflows(job_query(wanted, now), page_size=limit, next_page_token=token)
             await listed.fetch_next_page()
-            runs = await self._still_failed([run for run in listed.current_page or () if asked.includes(run)])
+            found = [run for run in listed.current_page or () if wanted.includes(listed_job(run, now))]
+            runs = await without_later_runs(self._client, found)
         taken = await self._ledger.taken([run.run_id for run in runs])
         runs = [run for run in runs if run.run_id not in taken]
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],
-            next=self._seal(listed.next_page_token, query) if listed.next_page_token else UNSET,
+            next=seal_cursor(self._vault, wanted, listed.next_page_token) if listed.next_page_token else UNSET,
         )
-
-    def _seal(self, token: bytes, query: str) -> str:
-        """Return the cursor of a page of this very list."""
-        return self._vault.seal(msgspec.msgpack.encode(PagePosition(query, token))).decode()
-
-    def _open(self, cursor: str | None, query: str) -> bytes | None:
-        """Return the page token of a cursor.
-
-        Raises:
-            MalformedError: It was not given out for this list.
-        """
-        if cursor is None:
-            return None
-        with suppress(VaultError, UnicodeError):
-            position = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
-            if position.query == query:
-                return position.token
-        raise MalformedError("cursor: it must be the `next` of a page of this very list")
-
-    async def _still_failed(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
-        """Return those after which their job has no other run: the others were redelivered, or created again."""
-        if not runs:
-            return []
-        latest = await self._latest_starts(runs)
-        return [run for run in runs if latest.get(run.id, run.start_time) <= run.start_time]
-
-    async def _latest_starts(self, runs: list[WorkflowExecution]) -> dict[str, datetime]:
-        """Return when the latest run of each job began, where one began after the first of these runs ended."""
-        ids = ", ".join(f"'{workflow_id}'" for workflow_id in sorted({run.id for run in runs}))
-        since = min(_ended_at(run) for run in runs).isoformat(timespec="milliseconds")
-        query = f"WorkflowType = '{stored_names.JOB}' AND StartTime >= '{since}' AND WorkflowId IN ({ids})"
-        latest: dict[str, datetime] = {}
-        async for run in self._client.list_workflows(query, page_size=LATER_RUNS_AT_ONCE):
-            latest[run.id] = max(run.start_time, latest.get(run.id, run.start_time))
-        return latest
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """Which failed jobs are asked for.
-
-    Raises:
-        ForbiddenNameError: A name is not allowed; what is allowed holds no quotes.
-    """
-
-    db: str
-    route: str | None
-    collection: str | None
-
-    def __post_init__(self) -> None:
-        """Refuse names that are not allowed."""
-        for kind, name in (("db", self.db), ("collection", self.collection), ("route", self.route)):
-            if name is not None:
-                check_name(kind, name)
-
-    @property
-    def query(self) -> str:
-        """What to ask visibility for."""
-        query = (
-            f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Failed' "
-            f"AND WorkflowId STARTS_WITH '{self._prefix}'"
-        )
-        return query if self.route is None else f"{query} AND {ROUTE.name} = '{self._route_key}'"
-
-    def includes(self, run: WorkflowExecution) -> bool:
-        """Return whether a run that was listed was asked for: not every store of visibility tells `a` from `A`."""
-        if self.route is not None and run.typed_search_attributes.get(ROUTE) != self._route_key:
-            return False
-        return run.id.startswith(self._prefix)
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.db}/" if self.collection is None else f"{self.db}/{self.collection}/"
-
-    @property
-    def _route_key(self) -> str:
-        return f"{self.db}/{self.route}"
 
 
 def _ended_at(run: WorkflowExecution) -> datetime:

@@ -27,10 +27,12 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api.authentication import requires
 from api.errors import refusals
+from api.job_lists import CreatedBy, DueFrom, DueTo, InState, JobLists, WithLabel, WithPrefix
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
-from api.parameters import Collection, Db, JobIdInPath
-from api.schemas import JobChange, JobIn, JobOut, JobState, Ok
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit
+from api.parameters import Collection, Db, JobIdInPath, OfRoute
+from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
 from timemachine.domain.audit import Caller
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import (
@@ -45,6 +47,7 @@ from timemachine.domain.errors import (
     TriggerTimeError,
     UnavailableError,
 )
+from timemachine.domain.job_filter import JobFilter
 from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
 from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
@@ -539,6 +542,41 @@ class JobController(Controller):
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
         return _written(await jobs.create(job_from_request(db, collection, data.id, data), key_id=caller.key_id))
+
+    @get(
+        guards=[requires(Role.READ)],
+        operation_id="ListJobsOfCollection",
+        summary="List the jobs of a collection",
+        responses=refusals(MalformedError, ForbiddenNameError),
+    )
+    async def of_collection(
+        self,
+        db: Db,
+        collection: Collection,
+        job_lists: NamedDependency[JobLists],
+        in_state: InState = None,
+        route: OfRoute = None,
+        label: WithLabel = None,
+        id_prefix: WithPrefix = None,
+        due_from: DueFrom = None,
+        due_to: DueTo = None,
+        created_by: CreatedBy = None,
+        limit: Limit = DEFAULT_LIMIT,
+        cursor: Cursor = None,
+    ) -> JobsPage:
+        """List the jobs of a collection, as those of a db are listed."""
+        wanted = JobFilter(
+            db=db,
+            collection=collection,
+            state=in_state,
+            route=route,
+            label=label,
+            id_prefix=id_prefix,
+            due_from=due_from,
+            due_to=due_to,
+            created_by=created_by,
+        )
+        return await job_lists.page(wanted, limit, cursor)
 
     @get(
         "/{job_id:str}",

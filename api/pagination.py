@@ -2,14 +2,16 @@
 
 import base64
 import binascii
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import msgspec
 from litestar.params import QueryParameter
 
 from api.schemas import MAX_TIME
-from timemachine.domain.errors import MalformedError
+from timemachine.domain.errors import MalformedError, VaultError
 from timemachine.domain.jobs import looks_like_seconds, seconds_given
+from timemachine.vault import Vault
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -27,14 +29,14 @@ Cursor = Annotated[
 ]
 
 
-def _time(description: str) -> QueryParameter:
+def time_parameter(description: str) -> QueryParameter:
     """Return a parameter that is a time. The document has its bounds only where they are written out for it."""
     extra = {"minimum": 0, "maximum": MAX_TIME}
     return QueryParameter(ge=0, le=MAX_TIME, schema_extra=extra, description=description)
 
 
-Since = Annotated[int | None, _time("From this time on, in milliseconds since the epoch.")]
-Until = Annotated[int | None, _time("Before this time, in milliseconds since the epoch.")]
+Since = Annotated[int | None, time_parameter("From this time on, in milliseconds since the epoch.")]
+Until = Annotated[int | None, time_parameter("Before this time, in milliseconds since the epoch.")]
 
 
 def check_window(since: int | None, until: int | None) -> None:
@@ -49,6 +51,38 @@ def check_window(since: int | None, until: int | None) -> None:
 
 
 T = TypeVar("T")
+
+
+class _Sealed(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page begins, and the list that it belongs to."""
+
+    of: bytes
+    position: msgspec.Raw
+
+
+def seal_cursor(vault: Vault, of: object, position: object) -> str:
+    """Return a position as a cursor that nobody else can make, and that is of use for one list only.
+
+    Args:
+        of: All that the list was asked for, but for the length of its pages.
+    """
+    sealed = _Sealed(msgspec.msgpack.encode(of), msgspec.Raw(msgspec.msgpack.encode(position)))
+    return vault.seal(msgspec.msgpack.encode(sealed)).decode()
+
+
+def open_cursor(vault: Vault, of: object, cursor: str | None, kind: type[T]) -> T | None:
+    """Return the position that a cursor stands for; None for the first page.
+
+    Raises:
+        MalformedError: It was not given out for this very list.
+    """
+    if cursor is None:
+        return None
+    with suppress(VaultError, UnicodeError, msgspec.DecodeError):
+        sealed = msgspec.msgpack.decode(vault.open(cursor.encode("ascii")), type=_Sealed)
+        if sealed.of == msgspec.msgpack.encode(of):
+            return msgspec.msgpack.decode(sealed.position, type=kind)
+    raise MalformedError("cursor: it must be the `next` of a page of this very list")
 
 
 def encode_cursor(position: object) -> str:

@@ -1,8 +1,8 @@
-"""Parameters in the path of a request. What is not allowed is refused by `check_name`, in our own words."""
+"""Names as parameters of a request. What is not allowed is refused by `check_name`, in our own words."""
 
 from typing import Annotated
 
-from litestar.params import PathParameter
+from litestar.params import PathParameter, QueryParameter
 
 from api.schemas import name_schema
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME
@@ -22,3 +22,7 @@ JobIdInPath = Annotated[
 RouteIdInPath = Annotated[
     str, PathParameter(schema_extra=name_schema(MAX_NAME), description="The route's id, within its db.")
 ]
+
+_NAME = name_schema(MAX_NAME)
+OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
+InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]

@@ -1,5 +1,6 @@
 """The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -13,8 +14,9 @@ from temporalio.common import WorkflowIDConflictPolicy
 from api.authentication import requires
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
 from api.parameters import Db, RouteIdInPath
-from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteOut
+from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteListed, RouteOut, RoutesPage
 from timemachine.domain import stored_names
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
@@ -27,6 +29,7 @@ from timemachine.domain.errors import (
     TooLargeError,
     WebhookUrlError,
 )
+from timemachine.domain.job_filter import JobFilter
 from timemachine.domain.jobs import check_name, to_ms
 from timemachine.domain.keys import Role
 from timemachine.domain.releases import ReleaseHeld
@@ -38,10 +41,13 @@ from timemachine.domain.routes import (
     check_headers,
     target_url,
 )
-from timemachine.postgres.route_store import RouteStore
+from timemachine.postgres.attempt_log import AttemptLog, Success
+from timemachine.postgres.route_store import RouteStore, StoredRoute
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.search_attributes import ROUTE
+from timemachine.temporal.visibility import open_jobs_query
+
+RATED_OVER = timedelta(hours=1)
 
 Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it.")]
 
@@ -49,9 +55,10 @@ Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wa
 class Routes:
     """The routes, with the rules that a client's request must keep."""
 
-    def __init__(self, store: RouteStore, client: Client, settings: Settings) -> None:
+    def __init__(self, store: RouteStore, log: AttemptLog, client: Client, settings: Settings) -> None:
         """Take the clients of Postgres and Temporal."""
         self._store = store
+        self._log = log
         self._client = client
         self._settings = settings
         self._targets = settings.address_guard
@@ -99,6 +106,23 @@ class Routes:
             reason=status.reason or UNSET,
         )
 
+    async def page(self, db: str, limit: int, cursor: str | None) -> RoutesPage:
+        """Return a page of the routes of a db, with how their attempts of the last hour went.
+
+        Raises:
+            ForbiddenNameError, MalformedError: The db's name or the cursor is not allowed.
+        """
+        check_name("db", db)
+        after = "" if cursor is None else decode_cursor(cursor, str)
+        found = await self._store.of_db(db, limit=limit + 1, after=after)
+        shown = found[:limit]
+        since = datetime.now(UTC) - RATED_OVER
+        success = await self._log.success(db, [stored.route.id for stored in shown], since)
+        return RoutesPage(
+            routes=[_list(stored, success[stored.route.id]) for stored in shown],
+            next=encode_cursor(shown[-1].route.id) if len(found) > limit else UNSET,
+        )
+
     async def replace(self, db: str, route_id: str, data: RouteChange, caller: Caller) -> None:
         """Replace a route; see `RouteStore.replace`."""
         await self._store.replace(db, self.allowed(db, route_id, data), data.headers, by=caller)
@@ -132,15 +156,28 @@ class Routes:
         """
         await self._store.check(db, route_id)
         if not force:
-            query = (
-                f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Running' "
-                f"AND {ROUTE.name} = '{db}/{route_id}'"
-            )
             async with temporal_timeout(self._settings.request_timeout):
-                waiting = (await self._client.count_workflows(query)).count
+                waiting = (await self._client.count_workflows(_waiting_query(db, route_id))).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
         await self._store.remove(db, route_id, by=caller)
+
+
+def _waiting_query(db: str, route_id: str) -> str:
+    return open_jobs_query(JobFilter(db=db, route=route_id), datetime.now(UTC))
+
+
+def _list(stored: StoredRoute, success: Success) -> RouteListed:
+    route, status = stored.route, stored.status
+    return RouteListed(
+        id=route.id,
+        webhook_url=route.webhook_url,
+        state=status.state,
+        since=to_ms(status.since),
+        reason=status.reason or UNSET,
+        attempts=success.attempts,
+        success_rate=UNSET if success.rate is None else success.rate,
+    )
 
 
 def check_route_key(db: str, route_id: str) -> None:
@@ -176,6 +213,18 @@ class RouteController(Controller):
         """Create a route. Repeating a create whose answer was lost is safe: the same content is answered 200 again."""
         await routes.add(db, data, caller)
         return Ok()
+
+    @get(
+        guards=[requires(Role.READ)],
+        operation_id="ListRoutes",
+        summary="List the routes of a db",
+        responses=refusals(MalformedError, ForbiddenNameError),
+    )
+    async def of_db(
+        self, db: Db, routes: NamedDependency[Routes], limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None
+    ) -> RoutesPage:
+        """List the routes of a db in the order of their ids, with how their attempts of the last hour went."""
+        return await routes.page(db, limit, cursor)
 
     @get(
         "/{route_id:str}",

@@ -8,6 +8,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_LABELS, MAX_NAME, NAME_PATTERN
 from timemachine.domain.keys import MAX_DBS, MAX_KEY_NAME, RequestsPerSecond, Role
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
@@ -102,7 +103,7 @@ Labels = Annotated[
     ],
     Meta(
         max_length=MAX_LABELS,
-        description="What lists and cancels of many find the job by.",
+        description="What lists and cancels of many find the job by. Printable characters without quotes, backslashes and \u2661.",
         examples=[["order=1234", "checkout"]],
         # Litestar takes the dots of a tuple's type for another type of its items.
         extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},
@@ -601,6 +602,83 @@ class AuditOut(msgspec.Struct, frozen=True, kw_only=True):
     """A page of the audit log, the latest first."""
 
     entries: Annotated[list[AuditEntryOut], Meta(description="The latest first.")]
+    next: NextCursor | UnsetType = UNSET
+
+
+class JobListed(msgspec.Struct, frozen=True, kw_only=True):
+    """A job in a list, without its `meta`."""
+
+    collection: Annotated[str, Meta(description="The job's collection.")]
+    id: JobId
+    trigger_time: TriggerTime
+    route: RouteId
+    state: ListedState
+    labels: Annotated[tuple[str, ...] | UnsetType, Meta(description="The job's labels, if it has some.")] = UNSET
+    created_by: Annotated[
+        str | UnsetType, Meta(description="The id of the API key that created the job, if one was needed.")
+    ] = UNSET
+    created_at: Annotated[int, Meta(description="When it was created or redelivered, in milliseconds since the epoch.")]
+    ended_at: Annotated[
+        int | UnsetType, Meta(description="When it ended, in milliseconds since the epoch. Only if it has.")
+    ] = UNSET
+
+
+class JobsPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs that have not ended, the next due first, and then jobs that have, the latest first."""
+
+    jobs: Annotated[
+        list[JobListed], Meta(description="It may hold fewer than `limit`, or none, although there is a `next`.")
+    ]
+    next: NextCursor | UnsetType = UNSET
+
+
+class StateCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs in each state."""
+
+    scheduled: Annotated[int, Meta(description="Not due yet.")]
+    due: Annotated[int, Meta(description="Due, and neither held nor ended: they are being delivered or retried.")]
+    held: Annotated[int, Meta(description="Due, while their route is paused or disabled.")]
+    delivered: Annotated[int, Meta(description="Taken by their receiver, while Temporal keeps them.")]
+    failed: Annotated[int, Meta(description="Failed for good, while Temporal keeps them.")]
+    cancelled: Annotated[int, Meta(description="Canceled, while Temporal keeps them.")]
+
+
+class DueCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Scheduled jobs that are due within some time from now."""
+
+    five_minutes: Annotated[int, Meta(description="Within 5 minutes.")] = msgspec.field(name="5m")
+    hour: Annotated[int, Meta(description="Within an hour.")] = msgspec.field(name="1h")
+    day: Annotated[int, Meta(description="Within 24 hours.")] = msgspec.field(name="24h")
+
+
+class CountsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs there are. An ended run of a job that was created again counts, too."""
+
+    states: StateCounts
+    due_within: DueCounts
+    as_of: Annotated[int, Meta(description="When they were counted, in milliseconds since the epoch.")]
+
+
+class RouteListed(msgspec.Struct, frozen=True, kw_only=True):
+    """A route in a list, and how its attempts of the last hour went."""
+
+    id: RouteId
+    type: RouteType = "REST"
+    webhook_url: WebhookUrl
+    state: RouteState
+    since: Annotated[int, Meta(description="When the route entered this state, in milliseconds since the epoch.")]
+    reason: Annotated[str | UnsetType, Meta(description="Why it is paused or disabled.")] = UNSET
+    attempts: Annotated[int, Meta(description="Attempts that started within the last hour and have ended.")]
+    success_rate: Annotated[
+        float | UnsetType,
+        Meta(description="The share of them that the receiver took, from 0 to 1. Left out if there are none."),
+    ] = UNSET
+
+
+class RoutesPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Routes, in the order of their ids."""
+
+    routes: Annotated[list[RouteListed], Meta(description="The routes.")]
     next: NextCursor | UnsetType = UNSET
 
 

@@ -43,12 +43,14 @@ def what_the_document_forbids_is_refused(ctx: CheckContext, response: Response, 
 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
+    query: Any = case.query or {}
     return (
         _names_two_ids(case)
         or _asks_for_no_time(case)
         or _expires_in_the_past(case)
         or _has_odd_labels(case)
-        or "cursor" in (case.query or {})
+        or "cursor" in query
+        or _filters_nothing(query)
     )
 
 
@@ -56,6 +58,12 @@ def _expires_in_the_past(case: Case[Any]) -> bool:
     """Whether a key would have expired already."""
     key: Any = case.body if isinstance(case.body, Mapping) and case.path == "/key" else {}
     return bool(key.get("expires_at", time.time() * 1000 + 1) <= time.time() * 1000)
+
+
+def _filters_nothing(query: Any) -> bool:
+    """Whether a filter contradicts itself, has a prefix without a collection, or a label that may not be one."""
+    is_empty = "due_from" in query and "due_to" in query and int(query["due_from"]) >= int(query["due_to"])
+    return is_empty or "label" in query or ("id_prefix" in query and "collection" not in query)
 
 
 def _asks_for_no_time(case: Case[Any]) -> bool:

@@ -359,9 +359,21 @@ WINDOWED = [
 ]
 
 
+FILTERED = [
+    *("state=", "state=x", "state=Scheduled", "state=delivering", "state=%00", "label=", "label=%20a", "label=a%20"),
+    *("label=%00", "label=%27", "label=%22", "label=%5C", "label=%E2%99%A5%E2%99%A1", "label=" + "x" * 65),
+    *("due_from=-1", "due_from=x", "due_from=1.5", "due_from=1795429472", "due_to=1795429472", "due_to=", "due_to=%00"),
+    *("due_to=253402300800000", "due_from=" + "9" * 400, "due_from=2&due_to=1", "due_from=2&due_to=2"),
+]
+
+
 @pytest.mark.parametrize(
     ("path", "queries"),
     [
+        pytest.param("/job/{db}", PAGED + FILTERED, id="jobs"),
+        pytest.param("/job/{db}/c", PAGED + FILTERED, id="jobs of a collection"),
+        pytest.param("/count/{db}", [*FILTERED, "id_prefix=a"], id="counts"),
+        pytest.param("/route/{db}", PAGED, id="routes"),
         pytest.param("/job/{db}/c/{job_id}/attempts", PAGED, id="job's attempts"),
         pytest.param("/route/{db}/hook/attempts", PAGED + WINDOWED, id="route's attempts"),
         pytest.param("/failed/{db}", PAGED, id="failed"),
@@ -379,8 +391,19 @@ async def test_a_parameter_of_a_list_that_is_wrong(
 
 @pytest.mark.parametrize("name", ["", "%00", "%ff", "a%20b", "'", "%27%20OR%20%27%27=%27", "a/b", "..", "r" * 65])
 async def test_a_name_in_a_query_that_is_not_allowed(refusing: Service, server: Server, name: str) -> None:
-    for field in ("route", "collection"):
-        assert refused(await server.request("GET", f"/failed/{refusing.db}?{field}={name}")) == BAD_NAME
+    paths = {"/failed": ("route", "collection"), "/job": ("route", "created_by"), "/count": ("route", "collection")}
+    for path, fields in paths.items():
+        for field in fields:
+            assert refused(await server.request("GET", f"{path}/{refusing.db}?{field}={name}")) == BAD_NAME
+    if len(name) <= 64:
+        assert refused(await server.request("GET", f"/job/{refusing.db}/c?id_prefix={name}")) == BAD_NAME
+
+
+async def test_of_a_parameter_that_is_given_twice_the_last_counts(refusing: Service, server: Server) -> None:
+    listed = f"/job/{refusing.db}"
+
+    assert (await server.request("GET", f"{listed}?limit=0&limit=1&other=1")).status_code == 200
+    assert refused(await server.request("GET", f"{listed}?limit=1&limit=0")) == MALFORMED
 
 
 # --- fields of a job

@@ -28,16 +28,21 @@ SECRET = f"{ROUTE}/secret"
 FAILED = "/failed/{db}"
 KEYS, KEY = "/key", "/key/{key_id}"
 BATCH = "/batch/{db}/{collection}"
+JOBS_OF_DB, COUNT = "/job/{db}", "/count/{db}"
 
 # Each endpoint, with its name and the codes that it answers 400 with.
 OPERATIONS = {
     ("post", JOBS): ("CreateJob", {"E001", "E002", "E003", "E005", "E007"}),
+    ("get", JOBS_OF_DB): ("ListJobs", {"E001", "E002"}),
+    ("get", JOBS): ("ListJobsOfCollection", {"E001", "E002"}),
+    ("get", COUNT): ("CountJobs", {"E001", "E002"}),
     ("get", JOB): ("GetJob", {"E002", "E004"}),
     ("put", JOB): ("ChangeJob", {"E001", "E002", "E003", "E004", "E006", "E007"}),
     ("delete", JOB): ("CancelJob", {"E002", "E004", "E006"}),
     ("post", f"{JOB}/trigger"): ("TriggerJob", {"E002", "E004", "E006"}),
     ("post", BATCH): ("CreateJobs", {"E001", "E002"}),
     ("post", ROUTES): ("CreateRoute", {"E001", "E002", "E008", "E010"}),
+    ("get", ROUTES): ("ListRoutes", {"E001", "E002"}),
     ("get", ROUTE): ("GetRoute", {"E002", "E007"}),
     ("put", ROUTE): ("ChangeRoute", {"E001", "E002", "E007", "E010"}),
     ("delete", ROUTE): ("DeleteRoute", {"E001", "E002", "E007", "E009"}),
@@ -253,7 +258,7 @@ async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
     paths = list(document["paths"])
 
     assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Keys", "Health"]
-    assert paths[0] == JOBS
+    assert paths[:2] == [JOBS_OF_DB, JOBS]
     assert [
         (path, earlier) for place, path in enumerate(paths) for earlier in paths[:place] if earlier.startswith(path)
     ] == []

@@ -11,7 +11,8 @@ import pytest
 
 from api import concurrency_limit
 from api.batch import MAX_JOBS
-from tests.integration.test_outages import Fragile, fragile, servers, stop  # noqa: F401 - fixtures
+from tests.integration.test_outages import Fragile, fragile, servers  # noqa: F401 - fixtures
+from tests.support.kills import send
 from tests.support.receiver import Receiver
 from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually

@@ -22,6 +22,10 @@ READ, WRITE, ADMIN = Role.READ, Role.WRITE, Role.ADMIN
 ROLES = {
     "CreateJob": WRITE,
     "GetJob": READ,
+    "ListJobs": READ,
+    "ListJobsOfCollection": READ,
+    "CountJobs": READ,
+    "ListRoutes": READ,
     "ChangeJob": WRITE,
     "CancelJob": WRITE,
     "TriggerJob": WRITE,

@@ -18,6 +18,9 @@ MAX_META_DEPTH = 128
 MAX_FAIRNESS_KEY = 64
 MAX_LABELS = 8
 MAX_LABEL = 64
+# Temporal's stores of visibility in SQL do not find quotes and backslashes, which they escape as the databases do not.
+# The one in SQLite takes a heart for the end of a label (decision 24).
+UNSEARCHABLE = frozenset("'\"\\\u2661")
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)
 
@@ -226,18 +229,27 @@ def check_labels(labels: tuple[str, ...]) -> None:
     """Refuse labels that visibility could not hold, or that a client could not tell apart.
 
     Raises:
-        MalformedError: More than 8, one twice, one that is empty, longer than 64 characters, or with a character that
-            cannot be printed or a blank at an end.
+        MalformedError: More than 8, one twice, or one that is not allowed by itself.
     """
     if len(labels) > MAX_LABELS:
         raise MalformedError(f"labels: at most {MAX_LABELS} are allowed, these are {len(labels)}")
     if len(set(labels)) < len(labels):
         raise MalformedError("labels: each is allowed once")
     for label in labels:
-        if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or label != label.strip():
-            raise MalformedError(
-                f"labels: each needs 1 to {MAX_LABEL} printable characters, without a blank at its ends"
-            )
+        check_label("labels", label)
+
+
+def check_label(field: str, label: str) -> None:
+    """Refuse a label that no query could find.
+
+    Raises:
+        MalformedError: Empty, longer than 64 characters, or with a character that cannot be printed, a quote, a
+            backslash, a heart (U+2661) or a blank at an end.
+    """
+    if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or label != label.strip():
+        raise MalformedError(f"{field}: each needs 1 to {MAX_LABEL} printable characters, without a blank at its ends")
+    if not UNSEARCHABLE.isdisjoint(label):
+        raise MalformedError(f"{field}: quotes, backslashes and \u2661 are not allowed")
 
 
 def check_key(db: str, collection: str, job_id: str) -> str:

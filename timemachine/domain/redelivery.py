@@ -3,7 +3,7 @@
 import msgspec
 
 from timemachine.domain import stored_names
-from timemachine.domain.jobs import from_ms
+from timemachine.domain.job_filter import JobFilter, ListedState
 
 
 class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,17 +22,14 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.since}-{self.until}"
 
     @property
-    def route_key(self) -> str:
-        """The route's name across databases, as the search attribute holds it."""
-        return f"{self.db}/{self.route_id}"
-
-    @property
-    def query(self) -> str:
-        """What to ask Temporal's visibility for. The names hold no quotes."""
-        return (
-            f"WorkflowType = '{stored_names.JOB}' AND ExecutionStatus = 'Failed' "
-            f"AND {stored_names.ROUTE_ATTRIBUTE} = '{self.route_key}' "
-            f"AND CloseTime >= '{_rfc3339(self.since)}' AND CloseTime < '{_rfc3339(self.until)}'"
+    def filter(self) -> JobFilter:
+        """Which jobs are meant."""
+        return JobFilter(
+            db=self.db,
+            route=self.route_id,
+            state=ListedState.FAILED,
+            ended_from=self.since or None,
+            ended_to=self.until,
         )
 
 
@@ -61,7 +58,3 @@ class PageStart(msgspec.Struct, frozen=True, kw_only=True):
 def redelivery_workflow_id(db: str, route_id: str, redelivery_id: str) -> str:
     """Return the id of the workflow that is a redelivery. Its five parts are no job's id, which has three."""
     return f"{stored_names.REDELIVERY_ID_PREFIX}{db}/{route_id}/{redelivery_id}"
-
-
-def _rfc3339(ms: int) -> str:
-    return from_ms(ms).isoformat(timespec="milliseconds")

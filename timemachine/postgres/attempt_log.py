@@ -1,6 +1,6 @@
 """The log of attempts in Postgres: one row per request that was made, and how it ended."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
@@ -81,6 +81,18 @@ class OutcomeFilter(StrEnum):
     FAILED = "failed"
 
 
+class Success(msgspec.Struct, frozen=True, kw_only=True):
+    """How the attempts on a route went."""
+
+    attempts: int
+    taken: int
+
+    @property
+    def rate(self) -> float | None:
+        """The share that was taken; None without attempts."""
+        return self.taken / self.attempts if self.attempts else None
+
+
 class AttemptLog:
     """The attempts of every db. Each method raises UnavailableError when Postgres does not answer."""
 
@@ -141,6 +153,12 @@ class AttemptLog:
             rows = await postgres.fetch(_LAST_ERRORS, db, *columns)
         return {row["run_id"]: row["error"] for row in rows if row["error"] is not None}
 
+    async def success(self, db: str, route_ids: Sequence[str], since: datetime) -> dict[str, Success]:
+        """Return how the attempts on some routes went that started at a time or later, by route."""
+        async with connection(self._pool) as postgres:
+            rows = await postgres.fetch(_SUCCESS, db, route_ids, since)
+        return {row["route_id"]: Success(attempts=row["taken"] + row["failed"], taken=row["taken"]) for row in rows}
+
     async def remove_before(self, at: datetime, limit: int) -> int:
         """Remove the oldest of the attempts that started before a time, at most `limit`, and return how many.
 
@@ -192,6 +210,20 @@ _LAST_ERRORS = """
         WHERE db = $1 AND collection = wanted.collection AND job_id = wanted.job_id AND run_id = wanted.run_id
         ORDER BY started_at DESC, id DESC LIMIT 1
     ) AS last
+"""
+
+# Each kind has an index of its own, of which a stretch is counted.
+_SUCCESS = """
+    SELECT wanted.route_id, taken.count AS taken, failed.count AS failed
+    FROM unnest($2::text[]) AS wanted (route_id)
+    CROSS JOIN LATERAL (
+        SELECT count(*) FROM attempts
+        WHERE db = $1 AND attempts.route_id = wanted.route_id AND kind = 'taken' AND started_at >= $3
+    ) AS taken
+    CROSS JOIN LATERAL (
+        SELECT count(*) FROM attempts
+        WHERE db = $1 AND attempts.route_id = wanted.route_id AND kind <> 'taken' AND started_at >= $3
+    ) AS failed
 """
 
 _REMOVE_BEFORE = """

@@ -94,6 +94,12 @@ class RouteStore:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), status=_standing(row))
 
+    async def of_db(self, db: str, *, limit: int, after: str = "") -> list[StoredRoute]:
+        """Return routes of a db in the order of their ids, those after one."""
+        async with connection(self._pool) as postgres:
+            rows = await postgres.fetch(_OF_DB, db, after, limit)
+        return [StoredRoute(route=msgspec.json.decode(row["route"], type=Route), status=_standing(row)) for row in rows]
+
     async def check(self, db: str, route_id: str) -> None:
         """Refuse a route that does not exist.
 
@@ -327,6 +333,11 @@ class RouteStore:
 
 
 # xmax is 0 in a row that this statement inserted.
+_OF_DB = """
+    SELECT route, state, state_since, state_reason FROM routes
+    WHERE db = $1 AND id > $2 ORDER BY id LIMIT $3
+"""
+
 _ADD = """
     INSERT INTO routes (db, id, route, sealed_headers) VALUES ($1, $2, $3, $4)
     ON CONFLICT (db, id) DO UPDATE SET route = routes.route

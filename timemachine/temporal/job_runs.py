@@ -12,7 +12,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from timemachine.domain import stored_names
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import NoSuchJobError, TooLateError
-from timemachine.domain.jobs import Job, message_id
+from timemachine.domain.jobs import Job, message_id, to_ms
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
 
@@ -142,10 +142,16 @@ async def start_job(
         id_reuse_policy=reuse,
         start_delay=max(job.trigger_at - datetime.now(UTC), timedelta(0)) or None,
         search_attributes=_search_attributes(job, created_by),
-        memo={stored_names.REDELIVERS: redelivers} if redelivers else None,
+        memo=_memo(redelivers),
         priority=Priority(fairness_key=job.fairness_key),
         static_summary=f"due {job.trigger_at.isoformat()} → {job.route_key}",
     )
+
+
+def _memo(redelivers: Redelivers | None) -> dict[str, Any]:
+    """Return what a run and those that it is continued as keep: when a later one was created is not the start of it."""
+    created_at = {stored_names.CREATED_AT: to_ms(datetime.now(UTC))}
+    return created_at | ({stored_names.REDELIVERS: redelivers} if redelivers else {})
 
 
 def _search_attributes(job: Job, created_by: str | None) -> TypedSearchAttributes:

@@ -1,8 +1,11 @@
-"""What is asked of Temporal's visibility about jobs: every query is made here, from typed filters.
+"""What is asked of Temporal's visibility: every query is made here, from typed filters.
 
-Visibility lags behind by a fraction of a second.
+Visibility lags behind by a fraction of a second. Not every store of it tells `a` from `A`: what it finds is to be
+checked with the filter's `includes` before it is shown or acted on. Times are compared by `>=` and `<` only, because
+the store in SQLite takes two spellings of one time for two times.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
@@ -29,7 +32,7 @@ _STATUSES = {
     ListedState.CANCELLED: ("Canceled", "Terminated"),
 }
 
-_ENDED = {
+_ENDED_AS = {
     WorkflowExecutionStatus.COMPLETED: ListedState.DELIVERED,
     WorkflowExecutionStatus.FAILED: ListedState.FAILED,
     WorkflowExecutionStatus.TIMED_OUT: ListedState.FAILED,
@@ -37,68 +40,154 @@ _ENDED = {
     WorkflowExecutionStatus.TERMINATED: ListedState.CANCELLED,
 }
 
+_IS_JOB = f"WorkflowType = '{stored_names.JOB}'"
+RUNNING = "Running"
+"""Temporal's status of a job that has not ended."""
+
+_IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
+_IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
+
 
 def job_query(wanted: JobFilter, now: datetime) -> str:
-    """Return the query that finds the jobs of a filter. Check with `includes` what it finds."""
-    parts = [f"WorkflowType = '{stored_names.JOB}'", f"{DB.name} = {_text(wanted.db)}"]
-    if wanted.collection is not None:
-        parts.append(f"{COLLECTION.name} = {_text(f'{wanted.db}/{wanted.collection}')}")
-    if wanted.route is not None:
-        parts.append(f"{ROUTE.name} = {_text(f'{wanted.db}/{wanted.route}')}")
+    """Return the query that finds the jobs of a filter."""
+    if wanted.state is None:
+        # What a run is continued as is a run of its own.
+        return _all(*_job_parts(wanted), "ExecutionStatus != 'ContinuedAsNew'")
+    return _all(*_job_parts(wanted), *_state_parts(wanted.state, to_ms(now)))
+
+
+def open_jobs_query(wanted: JobFilter, now: datetime) -> str:
+    """Return the query that finds those jobs of a filter that have not ended."""
+    return job_query(wanted, now) if wanted.state else _all(*_job_parts(wanted), _IS_OPEN)
+
+
+def ended_jobs_query(wanted: JobFilter, now: datetime) -> str:
+    """Return the query that finds those jobs of a filter that have ended, the latest first."""
+    return job_query(wanted, now) if wanted.state else _all(*_job_parts(wanted), _IS_ENDED)
+
+
+def status_counts_query(wanted: JobFilter) -> str:
+    """Return the query that counts the jobs of a filter by Temporal's status, whatever their state."""
+    return f"{_all(*_job_parts(wanted))} GROUP BY ExecutionStatus"
+
+
+def ended_state(status: str) -> ListedState | None:
+    """Return the state of a job whose run ended with one of Temporal's statuses; None of one that has not ended."""
+    return next((state for state, names in _STATUSES.items() if not state.is_open and status in names), None)
+
+
+def held_jobs_query(db: str, route_id: str, *, due_at: datetime | None) -> str:
+    """Return the query that finds the held jobs of a route, and those that are due at a time where one is given."""
+    parts = _job_parts(JobFilter(db=db, route=route_id))
+    held = f"{IS_HELD.name} = true"
+    if due_at is not None:
+        held = f"({held} OR {_before(TRIGGER_TIME.name, to_ms(due_at) + 1)})"
+    return _all(*parts, _IS_OPEN, held)
+
+
+def overdue_jobs_query(due_before: datetime) -> str:
+    """Return the query that finds the jobs of every db that should have been delivered before a time."""
+    return _all(_IS_JOB, _IS_OPEN, _before(TRIGGER_TIME.name, to_ms(due_before)))
+
+
+def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
+    """Return the query that finds the runs of some jobs that began at a time or later."""
+    ids = ", ".join(map(_text, workflow_ids))
+    return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", f"WorkflowId IN ({ids})")
+
+
+def _job_parts(wanted: JobFilter) -> list[str]:
+    """Return what a job must have in common with a filter, but for its state."""
+    parts = [_IS_JOB]
+    if wanted.route_key is not None:
+        parts.append(f"{ROUTE.name} = {_text(wanted.route_key)}")
+    if wanted.collection_key is not None:
+        parts.append(_is_in(COLLECTION.name, wanted.collection_key))
+    if wanted.route_key is None and wanted.collection_key is None:
+        parts.append(_is_in(DB.name, wanted.db))
+    if wanted.id_prefix is not None:
+        parts.append(f"WorkflowId STARTS_WITH {_text(f'{wanted.collection_key}/{wanted.id_prefix}')}")
     if wanted.label is not None:
         parts.append(f"{LABELS.name} = {_text(wanted.label)}")
     if wanted.created_by is not None:
         parts.append(f"{CREATED_BY.name} = {_text(wanted.created_by)}")
-    if wanted.id_prefix is not None and wanted.collection is not None:
-        prefix = f"{wanted.db}/{wanted.collection}/{wanted.id_prefix}"
-        parts.append(f"WorkflowId STARTS_WITH {_text(prefix)}")
-    if wanted.due_from is not None:
-        parts.append(f"{TRIGGER_TIME.name} >= {_time(from_ms(wanted.due_from))}")
-    if wanted.due_to is not None:
-        parts.append(f"{TRIGGER_TIME.name} < {_time(from_ms(wanted.due_to))}")
-    return " AND ".join(parts + _state_parts(wanted.state, now))
+    return parts + _window_parts(wanted)
 
 
-def _state_parts(state: ListedState | None, now: datetime) -> list[str]:
-    if state is None:
-        return ["ExecutionStatus != 'ContinuedAsNew'"]
-    statuses = ", ".join(_text(status) for status in _STATUSES[state])
-    parts = [f"ExecutionStatus IN ({statuses})"]
-    if state is ListedState.HELD:
-        parts.append(f"{IS_HELD.name} = true")
-    if state is ListedState.SCHEDULED:
-        parts.append(f"{TRIGGER_TIME.name} > {_time(now)}")
-    if state is ListedState.DUE:
-        parts.append(f"{TRIGGER_TIME.name} <= {_time(now)}")
+def _is_in(attribute: str, group: str) -> str:
+    """Return that a job is in a db or a collection. Jobs from before the attributes are known by their ids only."""
+    return f"({attribute} = {_text(group)} OR ({attribute} IS NULL AND WorkflowId STARTS_WITH {_text(f'{group}/')}))"
+
+
+def _window_parts(wanted: JobFilter) -> list[str]:
+    windows = ((TRIGGER_TIME.name, wanted.due_from, wanted.due_to), ("CloseTime", wanted.ended_from, wanted.ended_to))
+    parts = []
+    for attribute, since, until in windows:
+        if since is not None:
+            parts.append(_from(attribute, since))
+        if until is not None:
+            parts.append(_before(attribute, until))
     return parts
+
+
+def _state_parts(state: ListedState, now: int) -> list[str]:
+    if not state.is_open:
+        return [f"ExecutionStatus IN ({', '.join(map(_text, _STATUSES[state]))})"]
+    if state is ListedState.HELD:
+        return [_IS_OPEN, f"{IS_HELD.name} = true"]
+    not_held = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
+    due_before = now + 1
+    is_due = _before(TRIGGER_TIME.name, due_before)
+    return [_IS_OPEN, not_held, is_due if state is ListedState.DUE else _from(TRIGGER_TIME.name, due_before)]
 
 
 def listed_job(run: WorkflowExecution, now: datetime) -> ListedJob:
     """Return a run as lists show it."""
     db, collection, job_id = split_workflow_id(run.id)
     attributes = run.typed_search_attributes
-    trigger_at = attributes.get(TRIGGER_TIME) or run.start_time
+    trigger_time = to_ms(attributes.get(TRIGGER_TIME) or run.start_time)
     return ListedJob(
         db=db,
         collection=collection,
         id=job_id,
         run_id=run.run_id,
-        trigger_time=to_ms(trigger_at),
+        trigger_time=trigger_time,
         route=(attributes.get(ROUTE) or "/").split("/", 1)[1],
-        state=_state(run, trigger_at, now),
+        state=_state(run, trigger_time, to_ms(now)),
         labels=tuple(attributes.get(LABELS) or ()),
         created_by=attributes.get(CREATED_BY),
-        created_at=to_ms(run.start_time),
+        created_at=_created_at(run),
         ended_at=to_ms(run.close_time) if run.close_time else None,
     )
 
 
-def _state(run: WorkflowExecution, trigger_at: datetime, now: datetime) -> ListedState:
-    if run.status in _ENDED:
-        return _ENDED[run.status]
+def _state(run: WorkflowExecution, trigger_time: int, now: int) -> ListedState:
+    if run.status in _ENDED_AS:
+        return _ENDED_AS[run.status]
     if run.typed_search_attributes.get(IS_HELD):
         return ListedState.HELD
-    return ListedState.SCHEDULED if trigger_at > now else ListedState.DUE
+    return ListedState.SCHEDULED if trigger_time > now else ListedState.DUE
+
+
+def _created_at(run: WorkflowExecution) -> int:
+    """Return when a job was created, which is kept where its run is continued as another one."""
+    memo = run.raw_info.memo.fields
+    if stored_names.CREATED_AT not in memo:
+        return to_ms(run.start_time)
+    created_at: int = run.data_converter.payload_converter.from_payload(memo[stored_names.CREATED_AT], int)
+    return created_at
+
+
+def _all(*parts: str) -> str:
+    return " AND ".join(parts)
+
+
+def _from(attribute: str, time: int) -> str:
+    return f"{attribute} >= {_time(time)}"
+
+
+def _before(attribute: str, time: int) -> str:
+    return f"{attribute} < {_time(time)}"
 
 
 def _text(value: str) -> str:
@@ -107,5 +196,5 @@ def _text(value: str) -> str:
     return f"'{escaped}'"
 
 
-def _time(at: datetime) -> str:
-    return _text(at.astimezone(UTC).isoformat(timespec="milliseconds"))
+def _time(ms: int) -> str:
+    return _text(from_ms(ms).astimezone(UTC).isoformat(timespec="milliseconds"))

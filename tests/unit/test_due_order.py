@@ -1,0 +1,184 @@
+"""Next due first, from a store that lists what was created last first."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from timemachine.domain.due_order import BEGINNING, END, LOOKS, DuePosition, Found, next_due_first
+from timemachine.domain.job_filter import ListedJob, ListedState
+
+NOW = 1_800_000_000_000
+MINUTE, DAY = 60_000, 86_400_000
+
+
+def a_job(number: int, due: int) -> ListedJob:
+    return ListedJob(
+        db="arena",
+        collection="c",
+        id=str(number),
+        run_id=str(number),
+        trigger_time=due,
+        route="hook",
+        state=ListedState.SCHEDULED,
+        created_at=number,
+    )
+
+
+class Store:
+    """Jobs in the order of a store of visibility: the last one that was created first. Counts what it is asked for."""
+
+    def __init__(self, due: Sequence[int]) -> None:
+        self.jobs = {number: a_job(number, at) for number, at in enumerate(due)}
+        self.created = len(self.jobs)
+        self.looks = self.counts = 0
+
+    def add(self, due: int) -> None:
+        self.jobs[self.created] = a_job(self.created, due)
+        self.created += 1
+
+    def _within(self, since: int, until: int) -> list[int]:
+        return [number for number, job in self.jobs.items() if since <= job.trigger_time < until]
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        self.looks += 1
+        before = int(token) if token else self.created
+        found = sorted((number for number in self._within(since, until) if number < before), reverse=True)[:size]
+        token = str(found[-1]).encode() if len(found) == size else b""
+        return Found([self.jobs[number] for number in found], token)
+
+    async def count(self, since: int, until: int) -> int:
+        self.counts += 1
+        return len(self._within(since, until))
+
+
+async def pages(store: Store, limit: int, *, since: int = BEGINNING, until: int = END) -> list[list[ListedJob]]:
+    """Read to the end, and check what every page must keep to."""
+    position: DuePosition | None = DuePosition(since)
+    read = []
+    while position:
+        store.looks = store.counts = 0
+        page, position = await next_due_first(store, position, until, limit=limit, now=NOW)
+        assert len(page) <= limit
+        assert store.looks <= LOOKS
+        assert store.counts <= LOOKS
+        read.append(page)
+    return read
+
+
+def ids(read: list[list[ListedJob]]) -> list[str]:
+    return [job.id for page in read for job in page]
+
+
+def check_whole(store: Store, read: list[list[ListedJob]]) -> None:
+    """Each job once, and next due first."""
+    assert Counter(ids(read)) == Counter(job.id for job in store.jobs.values())
+    due = [job.trigger_time for page in read for job in page]
+    assert due == sorted(due)
+
+
+ANY_TIME = st.one_of(
+    st.integers(BEGINNING, NOW + 36_500 * DAY),
+    st.integers(NOW - DAY, NOW + DAY),
+    st.integers(NOW + 1000, NOW + 1003),
+    st.sampled_from([BEGINNING, NOW, NOW + 5 * MINUTE, NOW + 5 * MINUTE - 1, NOW + 36_500 * DAY]),
+)
+
+
+@given(due=st.lists(ANY_TIME, max_size=120), limit=st.integers(1, 12))
+@settings(max_examples=300, deadline=None)
+async def test_each_job_is_listed_once_and_the_next_due_first(due: list[int], limit: int) -> None:
+    store = Store(due)
+
+    check_whole(store, await pages(store, limit))
+
+
+@given(due=st.lists(ANY_TIME, max_size=80), since=ANY_TIME, until=ANY_TIME, limit=st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+async def test_only_what_is_due_within_a_window_is_listed(due: list[int], since: int, until: int, limit: int) -> None:
+    store = Store(due)
+
+    read = await pages(store, limit, since=since, until=max(until, since + 1))
+
+    inside = [job for job in store.jobs.values() if since <= job.trigger_time < max(until, since + 1)]
+    assert Counter(ids(read)) == Counter(job.id for job in inside)
+
+
+@pytest.mark.parametrize("limit", [1, 50, 200])
+async def test_a_millisecond_with_more_jobs_than_a_page_is_listed_whole(limit: int) -> None:
+    crowd = 5000 if limit > 1 else 300
+    store = Store([NOW + DAY] * crowd + [NOW + DAY - 1, NOW + DAY + 1, NOW + MINUTE])
+
+    read = await pages(store, limit)
+
+    check_whole(store, read)
+    assert len(read) <= (crowd + 3) / limit + 3
+
+
+SPREADS = {
+    "evenly over a month": [NOW + number * 30 * DAY // 20_000 for number in range(20_000)],
+    "within five minutes": [NOW + number * 5 * MINUTE // 20_000 for number in range(20_000)],
+    "half an hour after they were created": [NOW + number * 30 * MINUTE // 20_000 for number in range(20_000)],
+    "each time half of those before": [NOW + int(2 ** (number / 500)) for number in range(20_000)],
+    "in a year, within an hour": [NOW + 366 * DAY + number for number in range(20_000)],
+    "overdue for up to a week": [NOW - number * 7 * DAY // 20_000 for number in range(20_000)],
+    "at full minutes": [NOW + number // 30 * MINUTE for number in range(20_000)],
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+async def test_a_page_takes_few_looks_however_jobs_are_spread(spread: str) -> None:
+    store = Store(SPREADS[spread])
+    position: DuePosition | None = DuePosition(BEGINNING)
+    asked, sizes = [], []
+    for _ in range(20):
+        store.looks = store.counts = 0
+        assert position
+        page, position = await next_due_first(store, position, END, limit=50, now=NOW)
+        asked.append(store.looks + store.counts)
+        sizes.append(len(page))
+
+    assert sizes[2:] == [50] * 18
+    assert sum(asked[3:]) / len(asked[3:]) <= 3
+
+
+async def test_a_few_jobs_take_one_look() -> None:
+    store = Store([NOW - DAY, NOW, NOW + 40 * DAY])
+
+    (page,) = await pages(store, 50)
+
+    assert [job.id for job in page] == ["0", "1", "2"]
+    assert (store.looks, store.counts) == (1, 0)
+
+
+@given(
+    due=st.lists(ANY_TIME, min_size=1, max_size=60),
+    limit=st.integers(1, 7),
+    meanwhile=st.lists(st.one_of(ANY_TIME, st.none()), max_size=40),
+    data=st.data(),
+)
+@settings(max_examples=300, deadline=None)
+async def test_what_is_there_throughout_is_listed_once_whatever_comes_and_goes(
+    due: list[int], limit: int, meanwhile: list[int | None], data: st.DataObject
+) -> None:
+    store = Store(due)
+    ended = set()
+    position: DuePosition | None = DuePosition(BEGINNING)
+    listed: list[ListedJob] = []
+    while position:
+        page, position = await next_due_first(store, position, END, limit=limit, now=NOW)
+        listed += page
+        for _ in range(2):
+            if meanwhile and store.jobs:
+                if (comes := meanwhile.pop()) is not None:
+                    store.add(comes)
+                else:
+                    number = data.draw(st.sampled_from(sorted(store.jobs)))
+                    ended.add(store.jobs.pop(number).id)
+
+    assert max(Counter(job.id for job in listed).values(), default=1) == 1
+    assert {str(number) for number in range(len(due))} - ended <= {job.id for job in listed}
+    assert all(one.trigger_time <= other.trigger_time for one, other in pairwise(listed))

@@ -1,0 +1,180 @@
+"""Next due first, from a store that has another order: it is asked for windows of time, each of which is sorted.
+
+A window that holds more than fits a page is made narrower. A millisecond that alone holds more is read page by page in
+the store's own order.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from timemachine.domain.job_filter import ListedJob
+
+BEGINNING = 1_000_000_000_000
+"""No job is due before, since none is created that is due in the past. Milliseconds since the epoch."""
+
+END = 253_402_300_800_000
+"""The end of time as windows have it: the year 10000, in milliseconds since the epoch."""
+
+LOOKS = 10
+"""Windows that one page asks for at most. With fewer jobs than it should have by then, the page is short."""
+
+_MINUTE = 60_000
+_HOUR = 60 * _MINUTE
+_DAY = 24 * _HOUR
+
+# Where the first windows end, from now on.
+_WINDOW_ENDS = (0, 5 * _MINUTE, _HOUR, _DAY)
+
+_WIDEN = 12
+"""By how much a window is widened at most after an empty one."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Some jobs, and the store's token for more; empty where these are all."""
+
+    jobs: Sequence[ListedJob]
+    token: bytes = b""
+
+
+class WaitingJobs(Protocol):
+    """What the order asks of a store. Times are milliseconds since the epoch; `until` is not part of a window."""
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        """Return at most `size` jobs that are due within a window, in the store's own order."""
+
+    async def count(self, since: int, until: int) -> int:
+        """Return about how many jobs are due within a window."""
+
+
+class DuePosition(msgspec.Struct, frozen=True, array_like=True):
+    """How far a list is. Handed out in cursors: fields may only be added, with defaults."""
+
+    since: int
+    """What is due before has been listed. Milliseconds since the epoch."""
+    width: int = 0
+    """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
+    next_width: int = 0
+    """Milliseconds of the window after that, where it is known already."""
+    token: bytes | None = None
+    """Where within the millisecond `since` the list is, as the store has it; None where it is at its beginning, and the
+    millisecond may be asked for together with others."""
+
+
+async def next_due_first(
+    store: WaitingJobs, at: DuePosition, until: int, *, limit: int, now: int
+) -> tuple[list[ListedJob], DuePosition | None]:
+    """Return at most `limit` jobs that are due before a time, the next due first, and where to go on; None at the end.
+
+    A page may be short, or empty, although there are more.
+    """
+    jobs: list[ListedJob] = []
+    position: DuePosition | None = at
+    looks = 0
+    while position and len(jobs) < limit and looks < LOOKS:
+        step = _Step(store, position, until, wanted=limit - len(jobs), limit=limit, now=now, is_first=looks == 0)
+        found, position = await step.take()
+        jobs += found
+        looks += 1
+    return jobs, position
+
+
+class _Step:
+    """One window: what it gives, and where to go on."""
+
+    def __init__(
+        self, store: WaitingJobs, at: DuePosition, until: int, *, wanted: int, limit: int, now: int, is_first: bool
+    ) -> None:
+        self._store = store
+        self._at = at
+        self._until = until
+        self._wanted = wanted
+        self._aim = (3 * limit + 1) // 2
+        self._now = now
+        # Without a window the store has its jobs in order. It would have to sort all that are due from a time on.
+        self._looks_at_all = is_first and not at.width and (at.since, until) == (BEGINNING, END)
+        # All jobs are of use only where they are no more than a page.
+        self._size = limit + 1 if self._looks_at_all else 2 * limit
+        self._end = self._window_end()
+
+    def _window_end(self) -> int:
+        if self._looks_at_all:
+            return self._until
+        if self._at.width:
+            return min(self._at.since + self._at.width, self._until)
+        ends = (self._now + end for end in _WINDOW_ENDS)
+        return min(next((end for end in ends if end > self._at.since), self._until), self._until)
+
+    async def take(self) -> tuple[Sequence[ListedJob], DuePosition | None]:
+        """Return the next jobs of the page, and where to go on; None at the end."""
+        if self._at.token is not None:
+            return await self._one_millisecond(self._at.token)
+        found = await self._store.look(self._at.since, self._end, size=self._size)
+        if not found.token:
+            return self._whole_window(sorted(found.jobs, key=_due))
+        return (), await self._narrower(sorted(map(_due, found.jobs)))
+
+    async def _one_millisecond(self, token: bytes) -> tuple[Sequence[ListedJob], DuePosition | None]:
+        at = self._at
+        found = await self._store.look(at.since, at.since + 1, size=self._wanted, token=token)
+        if found.token:
+            return found.jobs, DuePosition(at.since, at.width, token=found.token)
+        return found.jobs, self._from(at.since + 1, at.width)
+
+    def _whole_window(self, jobs: list[ListedJob]) -> tuple[Sequence[ListedJob], DuePosition | None]:
+        if len(jobs) <= self._wanted:
+            return jobs, self._from(self._end, self._at.next_width or self._wider(len(jobs)))
+        # A page ends between two milliseconds, or within one that is read by the store's tokens from its beginning.
+        next_due = jobs[self._wanted].trigger_time
+        fitting = [job for job in jobs[: self._wanted] if job.trigger_time < next_due]
+        token = None if len(fitting) == self._wanted else b""
+        return fitting, DuePosition(next_due, self._width_of(self._at.since, len(jobs)), token=token)
+
+    async def _narrower(self, seen: list[int]) -> DuePosition:
+        """Return a narrower window with the same beginning, of one that holds too many.
+
+        Args:
+            seen: When some of its jobs are due, in order.
+        """
+        since, last = self._at.since, self._end - 1
+        if self._looks_at_all:
+            return DuePosition(since)
+        if last == since:
+            return DuePosition(since, self._at.width, token=b"")
+        # If so many are due by then, the page needs nothing that is due later.
+        enough = seen[self._wanted - 1] if len(seen) >= self._wanted else last
+        if len(seen) >= self._wanted and enough == last:
+            return DuePosition(since, last - since)
+        count = await self._store.count(since, self._end)
+        begin = _begin(seen, count)
+        if begin - since > (self._end - since) // 8:
+            return DuePosition(since, begin - since, self._width_of(begin, count))
+        width = min(self._width_of(since, count), (self._end - since) // 2, enough + 1 - since)
+        return DuePosition(since, max(1, width))
+
+    def _width_of(self, since: int, count: int) -> int:
+        """Return the width that would hold a page and a half, if so many were spread evenly from then to the end."""
+        return max(1, (self._end - since) * self._aim // max(count, 1))
+
+    def _wider(self, count: int) -> int:
+        """Return how wide the next window is after one that was not enough; 0 where nothing tells."""
+        if not self._at.width and (self._at.since < self._now or not count):
+            return 0
+        widened = (self._end - self._at.since) * _WIDEN
+        return min(self._width_of(self._at.since, count), widened) if count else widened
+
+    def _from(self, since: int, width: int) -> DuePosition | None:
+        return DuePosition(since, width) if since < self._until else None
+
+
+def _begin(seen: list[int], count: int) -> int:
+    """Return when the first of a number of jobs is due at the earliest, if others are as far apart as those seen.
+
+    Those seen are the last ones that were created. They may be a sample of all, or the last of them that are due.
+    """
+    return seen[0] - (seen[-1] - seen[0]) * count // len(seen) if seen else 0
+
+
+def _due(job: ListedJob) -> int:
+    return job.trigger_time

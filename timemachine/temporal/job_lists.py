@@ -1,0 +1,219 @@
+"""Lists and counts of jobs, from Temporal's visibility: it needs no worker, and describes no workflow."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec.structs import replace
+from temporalio.client import Client, WorkflowExecution
+
+from timemachine.domain.due_order import BEGINNING, END, DuePosition, Found, next_due_first
+from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
+from timemachine.domain.jobs import to_ms
+from timemachine.temporal.visibility import (
+    RUNNING,
+    ended_jobs_query,
+    ended_state,
+    job_query,
+    later_runs_query,
+    listed_job,
+    open_jobs_query,
+    status_counts_query,
+)
+
+MAX_PAGE = 1000
+"""Runs that one query returns at most, as Temporal's own limit is."""
+
+ENDED_LOOKS = 3
+"""Times that a page asks for ended jobs at most. With fewer than it should have by then, the page is short."""
+
+
+class ListPosition(msgspec.Struct, frozen=True, array_like=True):
+    """How far a list is. Handed out in cursors: fields may only be added, with defaults."""
+
+    began: int
+    """When the first page was asked for, in milliseconds since the epoch. What ends later is not listed as ended."""
+    waiting: DuePosition | None
+    """How far the jobs are that have not ended; None when all are listed."""
+    token: bytes = b""
+    """The store's token of the ended ones."""
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """Some jobs, and where to go on; None at the end. It may be short, or empty, although there are more."""
+
+    jobs: Sequence[ListedJob]
+    next: ListPosition | None
+
+
+class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs there are."""
+
+    states: dict[ListedState, int]
+    due_within: dict[timedelta, int]
+    """How many that are not due yet will be within a time from now."""
+
+
+DUE_WITHIN = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=24))
+
+
+async def list_jobs(
+    client: Client, wanted: JobFilter, at: ListPosition | None, *, limit: int, now: datetime
+) -> JobPage:
+    """Return a page of the jobs of a filter: those that have not ended, the next due first, and then the others.
+
+    Of those that have ended the latest is the first. A job that was created again is listed once, as it is now.
+
+    Args:
+        at: Where the page before this one ended.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    at = at or _beginning(wanted, now)
+    jobs: list[ListedJob] = []
+    until = _due_until(wanted, now)
+    if at.waiting and at.waiting.since < until:
+        store = _WaitingJobs(client, wanted, now)
+        jobs, waiting = await next_due_first(store, at.waiting, until, limit=limit, now=to_ms(now))
+        if waiting:
+            return JobPage(jobs, replace(at, waiting=waiting))
+    if wanted.state and wanted.state.is_open:
+        return JobPage(jobs, None)
+    at = replace(at, waiting=None)
+    listed = {job.run_id for job in jobs}
+    for _ in range(ENDED_LOOKS):
+        if len(jobs) == limit:
+            return JobPage(jobs, at)
+        found = await _ended(client, wanted, at, size=limit - len(jobs), now=now)
+        # The store may not have known yet that a job has ended, and know it now.
+        jobs += [job for job in found.jobs if job.run_id not in listed]
+        if not found.token:
+            return JobPage(jobs, None)
+        at = replace(at, token=found.token)
+    return JobPage(jobs, at)
+
+
+def _beginning(wanted: JobFilter, now: datetime) -> ListPosition:
+    if wanted.state and not wanted.state.is_open:
+        return ListPosition(to_ms(now), None)
+    since = to_ms(now) + 1 if wanted.state is ListedState.SCHEDULED else BEGINNING
+    return ListPosition(to_ms(now), DuePosition(max(since, wanted.due_from or 0)))
+
+
+def _due_until(wanted: JobFilter, now: datetime) -> int:
+    """Return before when the jobs of a filter are due."""
+    until = to_ms(now) + 1 if wanted.state is ListedState.DUE else END
+    return min(until, wanted.due_to or END)
+
+
+class _WaitingJobs:
+    """The jobs of a filter that have not ended, as the order by trigger times asks for them."""
+
+    def __init__(self, client: Client, wanted: JobFilter, now: datetime) -> None:
+        self._client = client
+        self._wanted = wanted
+        self._now = now
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        within = self._within(since, until)
+        runs, more = await _look(self._client, open_jobs_query(within, self._now), size, token)
+        return Found(_included(runs, within, self._now), more)
+
+    async def count(self, since: int, until: int) -> int:
+        return (await self._client.count_workflows(open_jobs_query(self._within(since, until), self._now))).count
+
+    def _within(self, since: int, until: int) -> JobFilter:
+        """Return the filter within a window. All of time is no window, which spares the store a comparison."""
+        return replace(
+            self._wanted, due_from=None if since == BEGINNING else since, due_to=None if until == END else until
+        )
+
+
+async def _ended(client: Client, wanted: JobFilter, at: ListPosition, *, size: int, now: datetime) -> Found:
+    within = replace(wanted, ended_to=min(at.began + 1, wanted.ended_to or END))
+    runs, more = await _look(client, ended_jobs_query(within, now), size, at.token)
+    latest = await without_later_runs(client, runs)
+    return Found([job for job in _included(latest, within, now) if not job.state.is_open], more)
+
+
+async def _look(client: Client, query: str, size: int, token: bytes) -> tuple[list[WorkflowExecution], bytes]:
+    page = client.list_workflows(query, page_size=size, next_page_token=token or None)
+    await page.fetch_next_page()
+    return list(page.current_page or ()), page.next_page_token or b""
+
+
+def _included(runs: Sequence[WorkflowExecution], wanted: JobFilter, now: datetime) -> list[ListedJob]:
+    return [job for job in (listed_job(run, now) for run in runs) if wanted.includes(job)]
+
+
+async def without_later_runs(client: Client, runs: Sequence[WorkflowExecution]) -> list[WorkflowExecution]:
+    """Return those of some ended runs after which their job has no other run.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    latest: dict[str, datetime] = {}
+    for run in runs:
+        latest[run.id] = max(run.start_time, latest.get(run.id, run.start_time))
+    undecided = set(latest)
+    while undecided:
+        since = min(run.close_time or run.start_time for run in runs)
+        later, more = await _look(client, later_runs_query(sorted(undecided), since), MAX_PAGE, b"")
+        for run in later:
+            latest[run.id] = max(run.start_time, latest[run.id])
+        # The store lists the latest run of each job before its others.
+        undecided -= {run.id for run in later}
+        if not more:
+            break
+    return [run for run in runs if run.start_time >= latest[run.id]]
+
+
+async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCounts:
+    """Return how many jobs of a filter there are. They are counted by run, and as exactly as the store compares texts.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    by_status, (held, due), soon = await asyncio.gather(
+        _count_by_status(client, wanted),
+        asyncio.gather(*(_count(client, wanted, state, now) for state in (ListedState.HELD, ListedState.DUE))),
+        asyncio.gather(*(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN)),
+    )
+    states = _by_state(by_status, held=held, due=due)
+    return JobCounts(
+        states={state: count if wanted.state in (None, state) else 0 for state, count in states.items()},
+        due_within=dict(zip(DUE_WITHIN, soon, strict=True)),
+    )
+
+
+def _by_state(by_status: dict[str, int], *, held: int, due: int) -> dict[ListedState, int]:
+    """Return how many jobs there are in each state. To count those that are neither held nor due would take as long."""
+    counted = dict.fromkeys(ListedState, 0)
+    counted[ListedState.HELD], counted[ListedState.DUE] = held, due
+    for status, count in by_status.items():
+        if (state := ended_state(status)) is not None:
+            counted[state] += count
+    # The counts are of different moments.
+    counted[ListedState.SCHEDULED] = max(0, by_status.get(RUNNING, 0) - held - due)
+    return counted
+
+
+async def _count(client: Client, wanted: JobFilter, state: ListedState, now: datetime) -> int:
+    if wanted.state not in (None, state):
+        return 0
+    return (await client.count_workflows(job_query(replace(wanted, state=state), now))).count
+
+
+async def _count_by_status(client: Client, wanted: JobFilter) -> dict[str, int]:
+    groups = (await client.count_workflows(status_counts_query(wanted))).groups
+    return {str(group.group_values[0]): group.count for group in groups}
+
+
+async def _count_due_within(client: Client, wanted: JobFilter, within: timedelta, now: datetime) -> int:
+    """Return how many of the jobs that are not due yet will be within a time."""
+    until = min(to_ms(now + within), wanted.due_to or END)
+    if until <= (wanted.due_from or 0):
+        return 0
+    return await _count(client, replace(wanted, due_to=until), ListedState.SCHEDULED, now)
