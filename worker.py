@@ -14,6 +14,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunn
 
 from activities.attempt import Attempts
 from activities.before_ledger import DeliveriesBeforeLedger
+from activities.cancel_many import CancelsOfMany
 from activities.deliver import nothing
 from activities.in_progress import InProgress
 from activities.overdue import OverdueJobs
@@ -35,6 +36,7 @@ from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import connect, on_one_thread
 from timemachine.vault import Vault
 from timemachine.webhooks.client import WebhookClient
+from workflows.cancel_many import CancelManyWorkflow
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
@@ -44,7 +46,7 @@ from workflows.wake import WakeWorkflow
 log = logging.getLogger("worker")
 
 HEARTBEATS = timedelta(seconds=2)
-"""How often an activity's progress is sent to Temporal at the most: it is what clients are shown of a redelivery."""
+"""How often an activity's progress is sent to Temporal at the most: it is what clients are shown of an operation."""
 
 POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=50)
 """How many requests for tasks are open at a time: with more, a task that is due meets a worker that asks for it, and
@@ -57,10 +59,11 @@ BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
 def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActivities:
-    """Return the activities of releases, redeliveries of many, and retention, with the one rate that they share."""
+    """Return the activities of operations and of retention, with the one rate that operations share."""
     routes, rate = RouteStore(pool, Vault(settings)), RateLimiter(settings.bulk_per_second)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
     return [
+        CancelsOfMany(client, ledger, rate).cancel_matching,
         Redeliveries(client, ledger, settings, rate).redeliver_failed,
         Releases(client, routes, rate).release_held,
         Retention(AttemptLog(pool), ledger, settings).clean_attempts,
@@ -92,7 +95,14 @@ def create_worker(
     return Worker(
         client,
         task_queue=settings.task_queue,
-        workflows=[JobWorkflow, WakeWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
+        workflows=[
+            JobWorkflow,
+            WakeWorkflow,
+            RedeliveryWorkflow,
+            ReleaseWorkflow,
+            CancelManyWorkflow,
+            CleanAttemptsWorkflow,
+        ],
         activities=[
             deliveries.first_attempt,
             deliveries.deliver,

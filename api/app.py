@@ -21,6 +21,8 @@ from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
 from api.jobs import JobController, Jobs
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
+from api.operations import CancelController, OperationController, Operations
+from api.pagination import SealedCursors
 from api.redelivery import Redeliveries, RedeliveryController
 from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
@@ -60,6 +62,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, settings)
+            app.state.operations = Operations(client, SealedCursors(vault), settings)
             app.state.readiness = Readiness(client, pool, settings)
             yield
 
@@ -71,12 +74,14 @@ def create_app(settings: Settings) -> Litestar:
             AttemptController,
             FailedController,
             RedeliveryController,
+            CancelController,
+            OperationController,
             HealthController,
         ],
         lifespan=[clients],
         dependencies={
             name: Provide(_from_state(name), sync_to_thread=False)
-            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "readiness")
+            for name in ("jobs", "routes", "store", "attempts", "failed", "redeliveries", "operations", "readiness")
         },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
         plugins=[RawSchema(), StructSchema()],
@@ -100,6 +105,7 @@ def _openapi() -> OpenAPIConfig:
         tags=[
             Tag("Jobs", description="Calls to make, each once and at a time."),
             Tag("Routes", description="Where the jobs of a db go, and how they are tried again."),
+            Tag("Operations", description="What is done with many jobs at a time, in the background."),
             Tag("Health", description="For load balancers and orchestrators."),
         ],
         render_plugins=[ReferencePage(), Document()],

@@ -48,7 +48,7 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
     ),
     Exception: ErrorResponse(500, "E016", "internal error"),
     errors.ContentTypeError: ErrorResponse(415, "E017", "wrong method, path or content type"),
-    errors.NoSuchRedeliveryError: ErrorResponse(400, "E018", "no such redelivery"),
+    errors.NoSuchOperationError: ErrorResponse(400, "E018", "no such operation"),
 }
 
 

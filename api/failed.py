@@ -1,6 +1,5 @@
 """The failed list: the jobs of a db that no receiver took."""
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Annotated
 
@@ -12,11 +11,11 @@ from msgspec import UNSET
 from temporalio.client import Client, WorkflowExecution
 
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, SealedCursors
 from api.parameters import Db
 from api.schemas import FailedJobOut, FailedPage, name_schema
 from timemachine.domain import stored_names
-from timemachine.domain.errors import ForbiddenNameError, MalformedError, VaultError
+from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.jobs import MAX_NAME, check_name, split_workflow_id, to_ms
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
@@ -33,13 +32,6 @@ OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this ro
 InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
 
 
-class PagePosition(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page begins: Temporal's own token, and the query that it belongs to. Sealed, as a cursor."""
-
-    query: str
-    token: bytes
-
-
 class FailedJobs:
     """The failed jobs, from Temporal's visibility, which lags behind by a fraction of a second.
 
@@ -49,12 +41,9 @@ class FailedJobs:
     def __init__(
         self, client: Client, log: AttemptLog, ledger: DeliveryLedger, vault: Vault, settings: Settings
     ) -> None:
-        """Take the clients of Temporal and Postgres, and the vault that seals cursors.
-
-        Temporal gives no reason for refusing a page token that it did not make itself.
-        """
+        """Take the clients of Temporal and Postgres, and the vault that seals cursors."""
         self._client = client
-        self._vault = vault
+        self._cursors = SealedCursors(vault)
         self._log = log
         self._ledger = ledger
         self._limit = settings.request_timeout
@@ -70,7 +59,9 @@ class FailedJobs:
         asked = Asked(db=db, route=route, collection=collection)
         query = asked.query
         async with temporal_timeout(self._limit):
-            listed = self._client.list_workflows(query, page_size=limit, next_page_token=self._open(cursor, query))
+            listed = self._client.list_workflows(
+                query, page_size=limit, next_page_token=self._cursors.open(cursor, query)
+            )
             await listed.fetch_next_page()
             runs = await self._still_failed([run for run in listed.current_page or () if asked.includes(run)])
         taken = await self._ledger.taken([run.run_id for run in runs])
@@ -78,26 +69,8 @@ class FailedJobs:
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],
-            next=self._seal(listed.next_page_token, query) if listed.next_page_token else UNSET,
+            next=self._cursors.seal(listed.next_page_token, query) if listed.next_page_token else UNSET,
         )
-
-    def _seal(self, token: bytes, query: str) -> str:
-        """Return the cursor of a page of this very list."""
-        return self._vault.seal(msgspec.msgpack.encode(PagePosition(query, token))).decode()
-
-    def _open(self, cursor: str | None, query: str) -> bytes | None:
-        """Return the page token of a cursor.
-
-        Raises:
-            MalformedError: It was not given out for this list.
-        """
-        if cursor is None:
-            return None
-        with suppress(VaultError, UnicodeError):
-            position = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
-            if position.query == query:
-                return position.token
-        raise MalformedError("cursor: it must be the `next` of a page of this very list")
 
     async def _still_failed(self, runs: list[WorkflowExecution]) -> list[WorkflowExecution]:
         """Return those after which their job has no other run: the others were redelivered, or created again."""

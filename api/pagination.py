@@ -2,14 +2,16 @@
 
 import base64
 import binascii
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import msgspec
 from litestar.params import QueryParameter
 
 from api.schemas import MAX_TIME
-from timemachine.domain.errors import MalformedError
+from timemachine.domain.errors import MalformedError, VaultError
 from timemachine.domain.jobs import looks_like_seconds, seconds_given
+from timemachine.vault import Vault
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -37,13 +39,13 @@ Since = Annotated[int | None, _time("From this time on, in milliseconds since th
 Until = Annotated[int | None, _time("Before this time, in milliseconds since the epoch.")]
 
 
-def check_window(since: int | None, until: int | None) -> None:
+def check_window(since: int | None, until: int | None, names: tuple[str, str] = ("since", "until")) -> None:
     """Refuse a stretch of time whose ends were meant in seconds.
 
     Raises:
         MalformedError: One of them looks like it.
     """
-    for name, time in (("since", since), ("until", until)):
+    for name, time in zip(names, (since, until), strict=True):
         if time is not None and looks_like_seconds(time):
             raise MalformedError(seconds_given(name))
 
@@ -67,3 +69,36 @@ def decode_cursor(cursor: str, kind: type[T]) -> T:
         return msgspec.msgpack.decode(packed, type=kind)
     except (ValueError, binascii.Error, msgspec.DecodeError) as error:
         raise MalformedError("cursor: it must be a `next` of the page before") from error
+
+
+class PagePosition(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page of a list from visibility begins: Temporal's own token, and the query that it belongs to."""
+
+    query: str
+    token: bytes
+
+
+class SealedCursors:
+    """Cursors of lists from visibility: Temporal gives no reason for refusing a page token that it did not make."""
+
+    def __init__(self, vault: Vault) -> None:
+        """Take the vault that seals them."""
+        self._vault = vault
+
+    def seal(self, token: bytes, query: str) -> str:
+        """Return the cursor of a page of this very list."""
+        return self._vault.seal(msgspec.msgpack.encode(PagePosition(query, token))).decode()
+
+    def open(self, cursor: str | None, query: str) -> bytes | None:
+        """Return the page token of a cursor.
+
+        Raises:
+            MalformedError: It was not given out for this list.
+        """
+        if cursor is None:
+            return None
+        with suppress(VaultError, UnicodeError):
+            position = msgspec.msgpack.decode(self._vault.open(cursor.encode("ascii")), type=PagePosition)
+            if position.query == query:
+                return position.token
+        raise MalformedError("cursor: it must be the `next` of a page of this very list")

@@ -8,7 +8,6 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
 
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
@@ -38,6 +37,7 @@ from timemachine.domain.routes import (
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.operations import start_operation
 from timemachine.temporal.search_attributes import ROUTE
 
 Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it.")]
@@ -104,17 +104,24 @@ class Routes:
         """Hold the jobs of a route, without using up their attempts; see `RouteStore.set_state`."""
         await self._store.set_state(db, route_id, RouteState.PAUSED, reason)
 
-    async def resume(self, db: str, route_id: str, spread: float) -> None:
-        """Release the jobs of a paused or disabled route, in the background and over `spread` seconds."""
+    async def resume(self, db: str, route_id: str, spread: float, *, started_by: str | None = None) -> None:
+        """Release the jobs of a paused or disabled route, in the background and over `spread` seconds.
+
+        Args:
+            started_by: The id of the key that asks for it.
+        """
         await self._store.set_state(db, route_id, RouteState.ACTIVE)
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
         async with temporal_timeout(self._settings.request_timeout, begun=True):
-            await self._client.start_workflow(
-                stored_names.RELEASE,
+            await start_operation(
+                self._client,
+                release.key,
                 release,
-                id=release.workflow_id,
                 task_queue=self._settings.task_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
+                summary=f"Releases what route {route_id} holds",
+                route=route_id,
+                started_by=started_by,
+                replaces=True,
             )
 
     async def remove(self, db: str, route_id: str, *, force: bool) -> None:

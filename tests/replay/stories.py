@@ -13,7 +13,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service
-from timemachine.domain.redelivery import redelivery_workflow_id
+from timemachine.domain.redelivery import redelivery_key
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.domain.wake import ContinuedRun
 
@@ -230,7 +230,7 @@ async def redelivered_many(stage: Stage) -> Handle:
     while not (await stage.service.api.get(f"/failed/{stage.service.db}")).json()["failed"]:
         await asyncio.sleep(0.05)
     answer = await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/redeliver", json={"since": 0})
-    workflow_id = redelivery_workflow_id(stage.service.db, ROUTE, answer.json()["id"])
+    workflow_id = redelivery_key(stage.service.db, ROUTE, answer.json()["id"]).workflow_id
     return await closed(stage.client.get_workflow_handle(workflow_id))
 
 
@@ -241,7 +241,7 @@ async def released(stage: Stage) -> Handle:
     while (await stage.client.count_workflows(query)).count == 0:
         await asyncio.sleep(0.05)
     await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/resume", json={"spread": 0.5})
-    workflow_id = ReleaseHeld(db=stage.service.db, route_id=ROUTE).workflow_id
+    workflow_id = ReleaseHeld(db=stage.service.db, route_id=ROUTE).key.workflow_id
     return await closed(stage.client.get_workflow_handle(workflow_id))
 
 

@@ -52,6 +52,7 @@ AS_STORED = {
     "CHANGED_JOB": "job",
     "HELD_SINCE": "held",
     "REDELIVERS": "redelivers",
+    "JOB_FILTER": "filter",
     "ROUTE_ATTRIBUTE": "TimemachineRoute",
     "TRIGGER_TIME_ATTRIBUTE": "TimemachineTriggerTime",
     "HELD_ATTRIBUTE": "TimemachineHeld",

@@ -53,6 +53,7 @@ OUTCOMES = frozenset(
 CHANGED_JOB = "job"
 HELD_SINCE = "held"
 REDELIVERS = "redelivers"
+JOB_FILTER = "filter"
 
 # Search attributes.
 ROUTE_ATTRIBUTE = "TimemachineRoute"

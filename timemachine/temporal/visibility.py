@@ -5,11 +5,13 @@ Visibility lags behind by a fraction of a second.
 
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from timemachine.domain import stored_names
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import from_ms, split_workflow_id, to_ms
+from timemachine.domain.operations import WORKFLOW_TYPES
 from timemachine.temporal.search_attributes import (
     COLLECTION,
     CREATED_BY,
@@ -40,6 +42,45 @@ _ENDED = {
 
 def job_query(wanted: JobFilter, now: datetime) -> str:
     """Return the query that finds the jobs of a filter. Check with `includes` what it finds."""
+    return " AND ".join(_filter_parts(wanted) + _state_parts(wanted.state, now))
+
+
+def open_jobs_query(wanted: JobFilter, now: datetime, *, created_until: datetime | None = None) -> str:
+    """Return the query that finds the jobs of a filter that have not ended.
+
+    Args:
+        now: As of when the filter's state is meant.
+        created_until: Leaves out runs that were started later, by Temporal's clock.
+    """
+    parts = [job_query(wanted, now), "ExecutionStatus = 'Running'"]
+    if wanted.state in (ListedState.SCHEDULED, ListedState.DUE):
+        parts.append(f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)")
+    if created_until:
+        parts.append(f"StartTime <= {_exact(created_until)}")
+    return " AND ".join(parts)
+
+
+def ended_since_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds the runs of a filter, whatever its state, that were open at a time and have ended.
+
+    Those that have continued as new are among them.
+    """
+    ended = ["ExecutionStatus != 'Running'", f"StartTime <= {_exact(at)}", f"CloseTime >= {_exact(at)}"]
+    return " AND ".join(_filter_parts(wanted) + ended)
+
+
+def by_status(query: str) -> str:
+    """Return the query that counts what another one finds, status by status."""
+    return f"{query} GROUP BY ExecutionStatus"
+
+
+def operations_query(db: str) -> str:
+    """Return the query that finds the operations of a db. Check the db of what it finds."""
+    types = ", ".join(_text(name) for name in WORKFLOW_TYPES.values())
+    return f"WorkflowType IN ({types}) AND {DB.name} = {_text(db)} AND ExecutionStatus != 'ContinuedAsNew'"
+
+
+def _filter_parts(wanted: JobFilter) -> list[str]:
     parts = [f"WorkflowType = '{stored_names.JOB}'", f"{DB.name} = {_text(wanted.db)}"]
     if wanted.collection is not None:
         parts.append(f"{COLLECTION.name} = {_text(f'{wanted.db}/{wanted.collection}')}")
@@ -56,7 +97,7 @@ def job_query(wanted: JobFilter, now: datetime) -> str:
         parts.append(f"{TRIGGER_TIME.name} >= {_time(from_ms(wanted.due_from))}")
     if wanted.due_to is not None:
         parts.append(f"{TRIGGER_TIME.name} < {_time(from_ms(wanted.due_to))}")
-    return " AND ".join(parts + _state_parts(wanted.state, now))
+    return parts
 
 
 def _state_parts(state: ListedState | None, now: datetime) -> list[str]:
@@ -93,9 +134,22 @@ def listed_job(run: WorkflowExecution, now: datetime) -> ListedJob:
     )
 
 
+def listed_when_open(run: WorkflowExecution, at: datetime) -> ListedJob:
+    """Return a run as lists showed it at a time, when it had not ended."""
+    job = listed_job(run, at)
+    return replace(job, state=_open_state(run, from_ms(job.trigger_time), at))
+
+
+def ended_state(run: WorkflowExecution) -> ListedState | None:
+    """Return the state of a run that has ended; None for one that has not, or has continued as new."""
+    return _ENDED.get(run.status) if run.status else None
+
+
 def _state(run: WorkflowExecution, trigger_at: datetime, now: datetime) -> ListedState:
-    if run.status in _ENDED:
-        return _ENDED[run.status]
+    return ended_state(run) or _open_state(run, trigger_at, now)
+
+
+def _open_state(run: WorkflowExecution, trigger_at: datetime, now: datetime) -> ListedState:
     if run.typed_search_attributes.get(IS_HELD):
         return ListedState.HELD
     return ListedState.SCHEDULED if trigger_at > now else ListedState.DUE
@@ -109,3 +163,8 @@ def _text(value: str) -> str:
 
 def _time(at: datetime) -> str:
     return _text(at.astimezone(UTC).isoformat(timespec="milliseconds"))
+
+
+def _exact(at: datetime) -> str:
+    """Return a time of Temporal's own, of which every microsecond counts."""
+    return _text(at.astimezone(UTC).isoformat(timespec="microseconds"))
