@@ -542,7 +542,7 @@ class OperationOut(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: Annotated[int | UnsetType, Meta(description="In milliseconds since the epoch.")] = UNSET
     started_by: Annotated[str | UnsetType, Meta(description="The id of the key that asked for it.")] = UNSET
     route: Annotated[str | UnsetType, Meta(description="Of a release or redelivery: the route.")] = UNSET
-    filter: JobFilterOut | UnsetType = UNSET
+    filter: Annotated[JobFilterOut | UnsetType, Meta(description="Of a cancel: the jobs that are meant.")] = UNSET
 
 
 class OperationsOut(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from api.errors import ERROR_RESPONSES
 from tests.contract.server import Server
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, NAME_PATTERN
+from timemachine.domain.operations import MAX_OPERATION_ID
 from timemachine.domain.routes import OUR_HEADERS, check_headers
 
 DOCUMENT = "/docs/openapi.json"
@@ -22,6 +23,7 @@ JOBS, ROUTES = "/job/{db}/{collection}", "/route/{db}"
 JOB, ROUTE = f"{JOBS}/{{job_id}}", f"{ROUTES}/{{route_id}}"
 SECRET = f"{ROUTE}/secret"
 FAILED = "/failed/{db}"
+OPERATION = "/operation/{db}/{operation_id}"
 
 # Each endpoint, with its name and the codes that it answers 400 with.
 OPERATIONS = {
@@ -43,7 +45,14 @@ OPERATIONS = {
     ("post", f"{JOB}/redeliver"): ("RedeliverJob", {"E002", "E004", "E006", "E007"}),
     ("post", f"{ROUTE}/redeliver"): ("RedeliverRoute", {"E001", "E002", "E007"}),
     ("get", f"{ROUTE}/redeliver/{{redelivery_id}}"): ("GetRedelivery", {"E002", "E018"}),
+    ("post", "/cancel/{db}"): ("CancelJobs", {"E001", "E002"}),
+    ("get", "/operation/{db}"): ("ListOperations", {"E001", "E002"}),
+    ("get", OPERATION): ("GetOperation", {"E002", "E018"}),
+    ("delete", OPERATION): ("StopOperation", {"E002", "E006", "E018"}),
 }
+TAGS = {"route": "Routes", "cancel": "Operations", "operation": "Operations"}
+"""By how a path begins; all others have to do with jobs."""
+LIMITS = {"job_id": MAX_JOB_ID, "operation_id": MAX_OPERATION_ID}
 WITHOUT_BODY = ("post", f"{JOB}/redeliver")
 WITH_BODY = [key for key in OPERATIONS if key[0] in ("post", "put") and key != WITHOUT_BODY]
 BODY_MAY_BE_LEFT_OUT = {("post", f"{SECRET}/rotate"), ("post", f"{ROUTE}/pause"), ("post", f"{ROUTE}/resume")}
@@ -92,7 +101,7 @@ async def test_an_operation_is_named_and_described(document: Any, method: str, p
 
     assert operation["operationId"] == OPERATIONS[method, path][0]
     assert operation["description"].endswith(".")
-    assert operation["tags"] == ["Routes" if path.startswith("/route") else "Jobs"]
+    assert operation["tags"] == [TAGS.get(path.split("/")[1], "Jobs")]
     assert operation["responses"]["200"]["content"]["application/json"]["schema"]
 
 
@@ -126,7 +135,7 @@ async def test_names_are_described(document: Any, method: str, path: str) -> Non
     assert [f"{{{name}}}" for name in names] == [part for part in path.split("/") if part.startswith("{")]
     for name, schema in names.items():
         assert schema["pattern"] == NAME_PATTERN
-        assert schema["maxLength"] == (MAX_JOB_ID if name == "job_id" else MAX_NAME)
+        assert schema["maxLength"] == LIMITS.get(name, MAX_NAME)
 
 
 async def test_the_numbers_in_bodies_have_their_bounds(document: Any) -> None:
@@ -148,6 +157,7 @@ async def test_the_numbers_in_bodies_have_their_bounds(document: Any) -> None:
     assert (fields["RetryIn"]["waits"]["minItems"], fields["RetryIn"]["waits"]["maxItems"]) == (1, 99)
     assert bounds(fields["RotateIn"]["overlap"]) == (0, 604_800)
     assert bounds(fields["ResumeIn"]["spread"]) == (0, 86_400)
+    assert bounds(fields["CancelIn"]["due_from"]) == bounds(fields["CancelIn"]["due_to"]) == (0, 253_402_300_799_999)
     assert (
         bounds(fields["FailureWindow"]["since"]) == bounds(fields["FailureWindow"]["until"]) == (0, 253_402_300_799_999)
     )
@@ -207,7 +217,7 @@ async def test_the_codes_of_errors_are_listed(document: Any) -> None:
 async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
     paths = list(document["paths"])
 
-    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Health"]
+    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Operations", "Health"]
     assert paths[0] == JOBS
     assert [
         (path, earlier) for place, path in enumerate(paths) for earlier in paths[:place] if earlier.startswith(path)
