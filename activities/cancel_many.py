@@ -25,10 +25,10 @@ from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 from timemachine.temporal.job_runs import first_run_id
 from timemachine.temporal.visibility import (
     by_status,
+    ended_as,
     ended_since_query,
-    ended_state,
     listed_when_open,
-    open_jobs_query,
+    still_open_query,
 )
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class _Cancel:
         self._cancels = cancels
         self._rate = rate
         self._jobs = jobs
-        self._open = open_jobs_query(jobs.filter, jobs.at, created_until=jobs.at)
+        self._open = still_open_query(jobs.filter, jobs.at)
         self._ended = ended_since_query(jobs.filter, jobs.at)
         self._run = BulkRun()
         self._before = CancelProgress()
@@ -188,7 +188,7 @@ class _Cancel:
             async for page in self._pages(query, COUNTED_AT_ONCE):
                 for run in page:
                     if self._is_meant(run):
-                        outcomes[run.id] = ended_state(run) or await self._continued_state(run)
+                        outcomes[run.id] = ended_as(run) or await self._continued_state(run)
                 self._heartbeat()
         counted = Counter(outcomes.values())
         return CancelProgress(
@@ -203,7 +203,7 @@ class _Cancel:
         """Return how a job ends that is open still, or has continued as new."""
         if run.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
             latest = await self._latest(run)
-            if latest and (state := ended_state(latest)):
+            if latest and (state := ended_as(latest)):
                 return state
         return self._decided.get(run.id)
 

@@ -196,6 +196,7 @@ class CancelController(Controller):
         summary="Cancel all jobs that match a filter",
         responses={
             200: ResponseSpec(CancelCount, generate_examples=False, description="How many match: a dry run."),
+            202: ResponseSpec(OperationOut, generate_examples=False, description="The operation."),
             **refusals(MalformedError, ForbiddenNameError, TooLargeError, ContentTypeError),
         },
     )

@@ -104,6 +104,8 @@ Labels = Annotated[
         max_length=MAX_LABELS,
         description="What lists and cancels of many find the job by.",
         examples=[["order=1234", "checkout"]],
+        # Litestar takes the dots of a tuple's type for another type of its items.
+        extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},
     ),
 ]
 

@@ -27,22 +27,22 @@ def what_the_document_allows_is_understood(_: CheckContext, response: Response, 
 
 
 def _is_wrong_in_itself(case: Case[Any]) -> bool:
-    return _names_two_ids(case) or _asks_for_no_time(case) or _is_no_filter(case) or "cursor" in (case.query or {})
+    return (
+        _names_two_ids(case)
+        or _asks_for_no_time(case)
+        or _is_no_filter(case)
+        or _has_odd_labels(case)
+        or "cursor" in (case.query or {})
+    )
 
 
 def _is_no_filter(case: Case[Any]) -> bool:
-    """Whether a cancel of many would mean every job or none, or a label that none has, which no schema can forbid."""
+    """Whether a cancel of many would mean every job or none, which no schema can forbid."""
     wanted: Any = case.body if isinstance(case.body, Mapping) and case.path.startswith("/cancel/") else None
     if wanted is None:
         return False
-    label = wanted.get("label", "x")
-    return (
-        not wanted
-        or ("id_prefix" in wanted and "collection" not in wanted)
-        or wanted.get("due_from", -1) >= wanted.get("due_to", math.inf)
-        or not label.isprintable()
-        or label != label.strip()
-    )
+    ids_of_all_collections = "id_prefix" in wanted and "collection" not in wanted
+    return not wanted or ids_of_all_collections or wanted.get("due_from", -1) >= wanted.get("due_to", math.inf)
 
 
 def _asks_for_no_time(case: Case[Any]) -> bool:
@@ -50,6 +50,14 @@ def _asks_for_no_time(case: Case[Any]) -> bool:
     window: Any = case.body if isinstance(case.body, Mapping) and case.path.endswith("/redeliver") else {}
     now = time.time() * 1000
     return "since" in window and bool(window["since"] >= min(window.get("until", now), now))
+
+
+def _has_odd_labels(case: Case[Any]) -> bool:
+    """Whether a label is empty, too long, not printable, has a blank at an end, or is there twice."""
+    body: Any = case.body if isinstance(case.body, Mapping) else {}
+    labels = [*body.get("labels", []), *([body["label"]] if "label" in body else [])]
+    fine = [label for label in labels if 0 < len(label) <= 64 and label.isprintable() and label == label.strip()]
+    return len(set(fine)) < len(labels)
 
 
 def _names_two_ids(case: Case[Any]) -> bool:

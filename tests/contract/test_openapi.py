@@ -226,14 +226,14 @@ async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
 
 @pytest.mark.timeout(400)
 async def test_schemathesis_finds_nothing(server: Server, worker: None, tmp_path: Path) -> None:
-    """All its checks but one: see the hooks.
+    """All its checks but two: see the hooks; and a job or operation is there still when a DELETE has ended it.
 
     It takes about 15 s; the limit is for a machine that is busy with other things. One worker, because before Python
     3.11.8 two threads that parse at once may end in "AST constructor recursion depth mismatch" (python/cpython#106905).
     """
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", server.url + DOCUMENT),
-        *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),
+        *("--checks", "all", "--exclude-checks", "positive_data_acceptance,use_after_free"),
         *("--max-examples", "20", "--generation-deterministic", "--workers", "1", "--no-color"),
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))},

@@ -18,7 +18,7 @@ from timemachine.domain.operations import (
 )
 from timemachine.domain.redelivery import Progress, redelivery_key
 from timemachine.domain.releases import Released, ReleaseHeld
-from timemachine.temporal.visibility import ended_since_query, open_jobs_query, operations_query
+from timemachine.temporal.visibility import ended_since_query, operations_query, still_open_query
 
 RUN = "019abc12-3456-7890-abcd-ef0123456789"
 LONGEST = f"{'r' * 64}/253402300799998-253402300799999"
@@ -86,15 +86,15 @@ def test_queries() -> None:
     at = datetime(2026, 11, 26, 7, 30, 0, 123456, UTC)
     wanted = JobFilter(db="d", label="it's", state=ListedState.DUE)
 
-    assert open_jobs_query(wanted, at, created_until=at) == (
+    assert still_open_query(wanted, at) == (
         "WorkflowType = 'Job' AND TimemachineDb = 'd' AND TimemachineLabels = 'it\\'s' "
         "AND ExecutionStatus IN ('Running') AND TimemachineTriggerTime <= '2026-11-26T07:30:00.123+00:00' "
         "AND ExecutionStatus = 'Running' AND (TimemachineHeld IS NULL OR TimemachineHeld = false) "
-        "AND StartTime <= '2026-11-26T07:30:00.123456+00:00'"
+        "AND StartTime < '2026-11-26T07:30:00.123457+00:00'"
     )
     assert ended_since_query(wanted, at) == (
         "WorkflowType = 'Job' AND TimemachineDb = 'd' AND TimemachineLabels = 'it\\'s' "
-        "AND ExecutionStatus != 'Running' AND StartTime <= '2026-11-26T07:30:00.123456+00:00' "
+        "AND ExecutionStatus != 'Running' AND StartTime < '2026-11-26T07:30:00.123457+00:00' "
         "AND CloseTime >= '2026-11-26T07:30:00.123456+00:00'"
     )
     assert operations_query("d") == (

@@ -3,7 +3,7 @@
 Visibility lags behind by a fraction of a second.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
@@ -45,19 +45,21 @@ def job_query(wanted: JobFilter, now: datetime) -> str:
     return " AND ".join(_filter_parts(wanted) + _state_parts(wanted.state, now))
 
 
-def open_jobs_query(wanted: JobFilter, now: datetime, *, created_until: datetime | None = None) -> str:
-    """Return the query that finds the jobs of a filter that have not ended.
-
-    Args:
-        now: As of when the filter's state is meant.
-        created_until: Leaves out runs that were started later, by Temporal's clock.
-    """
+def open_jobs_query(wanted: JobFilter, now: datetime) -> str:
+    """Return the query that finds those jobs of a filter that have not ended."""
     parts = [job_query(wanted, now), "ExecutionStatus = 'Running'"]
     if wanted.state in (ListedState.SCHEDULED, ListedState.DUE):
         parts.append(f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)")
-    if created_until:
-        parts.append(f"StartTime <= {_exact(created_until)}")
     return " AND ".join(parts)
+
+
+def still_open_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds the runs of a filter that were open at a time, and are.
+
+    Args:
+        at: By Temporal's clock. The filter's state is meant as of then.
+    """
+    return f"{open_jobs_query(wanted, at)} AND {_started_until(at)}"
 
 
 def ended_since_query(wanted: JobFilter, at: datetime) -> str:
@@ -65,7 +67,7 @@ def ended_since_query(wanted: JobFilter, at: datetime) -> str:
 
     Those that have continued as new are among them.
     """
-    ended = ["ExecutionStatus != 'Running'", f"StartTime <= {_exact(at)}", f"CloseTime >= {_exact(at)}"]
+    ended = ["ExecutionStatus != 'Running'", _started_until(at), f"CloseTime >= {_exact(at)}"]
     return " AND ".join(_filter_parts(wanted) + ended)
 
 
@@ -140,13 +142,13 @@ def listed_when_open(run: WorkflowExecution, at: datetime) -> ListedJob:
     return replace(job, state=_open_state(run, from_ms(job.trigger_time), at))
 
 
-def ended_state(run: WorkflowExecution) -> ListedState | None:
+def ended_as(run: WorkflowExecution) -> ListedState | None:
     """Return the state of a run that has ended; None for one that has not, or has continued as new."""
     return _ENDED.get(run.status) if run.status else None
 
 
 def _state(run: WorkflowExecution, trigger_at: datetime, now: datetime) -> ListedState:
-    return ended_state(run) or _open_state(run, trigger_at, now)
+    return ended_as(run) or _open_state(run, trigger_at, now)
 
 
 def _open_state(run: WorkflowExecution, trigger_at: datetime, now: datetime) -> ListedState:
@@ -163,6 +165,10 @@ def _text(value: str) -> str:
 
 def _time(at: datetime) -> str:
     return _text(at.astimezone(UTC).isoformat(timespec="milliseconds"))
+
+
+def _started_until(at: datetime) -> str:
+    return f"StartTime < {_exact(at + timedelta(microseconds=1))}"
 
 
 def _exact(at: datetime) -> str:
