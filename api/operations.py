@@ -78,10 +78,13 @@ class Operations:
         return CancelCount(found)
 
     async def cancel(self, wanted: JobFilter, *, started_by: str | None = None) -> OperationOut:
-        """Start a cancel of the jobs of a filter, unless one with the same filter is under way, and return it.
+        """Start a cancel of the jobs of a filter, unless one with the same filter is under way.
 
         Args:
             started_by: The id of the key that asks for it.
+
+        Returns:
+            The one that is under way, without how far it is.
         """
         asked = CancelJobs(filter=wanted)
         async with temporal_timeout(self._limit):
@@ -95,7 +98,7 @@ class Operations:
                 wanted=wanted,
                 started_by=started_by,
             )
-            return _show(await find_operation(self._client, wanted.db, operation_id))
+            return _show(await find_operation(self._client, wanted.db, operation_id, with_counts=False))
 
     async def find(self, db: str, operation_id: str) -> OperationOut:
         """Return an operation.

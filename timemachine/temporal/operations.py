@@ -123,15 +123,19 @@ def _search_attributes(db: str, route: str | None, started_by: str | None) -> Ty
     return TypedSearchAttributes(pairs)
 
 
-async def find_operation(client: Client, db: str, operation_id: str) -> Operation:
+async def find_operation(client: Client, db: str, operation_id: str, *, with_counts: bool = True) -> Operation:
     """Return an operation.
+
+    Args:
+        with_counts: Whether to find out how far it is.
 
     Raises:
         ForbiddenNameError: The db or the id has characters that no name has.
         NoSuchOperationError: There is none, or it ended longer ago than the namespace's retention.
     """
     key, run_id = parse_operation_id(db, operation_id)
-    return await _show(client, await _last_run(client, key.workflow_id, run_id), operation_id)
+    run = await _last_run(client, key.workflow_id, run_id)
+    return await _show(client, run, operation_id, with_counts=with_counts)
 
 
 async def list_operations(
@@ -229,10 +233,12 @@ async def _shown_in_list(client: Client, run: WorkflowExecution) -> Operation | 
         raise
 
 
-async def _show(client: Client, run: WorkflowExecution, operation_id: str | None = None) -> Operation:
+async def _show(
+    client: Client, run: WorkflowExecution, operation_id: str | None = None, *, with_counts: bool = True
+) -> Operation:
     kind = _KINDS[run.workflow_type]
     key = key_of_workflow(kind, run.id)
-    progress = await read_progress(client, run, _PROGRESS[kind])
+    progress = await read_progress(client, run, _PROGRESS[kind]) if with_counts else None
     counts = progress.counts if progress else None
     state = _STATES.get(run.status or WorkflowExecutionStatus.RUNNING, OperationState.RUNNING)
     return Operation(
