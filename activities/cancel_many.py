@@ -7,14 +7,14 @@ when another worker goes on, and what became of each job is counted in the end, 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.bulk import BulkRun, to_its_end
+from activities.bulk import BulkRun
 from activities.cancel import Cancels
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
@@ -34,6 +34,9 @@ from timemachine.temporal.visibility import (
 log = logging.getLogger(__name__)
 
 PAGE = 100
+AT_ONCE = 10
+"""Jobs that are being cancelled at a time: one after the other they would not keep up with a high rate."""
+
 COUNTED_AT_ONCE = 1000
 """Runs that one query returns at most, as Temporal's own limit is."""
 
@@ -96,8 +99,11 @@ class _Cancel:
         self._before = CancelProgress()
         self._decided: dict[str, ListedState] = {}
         """How jobs end that were open when this run began, by their workflow ids."""
+        self._found = False
         self._expired: dict[str, str] = {}
-        """Expired claims that were seen in the look before, by first run."""
+        """Expired claims that are seen in this look, by first run."""
+        self._expired_before: dict[str, str] = {}
+        """Those that were seen in the look before."""
 
     async def count_roughly(self) -> None:
         """Find out how far the cancel is, as visibility has it: in a moment, but not exact to the letter."""
@@ -123,34 +129,48 @@ class _Cancel:
 
     async def _look(self) -> bool:
         """Cancel every job that is open, and return whether one was found that had not been decided before."""
-        found, expired_before, self._expired = False, self._expired, {}
+        self._found, self._expired_before, self._expired = False, self._expired, {}
         async for page in self._pages(self._open, PAGE):
-            for run in page:
-                if self._is_meant(run):
-                    await self._rate.acquire()
-                    found |= await to_its_end(self._cancel(run, expired_before))
-                self._heartbeat()
+            await self._cancel_all([run for run in page if self._is_meant(run)])
             self._run.yield_slot()
-        async for page in self._pages(self._ended, PAGE, only="ContinuedAsNew"):
-            for run in page:
-                found |= await to_its_end(self._cancel(run, expired_before))
-        return found
+        async for page in self._pages(f"{self._ended} AND ExecutionStatus = 'ContinuedAsNew'", PAGE):
+            await self._cancel_all(page)
+        return self._found
 
-    async def _cancel(self, run: WorkflowExecution, expired_before: dict[str, str]) -> bool:
-        """Cancel one job, and return whether it had not been decided before."""
+    async def _cancel_all(self, runs: Sequence[WorkflowExecution]) -> None:
+        """Cancel some jobs, a few at a time. A step that was begun is done, even if the operation is to stop.
+
+        A job that the ledger has as cancelled, and whose workflow is not told, would be open until it is due.
+        """
+        steps = set[asyncio.Task[None]]()
+        try:
+            for run in runs:
+                await self._rate.acquire()
+                self._heartbeat()
+                if len(steps) >= AT_ONCE:
+                    done, steps = await asyncio.wait(steps, return_when=asyncio.FIRST_COMPLETED)
+                    for step in done:
+                        step.result()  # what it failed with
+                steps.add(asyncio.create_task(self._cancel(run)))
+        finally:
+            await asyncio.gather(*steps)
+        self._heartbeat()
+
+    async def _cancel(self, run: WorkflowExecution) -> None:
         latest = await self._latest(run)
         if latest is None or latest.status is not WorkflowExecutionStatus.RUNNING or not self._is_meant(latest):
-            return False
+            return
         first_run = first_run_id(latest)
-        row = await self._cancels.ask(latest, expired_before.get(first_run))
+        row = await self._cancels.ask(latest, self._expired_before.get(first_run))
         if row.is_expired and row.claim:
             self._expired[first_run] = row.claim
-        is_new = run.id not in self._decided
+        if run.id in self._decided:
+            return
+        self._found = True
         if row.is_decided:
             self._decided[run.id] = _OUTCOMES[row.state]
-        if is_new and row.state is RowState.CANCELLED:
+        if row.state is RowState.CANCELLED:
             log.info("job cancelled", extra={"workflow_id": run.id})
-        return is_new
 
     async def _latest(self, run: WorkflowExecution) -> WorkflowExecutionDescription | None:
         """Return the run that a listed one goes on as; None where its job has ended, and was created again."""
@@ -169,11 +189,7 @@ class _Cancel:
         """Return whether a run that was listed is meant: not every store of visibility tells `a` from `A`."""
         return self._jobs.filter.includes(listed_when_open(run, self._jobs.at))
 
-    async def _pages(
-        self, query: str, size: int, *, only: str | None = None
-    ) -> AsyncIterator[Iterable[WorkflowExecution]]:
-        if only:
-            query = f"{query} AND ExecutionStatus = '{only}'"
+    async def _pages(self, query: str, size: int) -> AsyncIterator[Sequence[WorkflowExecution]]:
         listed = self._client.list_workflows(query, page_size=size)
         while True:
             await listed.fetch_next_page()

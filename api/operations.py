@@ -45,11 +45,8 @@ OperationId = Annotated[
 DryRun = Annotated[bool, QueryParameter(description="Only count the jobs.")]
 
 
-COUNTED_EXACTLY = 10_000
-"""Jobs up to which a count looks at each: more would take too long for a request."""
-
-LISTED_AT_ONCE = 1000
-"""Runs that one query returns at most, as Temporal's own limit is."""
+COUNTED_EXACTLY = 1000
+"""Jobs up to which a count looks at each: as many as one query returns."""
 
 
 class Operations:
@@ -73,7 +70,7 @@ class Operations:
             found = (await self._client.count_workflows(query)).count
             if found <= COUNTED_EXACTLY:
                 # Not every store of visibility tells `a` from `A`.
-                runs = self._client.list_workflows(query, page_size=LISTED_AT_ONCE)
+                runs = self._client.list_workflows(query, page_size=COUNTED_EXACTLY)
                 found = sum([wanted.includes(listed_job(run, now)) async for run in runs])
         return CancelCount(found)
 
