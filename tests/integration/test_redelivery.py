@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from tests.support.ledger import AnotherWorker, first_run, taken
@@ -340,7 +340,10 @@ async def test_who_saw_the_failure_but_comes_after_its_redelivery_delivers_nothi
     service: Service, out_of_order: Receiver, client: Client, settings: Settings
 ) -> None:
     job_id = await fail(service)
-    seen = await latest_run(client, f"{service.db}/c/{job_id}")
+    # The ledger knows of the failure before Temporal does.
+    seen = await eventually(
+        lambda: latest_run(client, f"{service.db}/c/{job_id}"), lambda run: run.status is WorkflowExecutionStatus.FAILED
+    )
     out_of_order.answer = take
     await redeliver(service, job_id)
     await service.wait_for_state(job_id, "delivered")
