@@ -349,18 +349,21 @@ async def test_a_job_that_has_continued_as_new_meanwhile_is_cancelled(
 
 
 async def test_an_attempt_that_was_lost_with_its_worker_is_counted_as_failed(
-    service: Service, client: Client, settings: Settings, another: AnotherWorker
+    alone: tuple[Service, Settings], client: Client, another: AnotherWorker
 ) -> None:
-    """Nobody knows whether the receiver took the job. Without a worker of the job the cancel itself finds it out."""
+    """Nobody knows whether the receiver took the job. No worker of the job is there, so its workflow does not close."""
+    service, settings = alone
+    waiting = await service.create(3600, labels=[LABEL])
     job_id = await service.create(3600, labels=[LABEL])
     run = await first_run(client, service, job_id)
     await another.begin(service.db, run)
     await another.die(run)
-    await until_counted(service, 1, label=LABEL)
+    await until_counted(service, 2, label=LABEL)
 
     progress = await cancel_as_of(datetime.now(UTC), client, settings, service)
 
-    assert progress == CancelProgress(matched=1, failed=1)
+    assert progress == CancelProgress(matched=2, cancelled=1, failed=1)
+    assert await state_of(service, waiting) == "cancelled"
     assert await state_of(service, job_id) == "failed"
 
 
