@@ -14,6 +14,7 @@ from temporalio.worker import PollerBehaviorAutoscaling, UnsandboxedWorkflowRunn
 
 from activities.attempt import Attempts
 from activities.before_ledger import DeliveriesBeforeLedger
+from activities.cancel_many import CancelsOfMany
 from activities.deliver import nothing
 from activities.in_progress import InProgress
 from activities.overdue import OverdueJobs
@@ -36,6 +37,7 @@ from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import check_namespace, connect, on_one_thread
 from timemachine.vault import Vault
 from timemachine.webhooks.client import WebhookClient
+from workflows.cancel_many import CancelManyWorkflow
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
@@ -45,7 +47,7 @@ from workflows.wake import WakeWorkflow
 log = logging.getLogger("worker")
 
 HEARTBEATS = timedelta(seconds=2)
-"""How often an activity's progress is sent to Temporal at the most: it is what clients are shown of a redelivery."""
+"""How often an activity's progress is sent to Temporal at the most: it is what clients are shown of an operation."""
 
 POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=50)
 """How many requests for tasks are open at a time: with more, a task that is due meets a worker that asks for it, and
@@ -58,10 +60,11 @@ BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
 def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActivities:
-    """Return the activities of releases, redeliveries of many, and retention, with the one rate that they share."""
+    """Return the activities of operations and of retention, with the one rate that operations share."""
     routes, rate = RouteStore(pool, Vault(settings)), RateLimiter(settings.bulk_per_second)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
     return [
+        CancelsOfMany(client, ledger, rate).cancel_matching,
         Redeliveries(client, ledger, settings, rate).redeliver_failed,
         Releases(client, routes, rate).release_held,
         Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts,
@@ -93,7 +96,14 @@ def create_worker(
     return Worker(
         client,
         task_queue=settings.task_queue,
-        workflows=[JobWorkflow, WakeWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow],
+        workflows=[
+            JobWorkflow,
+            WakeWorkflow,
+            RedeliveryWorkflow,
+            ReleaseWorkflow,
+            CancelManyWorkflow,
+            CleanAttemptsWorkflow,
+        ],
         activities=[
             deliveries.first_attempt,
             deliveries.deliver,

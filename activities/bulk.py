@@ -1,8 +1,10 @@
 """Bulk work: it stops with its worker, yields its slot to others, and goes on from its last heartbeat."""
 
+import asyncio
 import time
+from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -13,6 +15,8 @@ LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
 
 _AT_THE_END_OF_THE_QUEUE = timedelta(milliseconds=100)
+
+T = TypeVar("T")
 
 
 class BulkRun:
@@ -45,3 +49,23 @@ class BulkRun:
                 next_retry_delay=_AT_THE_END_OF_THE_QUEUE,
                 category=ApplicationErrorCategory.BENIGN,
             )
+
+
+async def to_its_end(step: Coroutine[Any, Any, T]) -> T:
+    """Return what a step comes to, which a cancel of this activity does not cut in two.
+
+    Raises:
+        asyncio.CancelledError: The activity was cancelled meanwhile; the step has been done.
+    """
+    task = asyncio.create_task(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def is_stop_requested() -> bool:
+    """Return whether this activity is cancelled because its operation is to stop, and not because its worker does."""
+    details = activity.cancellation_details()
+    return details is not None and details.cancel_requested

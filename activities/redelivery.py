@@ -1,5 +1,6 @@
 """The `redeliver_failed` activity: the failed jobs of a route, started again one by one."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import msgspec
@@ -7,7 +8,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.bulk import BulkRun
+from activities.bulk import BulkRun, is_stop_requested, to_its_end
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchJobError, TooLateError
@@ -36,30 +37,35 @@ class Redeliveries:
         """Start each job again that failed within the window and to which nothing has happened since.
 
         After its worker's death it goes on with the page that was being worked on. What had been started from it is
-        recognised, and neither started again nor counted twice.
+        recognised, and neither started again nor counted twice. One that is stopped says how far it came.
 
         Raises:
             ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError: Temporal does not answer; to be tried again.
         """
         start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
-        run = BulkRun()
-        run.heartbeat(start.progress, start)
-        while True:
-            page = self._client.list_workflows(_query(failed), page_size=PAGE, next_page_token=start.token or None)
-            await page.fetch_next_page()
-            progress = start.progress
-            for failure in page.current_page or ():
-                if not failed.filter.includes(listed_job(failure, datetime.now(UTC))):
-                    continue
-                await self._rate.acquire()
-                progress = await self._take_up(failure, progress)
+        run, progress = BulkRun(), start.progress
+        run.heartbeat(progress, start)
+        try:
+            while True:
+                page = self._client.list_workflows(_query(failed), page_size=PAGE, next_page_token=start.token or None)
+                await page.fetch_next_page()
+                progress = start.progress
+                for failure in page.current_page or ():
+                    if not failed.filter.includes(listed_job(failure, datetime.now(UTC))):
+                        continue
+                    await self._rate.acquire()
+                    progress = await to_its_end(self._take_up(failure, progress))
+                    run.heartbeat(progress, start)
+                if not page.next_page_token:
+                    return progress
+                start = PageStart(token=page.next_page_token, progress=progress)
                 run.heartbeat(progress, start)
-            if not page.next_page_token:
-                return progress
-            start = PageStart(token=page.next_page_token, progress=progress)
-            run.heartbeat(progress, start)
-            run.yield_slot()
+                run.yield_slot()
+        except asyncio.CancelledError:
+            if not is_stop_requested():
+                raise
+            return msgspec.structs.replace(progress, stopped=True)
 
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(_query(failed))).count)

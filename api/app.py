@@ -29,6 +29,7 @@ from api.jobs import JobController, Jobs
 from api.key_cache import KeyCache
 from api.keys import KeyController, Keys
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
+from api.operations import CancelController, OperationController, Operations
 from api.redelivery import Redeliveries, RedeliveryController
 from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
@@ -74,6 +75,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.failed = FailedJobs(client, AttemptLog(pool), ledger, vault, settings)
             app.state.job_lists = JobLists(client, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, audit_log, settings)
+            app.state.operations = Operations(client, vault, audit_log, settings)
             app.state.api_keys = Keys(key_store)
             app.state.audit_log = audit_log
             app.state.readiness = Readiness(client, pool, settings)
@@ -95,6 +97,8 @@ def create_app(settings: Settings) -> Litestar:
             FailedController,
             CountController,
             RedeliveryController,
+            CancelController,
+            OperationController,
             KeyController,
             AuditController,
             HealthController,
@@ -116,7 +120,7 @@ def create_app(settings: Settings) -> Litestar:
 
 
 _PARTS = (
-    *("jobs", "batches", "job_lists", "attempts", "failed", "redeliveries"),
+    *("jobs", "batches", "job_lists", "attempts", "failed", "redeliveries", "operations"),
     *("routes", "store", "api_keys", "audit_log", "readiness"),
 )
 """What `clients` opens, and handlers ask for by name."""
@@ -134,6 +138,7 @@ def _openapi() -> OpenAPIConfig:
         tags=[
             Tag("Jobs", description="Calls to make, each once and at a time."),
             Tag("Routes", description="Where the jobs of a db go, and how they are tried again."),
+            Tag("Operations", description="What is done with many jobs at a time, in the background."),
             Tag("Keys", description="Who may use the API, and who changed what."),
             Tag("Health", description="For load balancers and orchestrators."),
         ],

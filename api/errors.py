@@ -50,7 +50,7 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
     ),
     Exception: ErrorResponse(500, "E016", "internal error"),
     errors.ContentTypeError: ErrorResponse(415, "E017", "wrong method, path or content type"),
-    errors.NoSuchRedeliveryError: ErrorResponse(400, "E018", "no such redelivery"),
+    errors.NoSuchOperationError: ErrorResponse(400, "E018", "no such operation"),
     errors.NoSuchKeyError: ErrorResponse(400, "E019", "no such key"),
     errors.LastAdminKeyError: ErrorResponse(400, "E020", "the last admin key cannot be revoked over HTTP"),
 }

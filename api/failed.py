@@ -35,10 +35,7 @@ class FailedJobs:
     def __init__(
         self, client: Client, log: AttemptLog, ledger: DeliveryLedger, vault: Vault, settings: Settings
     ) -> None:
-        """Take the clients of Temporal and Postgres, and the vault that seals cursors.
-
-        Temporal gives no reason for refusing a page token that it did not make itself.
-        """
+        """Take the clients of Temporal and Postgres, and the vault that seals cursors."""
         self._client = client
         self._vault = vault
         self._log = log

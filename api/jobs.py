@@ -17,7 +17,6 @@ from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
-    WorkflowFailureError,
     WorkflowHandle,
     WorkflowUpdateFailedError,
 )
@@ -25,6 +24,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.cancel import Cancels
 from api.authentication import requires
 from api.errors import refusals
 from api.job_lists import CreatedBy, DueFrom, DueTo, InState, JobLists, WithLabel, WithPrefix
@@ -52,12 +52,11 @@ from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
 from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
-from timemachine.postgres.delivery_ledger import GRACE, LOST_REASON, DeliveryLedger
+from timemachine.postgres.delivery_ledger import LOST_REASON, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import JobRun, first_run_id, latest_run, start_job
-from timemachine.temporal.search_attributes import TRIGGER_TIME
 from workflows.job import JobWorkflow
 
 log = logging.getLogger(__name__)
@@ -68,14 +67,8 @@ UNDECIDED = (JobState.SCHEDULED, JobState.DELIVERING)
 START_TRIES = 3
 """Times that a job is tried to be started, when its id is taken by one that has ended, or by yet another one then."""
 
-CLOSE_WAIT = 0.5
-"""Seconds that a cancelled job's workflow gets to close before the cancel is answered."""
-
 CANCEL_SHARE = 0.9
 """Part of the time limit of a request in which a cancel has to be decided; the rest is for the calls around it."""
-
-CANCEL_POLL = 0.1
-"""Seconds after which a cancel asks again how the attempt that is under way has ended."""
 
 UPDATE_PAUSE = 0.05
 """Seconds after which an update is sent again that met no run which could have taken it."""
@@ -108,6 +101,7 @@ class Jobs:
         self._client = client
         self._routes = routes
         self._ledger = ledger
+        self._cancels = Cancels(client, ledger)
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
 
@@ -344,60 +338,10 @@ class Jobs:
             status, first_run = description.status, first_run_id(description)
             if status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
                 raise _too_late(await self._ledger.find(first_run), status)
-            row = await self._decide(description)
+            row = await self._cancels.decide(description, limit=self._limit * CANCEL_SHARE)
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
         log.info("job cancelled", extra={"workflow_id": job_workflow_id, "key": key_id})
-
-    async def _decide(self, description: WorkflowExecutionDescription) -> LedgerRow:
-        """Cancel a run in the ledger, and have its workflow close. Returns once it is decided."""
-        first_run = first_run_id(description)
-        due = description.typed_search_attributes.get(TRIGGER_TIME) or datetime.now(UTC)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._limit * CANCEL_SHARE - CLOSE_WAIT
-        expired_claim = None
-        is_requested = False
-        while True:
-            row = await self._cancel_in_ledger(first_run, due, expired_claim)
-            if row and row.is_decided:
-                await self._await_close(description)
-                return row
-            if row and not is_requested:
-                await self._request_cancel(description)
-                is_requested = True
-            newly_expired = row.claim if row and row.is_expired and row.claim != expired_claim else None
-            wait = GRACE if newly_expired else CANCEL_POLL
-            if loop.time() + wait > until:
-                raise UnavailableError(_NOT_DECIDED if row else "Postgres does not answer")
-            await asyncio.sleep(wait)
-            expired_claim = newly_expired or expired_claim
-
-    async def _await_close(self, description: WorkflowExecutionDescription) -> None:
-        """Have the workflow of a decided run close, and give it a moment, so that whoever asks Temporal sees the same.
-
-        What is decided does not depend on it: without a worker the workflow closes later.
-        """
-        run = self._client.get_workflow_handle(description.id, run_id=description.run_id)
-        with suppress(TimeoutError, RPCError, WorkflowFailureError):
-            async with asyncio.timeout(CLOSE_WAIT):
-                await self._request_cancel(description)
-                await run.result()
-
-    async def _cancel_in_ledger(self, first_run: str, due: datetime, expired_claim: str | None) -> LedgerRow | None:
-        """Return the row of a run after its cancel; None where Postgres has not answered: it is to be repeated."""
-        try:
-            return await self._ledger.cancel(first_run, due=due, expired_claim=expired_claim)
-        except UnavailableError:
-            return None
-
-    async def _request_cancel(self, description: WorkflowExecutionDescription) -> None:
-        """Tell the workflow of its cancel. When that fails, it learns it from the ledger when it is due."""
-        run = self._client.get_workflow_handle(description.id, first_execution_run_id=first_run_id(description))
-        try:
-            await run.cancel()
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                log.warning("cancelled job not closed yet", extra={"reason": str(error), "workflow_id": description.id})
 
     async def _describe(self, job_workflow_id: str) -> WorkflowExecutionDescription:
         """Return a job's latest run.
@@ -411,9 +355,6 @@ class Jobs:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise NoSuchJobError from error
             raise
-
-
-_NOT_DECIDED = "the cancel is noted, but how the attempt under way will end is not known yet; ask again"
 
 
 def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:

@@ -39,13 +39,13 @@ Since = Annotated[int | None, time_parameter("From this time on, in milliseconds
 Until = Annotated[int | None, time_parameter("Before this time, in milliseconds since the epoch.")]
 
 
-def check_window(since: int | None, until: int | None) -> None:
+def check_window(since: int | None, until: int | None, names: tuple[str, str] = ("since", "until")) -> None:
     """Refuse a stretch of time whose ends were meant in seconds.
 
     Raises:
         MalformedError: One of them looks like it.
     """
-    for name, time in (("since", since), ("until", until)):
+    for name, time in zip(names, (since, until), strict=True):
         if time is not None and looks_like_seconds(time):
             raise MalformedError(seconds_given(name))
 

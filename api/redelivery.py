@@ -8,10 +8,7 @@ from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter
 from msgspec import UNSET
-from temporalio.api.common.v1 import Payloads
-from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -28,7 +25,7 @@ from timemachine.domain.errors import (
     ForbiddenNameError,
     MalformedError,
     NoSuchJobError,
-    NoSuchRedeliveryError,
+    NoSuchOperationError,
     NoSuchRouteError,
     TooLargeError,
     TooLateError,
@@ -36,14 +33,14 @@ from timemachine.domain.errors import (
 from timemachine.domain.jobs import MAX_NAME, check_key, check_name, to_ms
 from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
-from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_workflow_id
+from timemachine.domain.redelivery import FailedJobs, Progress, redelivery_key
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_runs import JobRun, check_redeliverable, latest_run, redeliver
-from workflows.redelivery import RedeliveryWorkflow
+from timemachine.temporal.operations import read_progress, start_operation
 
 POLL = 0.1
 """Seconds between two looks at a run that is about to close."""
@@ -113,6 +110,9 @@ class Redeliveries:
 
         The same window, when it is past, gives the same id; while it is under way, asking again changes nothing.
 
+        Args:
+            started_by: The id of the key that asks for it.
+
         Raises:
             ForbiddenNameError, MalformedError: A name or the window is not allowed.
             NoSuchRouteError: There is no such route.
@@ -122,13 +122,14 @@ class Redeliveries:
         async with temporal_timeout(self._limit):
             await self._routes.check(db, route_id)
             await self._audit_log.write(caller, AuditAction.ROUTE_REDELIVERED, db, route_id)
-            await self._client.start_workflow(
-                RedeliveryWorkflow.run,
+            await start_operation(
+                self._client,
+                redelivery_key(db, route_id, failed.id),
                 failed,
-                id=redelivery_workflow_id(db, route_id, failed.id),
                 task_queue=self._task_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=f"Redelivers what failed on route {route_id}",
+                summary=f"Redelivers what failed on route {route_id}",
+                route=route_id,
+                started_by=caller.key_id,
             )
         return failed.id
 
@@ -137,41 +138,20 @@ class Redeliveries:
 
         Raises:
             ForbiddenNameError: A name is not allowed.
-            NoSuchRedeliveryError: There is none, or it ended longer ago than the namespace's retention.
+            NoSuchOperationError: There is none, or it ended longer ago than the namespace's retention.
         """
         check_route_key(db, route_id)
         check_name("redelivery", redelivery_id)
-        workflow_id = redelivery_workflow_id(db, route_id, redelivery_id)
+        workflow_id = redelivery_key(db, route_id, redelivery_id).workflow_id
         async with temporal_timeout(self._limit):
             try:
-                description = await self._client.get_workflow_handle(workflow_id).describe()
+                run = await self._client.get_workflow_handle(workflow_id).describe()
             except RPCError as error:
                 if error.status is RPCStatusCode.NOT_FOUND:
-                    raise NoSuchRedeliveryError from error
+                    raise NoSuchOperationError from error
                 raise
-            return await self._show(redelivery_id, description)
-
-    async def _show(self, redelivery_id: str, description: WorkflowExecutionDescription) -> RedeliveryOut:
-        """Return how far a redelivery is, from its activity's heartbeat, and in the end from its result."""
-        run = self._client.get_workflow_handle_for(RedeliveryWorkflow.run, description.id, run_id=description.run_id)
-        if description.status is WorkflowExecutionStatus.COMPLETED:
-            return _shown(redelivery_id, await run.result(), done=True)
-        if description.status is not WorkflowExecutionStatus.RUNNING:
-            return RedeliveryOut(id=redelivery_id, done=True, error="it was stopped by an operator")
-        for activity in description.raw_description.pending_activities:
-            if activity.heartbeat_details.payloads:
-                return _shown(redelivery_id, await self._progress(activity.heartbeat_details), done=False)
-        async for event in run.fetch_history_events():
-            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED:
-                # The workflow is just about to end.
-                result = event.activity_task_completed_event_attributes.result
-                return _shown(redelivery_id, await self._progress(result), done=False)
-        return RedeliveryOut(id=redelivery_id, done=False)
-
-    async def _progress(self, payloads: Payloads) -> Progress:
-        progress: Progress
-        (progress,) = await self._client.data_converter.decode(payloads.payloads[:1], [Progress])
-        return progress
+            progress = await read_progress(self._client, run, Progress)
+        return _shown(redelivery_id, progress, run.status)
 
 
 def _is_under_way(run: JobRun) -> bool:
@@ -194,9 +174,17 @@ def _asked(db: str, route_id: str, window: FailureWindow) -> FailedJobs:
     return failed
 
 
-def _shown(redelivery_id: str, progress: Progress, *, done: bool) -> RedeliveryOut:
+def _shown(redelivery_id: str, progress: Progress | None, status: WorkflowExecutionStatus | None) -> RedeliveryOut:
+    known = progress or Progress()
+    done = status is not WorkflowExecutionStatus.RUNNING
+    was_stopped = done and (known.stopped or status is not WorkflowExecutionStatus.COMPLETED)
     return RedeliveryOut(
-        id=redelivery_id, found=progress.found, started=progress.started, skipped=progress.skipped, done=done
+        id=redelivery_id,
+        found=known.found,
+        started=known.started,
+        skipped=known.skipped,
+        done=done,
+        error="it was stopped" if was_stopped else UNSET,
     )
 
 
@@ -259,7 +247,7 @@ class RedeliveryController(Controller):
         operation_id="GetRedelivery",
         summary="Get the progress of a redelivery",
         tags=("Routes",),
-        responses=refusals(ForbiddenNameError, NoSuchRedeliveryError),
+        responses=refusals(ForbiddenNameError, NoSuchOperationError),
     )
     async def progress(
         self,

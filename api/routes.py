@@ -9,7 +9,6 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
-from temporalio.common import WorkflowIDConflictPolicy
 
 from api.authentication import requires
 from api.errors import refusals
@@ -17,7 +16,6 @@ from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
 from api.parameters import Db, RouteIdInPath
 from api.schemas import Ok, PauseIn, ResumeIn, RouteChange, RouteIn, RouteListed, RouteOut, RoutesPage
-from timemachine.domain import stored_names
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
@@ -45,6 +43,7 @@ from timemachine.postgres.attempt_log import AttemptLog, Success
 from timemachine.postgres.route_store import RouteStore, StoredRoute
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.operations import start_operation
 from timemachine.temporal.visibility import open_jobs_query
 
 RATED_OVER = timedelta(hours=1)
@@ -136,12 +135,15 @@ class Routes:
         await self._store.set_state(db, route_id, RouteState.ACTIVE, by=caller)
         release = ReleaseHeld(db=db, route_id=route_id, spread=spread, all_due=True)
         async with temporal_timeout(self._settings.request_timeout, begun=True):
-            await self._client.start_workflow(
-                stored_names.RELEASE,
+            await start_operation(
+                self._client,
+                release.key,
                 release,
-                id=release.workflow_id,
                 task_queue=self._settings.task_queue,
-                id_conflict_policy=WorkflowIDConflictPolicy.TERMINATE_EXISTING,
+                summary=f"Releases what route {route_id} holds",
+                route=route_id,
+                started_by=caller.key_id,
+                replaces=True,
             )
 
     async def remove(self, db: str, route_id: str, caller: Caller, *, force: bool) -> None:

@@ -11,6 +11,7 @@ from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_LABELS, MAX_NAME, NAME_PATTERN
 from timemachine.domain.keys import MAX_DBS, MAX_KEY_NAME, RequestsPerSecond, Role
+from timemachine.domain.operations import OperationKind, OperationState
 from timemachine.domain.retry import MAX_WAIT, MIN_WAIT, Retry, Waits
 from timemachine.domain.routes import (
     HEADER_NAME_PATTERN,
@@ -103,7 +104,8 @@ Labels = Annotated[
     ],
     Meta(
         max_length=MAX_LABELS,
-        description="What lists and cancels of many find the job by. Printable characters without quotes, backslashes and \u2661.",
+        description="What lists and cancels of many find the job by. Printable characters without quotes, backslashes "
+        "and \u2661.",
         examples=[["order=1234", "checkout"]],
         # Litestar takes the dots of a tuple's type for another type of its items.
         extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},
@@ -588,7 +590,8 @@ class AuditEntryOut(msgspec.Struct, frozen=True, kw_only=True):
     action: Annotated[str, Meta(description="What was done.", examples=["route.change"])]
     db: Annotated[str | None, Meta(description="The db that it was done to; null for all.")]
     target: Annotated[
-        str, Meta(description="What it was done to: a route, `collection/id`, or the id of a key.", examples=["hook"])
+        str,
+        Meta(description="What it was done to: a route, a `collection/id`, a filter, or an id.", examples=["hook"]),
     ]
     address: Annotated[
         str, Meta(description="The address that the request came from, which may be a proxy's; or `command line`.")
@@ -679,6 +682,139 @@ class RoutesPage(msgspec.Struct, frozen=True, kw_only=True):
     """Routes, in the order of their ids."""
 
     routes: Annotated[list[RouteListed], Meta(description="The routes.")]
+    next: NextCursor | UnsetType = UNSET
+
+
+_DUE_EXAMPLE = 1_735_689_600_000
+_NAME_EXTRA = {"extra": name_schema(MAX_NAME)}
+
+
+class CancelIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which jobs to cancel: those that have all of this. At least one field is required."""
+
+    collection: (
+        Annotated[
+            str, Meta(description="Jobs of this collection.", examples=["timeouts"], extra_json_schema=_NAME_EXTRA)
+        ]
+        | UnsetType
+    ) = UNSET
+    route: (
+        Annotated[str, Meta(description="Jobs on this route.", examples=["gameServer"], extra_json_schema=_NAME_EXTRA)]
+        | UnsetType
+    ) = UNSET
+    label: (
+        Annotated[
+            str,
+            Meta(min_length=1, max_length=MAX_LABEL, description="Jobs with this label.", examples=["order=1234"]),
+        ]
+        | UnsetType
+    ) = UNSET
+    id_prefix: (
+        Annotated[
+            str,
+            Meta(
+                description="Jobs whose id begins with this. Only together with `collection`.",
+                examples=["cart-"],
+                extra_json_schema={"extra": name_schema(MAX_JOB_ID)},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    due_from: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=MAX_TIME,
+                description="Jobs with this trigger time or a later one, in milliseconds since the epoch.",
+                examples=[_DUE_EXAMPLE],
+                extra_json_schema={"extra": _BOUNDS},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    due_to: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=MAX_TIME,
+                description="Jobs with an earlier trigger time, in milliseconds since the epoch.",
+                examples=[_DUE_EXAMPLE + 86_400_000],
+                extra_json_schema={"extra": _BOUNDS},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    created_by: (
+        Annotated[
+            str,
+            Meta(
+                description="Jobs that the key with this id created.",
+                examples=["k3Jx9QmW2aBc"],
+                extra_json_schema=_NAME_EXTRA,
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    state: (
+        Annotated[
+            Literal["scheduled", "due", "held"],
+            Meta(description="Jobs that are in this state, of those that have not ended.", examples=["held"]),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class CancelCount(msgspec.Struct, frozen=True):
+    """How many jobs a cancel would mean now."""
+
+    matched: Annotated[int, Meta(description="Jobs that match and have not ended. It lags a moment.")]
+
+
+class JobFilterOut(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs a cancel is for. Fields that it does not look at are left out."""
+
+    collection: Annotated[str | UnsetType, Meta(description="Jobs of this collection.")] = UNSET
+    route: Annotated[str | UnsetType, Meta(description="Jobs on this route.")] = UNSET
+    label: Annotated[str | UnsetType, Meta(description="Jobs with this label.")] = UNSET
+    id_prefix: Annotated[str | UnsetType, Meta(description="Jobs whose id begins with this.")] = UNSET
+    due_from: Annotated[int | UnsetType, Meta(description="Jobs with this trigger time or a later one.")] = UNSET
+    due_to: Annotated[int | UnsetType, Meta(description="Jobs with an earlier trigger time.")] = UNSET
+    created_by: Annotated[str | UnsetType, Meta(description="Jobs that this key created.")] = UNSET
+    state: Annotated[str | UnsetType, Meta(description="Jobs in this state.")] = UNSET
+
+
+class OperationOut(msgspec.Struct, frozen=True, kw_only=True):
+    """An operation on many jobs, and how far it is. While it runs, the figures are a few seconds old."""
+
+    id: Annotated[str, Meta(description="Use it to query the progress, and to stop it.")]
+    kind: OperationKind
+    state: OperationState
+    matched: Annotated[
+        int | UnsetType,
+        Meta(description="Jobs that are meant; while it runs, as they were counted. Left out until that is known."),
+    ] = UNSET
+    done: Annotated[int | UnsetType, Meta(description="Jobs that were released, redelivered or canceled.")] = UNSET
+    failed: Annotated[
+        int | UnsetType,
+        Meta(description="Jobs for which it was too late, or to which something else had happened before."),
+    ] = UNSET
+    delivered: Annotated[
+        int | UnsetType, Meta(description="Only of a cancel: how many of `failed` their receivers took.")
+    ] = UNSET
+    rate: Annotated[float | UnsetType, Meta(description="Jobs per second so far. Only while it runs.")] = UNSET
+    started_at: Annotated[int, Meta(description="In milliseconds since the epoch.")]
+    ended_at: Annotated[int | UnsetType, Meta(description="In milliseconds since the epoch.")] = UNSET
+    started_by: Annotated[str | UnsetType, Meta(description="The id of the key that asked for it.")] = UNSET
+    route: Annotated[str | UnsetType, Meta(description="Of a release or redelivery: the route.")] = UNSET
+    filter: Annotated[JobFilterOut | UnsetType, Meta(description="Of a cancel: the jobs that are meant.")] = UNSET
+
+
+class OperationsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of operations: those that run, then the others, the latest to end first."""
+
+    operations: Annotated[list[OperationOut], Meta(description="Those that run first, then the latest to end.")]
     next: NextCursor | UnsetType = UNSET
 
 

@@ -154,8 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Days that the audit log is kept."""
 
     bulk_per_second: Annotated[float, Meta(ge=1, le=1_000_000)] = 20.0
-    """Jobs per second that one worker starts in redeliveries of many and releases after a resume, all of them
-    together."""
+    """Jobs per second that one worker redelivers, releases and cancels in operations on many, all of them together."""
 
     max_cached_workflows: Count = 1000
     """Maximum number of workflows that one worker keeps in memory between their tasks. Keep it above

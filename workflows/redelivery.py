@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     from activities.redelivery import Redeliveries
@@ -18,7 +19,10 @@ SILENCE = timedelta(seconds=15)
 
 @workflow.defn(name=stored_names.REDELIVERY)
 class RedeliveryWorkflow:
-    """A redelivery of many jobs, whose progress is the heartbeat of its activity, and then its result."""
+    """A redelivery of many jobs, whose progress is the heartbeat of its activity, and then its result.
+
+    A cancel of the workflow stops it.
+    """
 
     @workflow.run
     async def run(self, failed: FailedJobs) -> Progress:
@@ -30,5 +34,6 @@ class RedeliveryWorkflow:
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"failed jobs of route {failed.route_id}",
         )

@@ -1,9 +1,12 @@
 """The `Release` workflow: lets the held jobs of a resumed route go."""
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
     import msgspec
@@ -25,21 +28,41 @@ BETWEEN_LOOKS = timedelta(seconds=1)
 
 @workflow.defn(name=stored_names.RELEASE)
 class ReleaseWorkflow:
-    """A release, which ends when no job of the route is held any more, or the route is paused again."""
+    """A release, which ends when no job of the route is held any more, or the route is paused again.
+
+    A cancel of the workflow stops it.
+    """
+
+    @workflow.init
+    def __init__(self, release: ReleaseHeld) -> None:
+        """Go on from the looks before."""
+        self._told = release.told
 
     @workflow.run
-    async def run(self, release: ReleaseHeld) -> None:
-        """Look for held jobs until there are none left."""
+    async def run(self, release: ReleaseHeld) -> Released:
+        """Look for held jobs until there are none left, and return how many were told."""
+        try:
+            stopped = await self._until_none_is_held(release)
+        except (asyncio.CancelledError, ActivityError) as error:
+            if not is_cancelled_exception(error):
+                raise
+            stopped = True
+        return Released(told=self._told, stopped=stopped)
+
+    async def _until_none_is_held(self, release: ReleaseHeld) -> bool:
+        """Look again and again, and return whether it was stopped."""
         empty = 0
         while empty < EMPTY_LOOKS:
-            released = await self._look(release)
+            released = await self._look(msgspec.structs.replace(release, told=self._told))
+            self._told += released.signalled
             if released.stopped:
-                return
+                return True
             release = msgspec.structs.replace(release, all_due=False)
             empty = 0 if released.signalled else empty + 1
             await workflow.sleep(BETWEEN_LOOKS)
             if workflow.info().is_continue_as_new_suggested():
-                workflow.continue_as_new(release)
+                workflow.continue_as_new(msgspec.structs.replace(release, told=self._told))
+        return False
 
     async def _look(self, release: ReleaseHeld) -> Released:
         return await workflow.execute_activity_method(
@@ -49,5 +72,6 @@ class ReleaseWorkflow:
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"held jobs of route {release.route_id}",
         )

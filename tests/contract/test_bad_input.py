@@ -17,7 +17,7 @@ from tests.support.waiting import eventually
 
 MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")
 TOO_LARGE, WRONG_TYPE, WRONG_METHOD, WRONG_PATH = (413, "E011"), (415, "E017"), (405, "E017"), (404, "E017")
-NO_JOB, NO_ROUTE, NO_REDELIVERY = (400, "E004"), (400, "E007"), (400, "E018")
+NO_JOB, NO_ROUTE, NO_OPERATION = (400, "E004"), (400, "E007"), (400, "E018")
 
 
 # Each endpoint that takes a body, its path below, and a body that it takes.
@@ -674,6 +674,8 @@ MORE_PATHS = [
         for path in ("/route/{}/r/pause", "/route/d/{}/pause", "/route/{}/r/resume", "/route/d/{}/resume")
     ),
     *(("POST", path) for path in ("/route/{}/r/secret/rotate", "/route/d/{}/secret/rotate")),
+    *(("GET", path) for path in ("/operation/{}", "/operation/{}/x", "/operation/d/{}")),
+    *(("DELETE", path) for path in ("/operation/{}/x", "/operation/d/{}")),
 ]
 
 
@@ -689,6 +691,7 @@ async def test_a_name_in_a_longer_path_that_is_not_allowed(server: Server, name:
     for method, path in MORE_PATHS:
         assert refused(await server.request(method, path.format(name))) == BAD_NAME, path
     assert refused(await server.request("POST", f"/route/d/{name}/redeliver", b'{"since":0,"until":1}')) == BAD_NAME
+    assert refused(await server.request("POST", f"/cancel/{name}", b'{"label":"x"}')) == BAD_NAME
 
 
 async def test_what_is_not_there_is_told_so(refusing: Service, server: Server) -> None:
@@ -699,7 +702,9 @@ async def test_what_is_not_there_is_told_so(refusing: Service, server: Server) -
         ("POST", f"{missing}/pause", NO_ROUTE),
         ("POST", f"{missing}/resume", NO_ROUTE),
         ("POST", f"{missing}/secret/rotate", NO_ROUTE),
-        ("GET", f"/route/{refusing.db}/{ROUTE}/redeliver/0-1", NO_REDELIVERY),
+        ("GET", f"/route/{refusing.db}/{ROUTE}/redeliver/0-1", NO_OPERATION),
+        ("GET", f"/operation/{refusing.db}/nothing", NO_OPERATION),
+        ("DELETE", f"/operation/{refusing.db}/nothing", NO_OPERATION),
         ("GET", f"{refusing.jobs}/nothing/attempts", NO_JOB),
         ("POST", f"{refusing.jobs}/nothing/redeliver", NO_JOB),
     ]:
@@ -883,6 +888,9 @@ METHODS = pytest.mark.parametrize(
         ("/job/d/c/x/attempts", {"GET"}),
         ("/job/d/c/x/redeliver", {"POST"}),
         ("/failed/d", {"GET"}),
+        ("/cancel/d", {"POST"}),
+        ("/operation/d", {"GET"}),
+        ("/operation/d/x", {"GET", "DELETE"}),
         ("/healthz", {"GET"}),
         ("/readyz", {"GET"}),
     ],

@@ -60,7 +60,7 @@ async def test_bulk_work_waits_in_a_task_queue_of_its_own(
 ) -> None:
     await hold(service, client, 1)
     await service.api.post(f"/route/{service.db}/{ROUTE}/resume", json={"spread": 0})
-    released = ReleaseHeld(db=service.db, route_id=ROUTE).workflow_id
+    released = ReleaseHeld(db=service.db, route_id=ROUTE).key.workflow_id
     await client.get_workflow_handle(released).result()
     redelivery_id = await redeliver_all(service)
     await until_done(service, redelivery_id)

@@ -147,12 +147,14 @@ async def test_a_resume_that_is_half_done_is_not_called_refused(settings: Settin
 
 async def test_a_create_outlives_a_restart_of_temporal(settings: Settings, limited: Temporal, db: str) -> None:
     async with service_with(replace(settings, request_timeout=30), limited, db) as service:
-        await service.create(3600)
+        await until_taken(partial(service.api.post, service.jobs, json=a_job(3600)))
+        job = a_job(3600)
         await limited.part.stop()
         try:
-            create = asyncio.create_task(service.create(3600))
+            create = asyncio.create_task(until_taken(partial(service.api.post, service.jobs, json=job)))
         finally:
             await limited.part.start()
 
-        job_id = await create
-        assert (await until_taken(partial(service.api.get, f"{service.jobs}/{job_id}"))).json()["state"] == "scheduled"
+        assert (await create).status_code == 200
+        found = await until_taken(partial(service.api.get, f"{service.jobs}/{job['id']}"))
+        assert found.json()["state"] == "scheduled"

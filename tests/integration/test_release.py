@@ -14,7 +14,7 @@ from timemachine.settings import Settings
 
 async def release(service: Service, client: Client, settings: Settings, spread: float = 0) -> None:
     wanted = ReleaseHeld(db=service.db, route_id=ROUTE, spread=spread)
-    await client.execute_workflow("Release", wanted, id=wanted.workflow_id, task_queue=settings.task_queue)
+    await client.execute_workflow("Release", wanted, id=wanted.key.workflow_id, task_queue=settings.task_queue)
 
 
 async def resume(service: Service, spread: float = 0) -> None:

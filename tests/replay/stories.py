@@ -6,14 +6,15 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
-from temporalio.api.enums.v1 import TaskQueueKind
+from temporalio.api.enums.v1 import EventType, TaskQueueKind
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service
-from timemachine.domain.redelivery import redelivery_workflow_id
+from timemachine.domain.operations import parse_operation_id
+from timemachine.domain.redelivery import redelivery_key
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.domain.wake import ContinuedRun
 
@@ -272,7 +273,7 @@ async def redelivered_many(stage: Stage) -> Handle:
     while not (await stage.service.api.get(f"/failed/{stage.service.db}")).json()["failed"]:
         await asyncio.sleep(0.05)
     answer = await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/redeliver", json={"since": 0})
-    workflow_id = redelivery_workflow_id(stage.service.db, ROUTE, answer.json()["id"])
+    workflow_id = redelivery_key(stage.service.db, ROUTE, answer.json()["id"]).workflow_id
     return await closed(stage.client.get_workflow_handle(workflow_id))
 
 
@@ -283,8 +284,62 @@ async def released(stage: Stage) -> Handle:
     while (await stage.client.count_workflows(query)).count == 0:
         await asyncio.sleep(0.05)
     await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/resume", json={"spread": 0.5})
-    workflow_id = ReleaseHeld(db=stage.service.db, route_id=ROUTE).workflow_id
+    workflow_id = ReleaseHeld(db=stage.service.db, route_id=ROUTE).key.workflow_id
     return await closed(stage.client.get_workflow_handle(workflow_id))
+
+
+async def _cancel_many(stage: Stage, job_id: str) -> Handle:
+    """Start a cancel of jobs by their label, once visibility shows the one there is."""
+    path, wanted = f"/cancel/{stage.service.db}", {"label": job_id}
+    while (await stage.service.api.post(f"{path}?dry_run=true", json=wanted)).json()["matched"] == 0:
+        await asyncio.sleep(0.05)
+    operation_id = (await stage.service.api.post(path, json=wanted)).json()["id"]
+    key, run_id = parse_operation_id(stage.service.db, operation_id)
+    return stage.client.get_workflow_handle(key.workflow_id, run_id=run_id)
+
+
+async def cancelled_many(stage: Stage) -> Handle:
+    label = f"label-{stage.service.db}"
+    await stage.service.create(3600, labels=[label])
+    return await closed(await _cancel_many(stage, label))
+
+
+async def cancelled_many_until_stopped(stage: Stage) -> Handle:
+    """An attempt in flight keeps it going until then."""
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    stage.receiver.answer = slow
+    label = f"label-{stage.service.db}"
+    job_id = await stage.service.create(0, labels=[label])
+    await stage.receiver.wait_for(job_id)
+    workflow = await _cancel_many(stage, label)
+    async with asyncio.timeout(20):
+        while not (await workflow.describe()).raw_description.pending_activities:
+            await asyncio.sleep(0.05)
+    await workflow.cancel()
+    await closed(workflow)
+    answered.set()
+    return workflow
+
+
+async def released_until_stopped(stage: Stage) -> Handle:
+    """Between two looks."""
+    wanted = ReleaseHeld(db=stage.service.db, route_id=ROUTE)
+    workflow = await stage.client.start_workflow("Release", wanted, id=wanted.key.workflow_id, task_queue="tests")
+    async with asyncio.timeout(20):
+        while not await _has_ended_activity(workflow):
+            await asyncio.sleep(0.02)
+    await workflow.cancel()
+    return await closed(workflow)
+
+
+async def _has_ended_activity(workflow: Handle) -> bool:
+    events = [event.event_type async for event in workflow.fetch_history_events()]
+    return EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED in events
 
 
 async def cleaned(stage: Stage) -> Handle:
@@ -292,7 +347,14 @@ async def cleaned(stage: Stage) -> Handle:
     return await closed(await stage.client.start_workflow("CleanAttempts", id=workflow_id, task_queue="tests"))
 
 
-OTHER_STORIES: list[Story] = [redelivered_many, released, cleaned]
+OTHER_STORIES: list[Story] = [
+    redelivered_many,
+    released,
+    released_until_stopped,
+    cancelled_many,
+    cancelled_many_until_stopped,
+    cleaned,
+]
 """Of other workflows than jobs, which run as they did before the ledger."""
 
 LEDGER = "ledger_"

@@ -23,6 +23,7 @@ from tests.support.receiver import Receiver
 from tests.support.service import Service
 from timemachine.domain.jobs import Job
 from timemachine.temporal.payloads import DATA_CONVERTER
+from workflows.cancel_many import CancelManyWorkflow
 from workflows.job import JobWorkflow
 from workflows.redelivery import RedeliveryWorkflow
 from workflows.release import ReleaseWorkflow
@@ -37,7 +38,14 @@ class Different:
         return None
 
 
-WORKFLOWS = [JobWorkflow, WakeWorkflow, RedeliveryWorkflow, ReleaseWorkflow, CleanAttemptsWorkflow]
+WORKFLOWS = [
+    JobWorkflow,
+    WakeWorkflow,
+    RedeliveryWorkflow,
+    ReleaseWorkflow,
+    CancelManyWorkflow,
+    CleanAttemptsWorkflow,
+]
 FILES = sorted(HISTORIES.glob("*.json"))
 
 

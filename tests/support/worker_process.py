@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @asynccontextmanager
 async def worker_process(settings: Settings, temporal_address: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a worker, and return once it works."""
-    names = ("postgres_dsn", "secret_keys", "task_queue", "default_scheme")
+    names = ("postgres_dsn", "secret_keys", "task_queue", "default_scheme", "bulk_per_second")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))}
     env |= {f"TIMEMACHINE_{name.upper()}": str(getattr(settings, name)) for name in names}
     env |= {"TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true", "TEMPORAL_ADDRESS": temporal_address}

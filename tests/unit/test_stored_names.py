@@ -53,6 +53,7 @@ AS_STORED = {
     "HELD_SINCE": "held",
     "REDELIVERS": "redelivers",
     "CREATED_AT": "created",
+    "JOB_FILTER": "filter",
     "ROUTE_ATTRIBUTE": "TimemachineRoute",
     "TRIGGER_TIME_ATTRIBUTE": "TimemachineTriggerTime",
     "HELD_ATTRIBUTE": "TimemachineHeld",

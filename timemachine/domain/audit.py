@@ -20,6 +20,8 @@ class AuditAction(StrEnum):
     ROUTE_REDELIVERED = "route.redeliver"
     SECRET_ROTATED = "secret.rotate"  # noqa: S105 - no secret
     JOB_REDELIVERED = "job.redeliver"
+    JOBS_CANCELLED = "jobs.cancel"
+    OPERATION_STOPPED = "operation.stop"
     KEY_CREATED = "key.create"
     KEY_ROTATED = "key.rotate"
     KEY_REVOKED = "key.revoke"
@@ -60,7 +62,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     db: str | None
     """None for what is about all dbs."""
     target: str
-    """What it was done to: a route, a `collection/id`, or the id of a key."""
+    """What it was done to: a route, a `collection/id`, a filter, or the id of an operation or a key."""
     address: str
     request_id: str | None
 

@@ -20,7 +20,7 @@ TimemachineError
     ├── ForbiddenNameError
     ├── TriggerTimeError
     ├── NoSuchJobError
-    ├── NoSuchRedeliveryError
+    ├── NoSuchOperationError
     ├── JobExistsError
     ├── TooLateError
     ├── NoSuchRouteError
@@ -142,8 +142,8 @@ class NoSuchJobError(RefusedError):
     """There is no such job."""
 
 
-class NoSuchRedeliveryError(RefusedError):
-    """There is no such redelivery."""
+class NoSuchOperationError(RefusedError):
+    """There is no such operation."""
 
 
 class JobExistsError(RefusedError):

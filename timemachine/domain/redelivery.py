@@ -2,8 +2,8 @@
 
 import msgspec
 
-from timemachine.domain import stored_names
 from timemachine.domain.job_filter import JobFilter, ListedState
+from timemachine.domain.operations import Counts, OperationKey, OperationKind
 
 
 class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +42,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that are delivered once more."""
     skipped: int = 0
     """Jobs left alone: something else has happened to them since they failed, or their deadline has passed."""
+    stopped: bool = False
+    """Whether it ended before all were looked at."""
+
+    @property
+    def counts(self) -> Counts:
+        """As operations show it."""
+        return Counts(matched=self.found, done=self.started, failed=self.skipped, stopped=self.stopped)
 
 
 class PageStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +62,6 @@ class PageStart(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
 
 
-def redelivery_workflow_id(db: str, route_id: str, redelivery_id: str) -> str:
-    """Return the id of the workflow that is a redelivery. Its five parts are no job's id, which has three."""
-    return f"{stored_names.REDELIVERY_ID_PREFIX}{db}/{route_id}/{redelivery_id}"
+def redelivery_key(db: str, route_id: str, redelivery_id: str) -> OperationKey:
+    """Return what there is one redelivery of at a time: the same jobs."""
+    return OperationKey(kind=OperationKind.REDELIVERY, db=db, name=f"{route_id}/{redelivery_id}")

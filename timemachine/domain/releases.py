@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import msgspec
 
-from timemachine.domain import stored_names
+from timemachine.domain.operations import Counts, OperationKey, OperationKind
 
 HOLD_CHECKS = (
     timedelta(seconds=10),
@@ -27,11 +27,13 @@ class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):
     all_due: bool = False
     """Whether all that are due and have not ended are told, those that wait for their moment since an earlier release
     too. A job that is not held takes no notice."""
+    told: int = 0
+    """Jobs that were told in the looks before."""
 
     @property
-    def workflow_id(self) -> str:
-        """The id of the workflow that does it. Its four parts are no job's id, which has three."""
-        return f"{stored_names.RELEASE_ID_PREFIX}{self.db}/{self.route_id}"
+    def key(self) -> OperationKey:
+        """What there is one release of at a time: the route."""
+        return OperationKey(kind=OperationKind.RELEASE, db=self.db, name=self.route_id)
 
     @property
     def route_key(self) -> str:
@@ -50,3 +52,13 @@ class Released(msgspec.Struct, frozen=True, kw_only=True):
     """The route is held again, so that there is nothing more to do."""
     token: bytes = b""
     """Temporal's token of the page that is being worked on."""
+    found: int = 0
+    """Jobs to be told, as they were counted at the start of the look."""
+    told: int = 0
+    """Jobs that were told in the looks before."""
+
+    @property
+    def counts(self) -> Counts:
+        """As operations show it. A job that is held again is another one."""
+        matched = self.told + max(self.found, self.signalled)
+        return Counts(matched=matched, done=self.told + self.signalled, stopped=self.stopped)

@@ -54,6 +54,7 @@ CHANGED_JOB = "job"
 HELD_SINCE = "held"
 REDELIVERS = "redelivers"
 CREATED_AT = "created"
+JOB_FILTER = "filter"
 
 # Search attributes.
 ROUTE_ATTRIBUTE = "TimemachineRoute"

@@ -4,7 +4,7 @@ BULK_SUFFIX = "-bulk"
 
 
 def bulk_task_queue(task_queue: str) -> str:
-    """Return the task queue of releases, redeliveries of many, and retention. Deliveries never wait behind them.
+    """Return the task queue of operations and retention. Deliveries never wait behind them.
 
     Args:
         task_queue: The one that jobs are delivered from, which is the setting.

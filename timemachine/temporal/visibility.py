@@ -6,13 +6,15 @@ the store in SQLite takes two spellings of one time for two times.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+from msgspec.structs import replace
 from temporalio.client import WorkflowExecution, WorkflowExecutionStatus
 
 from timemachine.domain import stored_names
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import from_ms, split_workflow_id, to_ms
+from timemachine.domain.operations import WORKFLOW_TYPES
 from timemachine.temporal.search_attributes import (
     COLLECTION,
     CREATED_BY,
@@ -68,7 +70,7 @@ def ended_jobs_query(wanted: JobFilter, now: datetime) -> str:
 
 def status_counts_query(wanted: JobFilter) -> str:
     """Return the query that counts the jobs of a filter by Temporal's status, whatever their state."""
-    return f"{_all(*_job_parts(wanted))} GROUP BY ExecutionStatus"
+    return by_status(_all(*_job_parts(wanted)))
 
 
 def ended_state(status: str) -> ListedState | None:
@@ -94,6 +96,40 @@ def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
     """Return the query that finds the runs of some jobs that began at a time or later."""
     ids = ", ".join(map(_text, workflow_ids))
     return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", f"WorkflowId IN ({ids})")
+
+
+def still_open_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds the runs of a filter that were open at a time, and are.
+
+    Args:
+        at: By Temporal's clock. The filter's state is meant as of then.
+    """
+    return _all(open_jobs_query(wanted, at), _started_until(at))
+
+
+def ended_since_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds the runs of a filter, whatever its state, that were open at a time and have ended.
+
+    Those that have continued as new are among them.
+    """
+    ended = f"ExecutionStatus != '{RUNNING}'"
+    return _all(*_job_parts(wanted), ended, _started_until(at), f"CloseTime >= {_exact(at)}")
+
+
+def continued_since_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds those of `ended_since_query` that have continued as new."""
+    return _all(ended_since_query(wanted, at), "ExecutionStatus = 'ContinuedAsNew'")
+
+
+def by_status(query: str) -> str:
+    """Return the query that counts what another one finds, status by status."""
+    return f"{query} GROUP BY ExecutionStatus"
+
+
+def operations_query(db: str) -> str:
+    """Return the query that finds the operations of a db. Check the db of what it finds."""
+    types = ", ".join(_text(name) for name in WORKFLOW_TYPES.values())
+    return _all(f"WorkflowType IN ({types})", f"{DB.name} = {_text(db)}", "ExecutionStatus != 'ContinuedAsNew'")
 
 
 def _job_parts(wanted: JobFilter) -> list[str]:
@@ -161,9 +197,22 @@ def listed_job(run: WorkflowExecution, now: datetime) -> ListedJob:
     )
 
 
+def listed_when_open(run: WorkflowExecution, at: datetime) -> ListedJob:
+    """Return a run as lists showed it at a time, when it had not ended."""
+    job = listed_job(run, at)
+    return replace(job, state=_open_state(run, job.trigger_time, to_ms(at)))
+
+
+def ended_as(run: WorkflowExecution) -> ListedState | None:
+    """Return the state of a run that has ended; None for one that has not, or has continued as new."""
+    return _ENDED_AS.get(run.status) if run.status else None
+
+
 def _state(run: WorkflowExecution, trigger_time: int, now: int) -> ListedState:
-    if run.status in _ENDED_AS:
-        return _ENDED_AS[run.status]
+    return ended_as(run) or _open_state(run, trigger_time, now)
+
+
+def _open_state(run: WorkflowExecution, trigger_time: int, now: int) -> ListedState:
     if run.typed_search_attributes.get(IS_HELD):
         return ListedState.HELD
     return ListedState.SCHEDULED if trigger_time > now else ListedState.DUE
@@ -198,3 +247,12 @@ def _text(value: str) -> str:
 
 def _time(ms: int) -> str:
     return _text(from_ms(ms).astimezone(UTC).isoformat(timespec="milliseconds"))
+
+
+def _started_until(at: datetime) -> str:
+    return f"StartTime < {_exact(at + timedelta(microseconds=1))}"
+
+
+def _exact(at: datetime) -> str:
+    """Return a time of Temporal's own, of which every microsecond counts."""
+    return _text(at.astimezone(UTC).isoformat(timespec="microseconds"))

@@ -1,0 +1,232 @@
+"""Operations as one thing: releases, redeliveries and cancels of many are listed, shown and stopped alike."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+from temporalio.client import Client
+
+from api.app import create_app
+from devstack.temporal import Temporal
+from tests.conftest import serving, working
+from tests.integration.test_bulk import redeliver_all, until_failed
+from tests.integration.test_cancel_many import cancel, find, until_ended
+from tests.support.failed_jobs import fail, refuse
+from tests.support.holds import held_count, hold, resume
+from tests.support.receiver import Receiver, take
+from tests.support.service import ROUTE, Service, now_ms, refused
+from tests.support.waiting import eventually
+from timemachine.domain.releases import ReleaseHeld
+from timemachine.postgres.pool import open_pool
+from timemachine.settings import Settings
+from timemachine.temporal.operations import find_operation, start_operation
+from timemachine.webhooks.client import WebhookClient
+
+UNKNOWN_RUN = "00000000-0000-4000-8000-000000000000"
+
+
+async def listed(service: Service, **query: Any) -> list[dict[str, Any]]:
+    """Return the operations of a db, followed to their end."""
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = await service.api.get(f"/operation/{service.db}", params=query)
+        assert answer.status_code == 200, answer.text
+        found += answer.json()["operations"]
+        if "next" not in answer.json():
+            return found
+        query["cursor"] = answer.json()["next"]
+
+
+async def until_listed(service: Service, *kinds: str) -> list[dict[str, Any]]:
+    """Return the operations of a db once they are of these kinds, and have all ended."""
+    return await eventually(
+        lambda: listed(service),
+        lambda found: (
+            sorted(operation["kind"] for operation in found) == sorted(kinds)
+            and all(operation["state"] != "running" for operation in found)
+        ),
+    )
+
+
+async def stop(service: Service, operation_id: str) -> httpx.Response:
+    return await service.api.delete(f"/operation/{service.db}/{operation_id}")
+
+
+async def test_what_was_done_with_many_is_listed(service: Service, client: Client, receiver: Receiver) -> None:
+    before = now_ms()
+    await hold(service, client, 3)
+    await resume(service)
+    await until_listed(service, "release")
+    receiver.answer = refuse
+    await fail(service)
+    await until_failed(client, service, 1)
+    receiver.answer = take
+    redelivery_id = await redeliver_all(service)
+    await until_listed(service, "release", "redelivery")
+    cancelled = await cancel(service, route=ROUTE)
+    await until_ended(service, cancelled["id"])
+
+    found = await until_listed(service, "release", "redelivery", "cancel")
+
+    by_kind = {operation["kind"]: operation for operation in found}
+    assert [operation["kind"] for operation in found] == ["cancel", "redelivery", "release"]
+    for operation in found:
+        assert await find(service, operation["id"]) == operation
+        assert before - 1000 < operation.pop("started_at") <= operation.pop("ended_at") <= now_ms() + 1000
+    window = redelivery_id.partition("-")[2]
+    assert by_kind["redelivery"].pop("id").startswith(f"redelivery:{ROUTE}:0-{window}:")
+    assert by_kind["release"].pop("id").startswith(f"release:{ROUTE}:")
+    assert by_kind["cancel"].pop("id") == cancelled["id"]
+    counts = {"state": "done", "failed": 0}
+    assert by_kind == {
+        "release": counts | {"kind": "release", "matched": 3, "done": 3, "route": ROUTE},
+        "redelivery": counts | {"kind": "redelivery", "matched": 1, "done": 1, "route": ROUTE},
+        "cancel": counts | {"kind": "cancel", "matched": 0, "done": 0, "delivered": 0, "filter": {"route": ROUTE}},
+    }
+
+
+async def test_the_list_is_paged_and_of_this_db_only(service: Service) -> None:
+    other = Service(service.api, f"{service.db}x")
+    ids = [(await cancel(service, label=label))["id"] for label in ("a", "b", "c")]
+    await cancel(other, label="a")
+
+    await until_listed(service, "cancel", "cancel", "cancel")
+
+    pages = await listed(service, limit=1)
+    assert {operation["id"] for operation in pages} == set(ids)
+    assert len(pages) == 3
+    first = (await service.api.get(f"/operation/{service.db}?limit=1")).json()
+    answer = await service.api.get(f"/operation/{other.db}", params={"cursor": first["next"]})
+    assert refused(answer) == (400, "E001")
+
+
+async def test_an_operation_has_who_started_it(service: Service, client: Client, settings: Settings) -> None:
+    wanted = ReleaseHeld(db=service.db, route_id=ROUTE)
+    operation_id = await start_operation(
+        client,
+        wanted.key,
+        wanted,
+        task_queue=settings.task_queue,
+        summary="a release",
+        route=ROUTE,
+        started_by="k3Jx9QmW2aBc",
+    )
+
+    assert (await find_operation(client, service.db, operation_id)).started_by == "k3Jx9QmW2aBc"
+    assert (await find(service, operation_id))["started_by"] == "k3Jx9QmW2aBc"
+
+
+async def test_what_is_not_there_is_told_so(service: Service) -> None:
+    (operation,) = [await cancel(service, label="x")]
+    other_db = f"/operation/{service.db}x/{operation['id']}"
+    unknown = operation["id"][:-36] + UNKNOWN_RUN
+    for path in (other_db, f"/operation/{service.db}/{unknown}", f"/operation/{service.db}/x"):
+        assert refused(await service.api.get(path)) == (400, "E018")
+        assert refused(await service.api.delete(path)) == (400, "E018")
+
+
+async def test_an_operation_that_has_ended_is_not_stopped(service: Service) -> None:
+    operation = await cancel(service, label="x")
+    await until_ended(service, operation["id"])
+
+    assert refused(await stop(service, operation["id"])) == (400, "E006")
+
+    assert (await find(service, operation["id"]))["state"] == "done"
+
+
+@pytest.fixture
+async def slow(
+    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+) -> AsyncIterator[Service]:
+    """A service whose bulk work does five jobs a second."""
+    own = replace(settings, task_queue=f"slow-{uuid.uuid4().hex}", bulk_per_second=5)
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        async with (
+            serving(create_app(own)) as api,
+            open_pool(own) as pool,
+            WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
+            working(client, pool, webhooks, own),
+        ):
+            service = Service(api, db)
+            await service.add_route(receiver.url)
+            yield service
+
+
+async def the_only(service: Service, kind: str) -> dict[str, Any]:
+    """Return the one operation of a db, which is under way."""
+    (operation,) = await eventually(lambda: listed(service))
+    assert operation["kind"] == kind
+    return operation
+
+
+async def test_a_release_is_stopped_in_the_middle(slow: Service, client: Client, receiver: Receiver) -> None:
+    await hold(slow, client, 40)
+    await resume(slow)
+    operation = await the_only(slow, "release")
+    seen = await eventually(lambda: find(slow, operation["id"]), lambda seen: seen.get("done", 0) > 5)
+    assert (seen["state"], seen["matched"]) == ("running", 40)
+    assert seen["rate"] > 0
+
+    assert (await stop(slow, operation["id"])).json() == {"status": "ok"}
+
+    stopped = await until_ended(slow, operation["id"])
+    assert stopped["state"] == "stopped"
+    assert 5 < stopped["done"] < 40
+    assert (await stop(slow, operation["id"])).json() == {"status": "ok"}
+    await eventually(lambda: held_count(client, slow), lambda held: held == 40 - stopped["done"])
+    await receiver.wait_until(lambda: len(receiver.received) == stopped["done"])
+
+
+async def test_a_redelivery_is_stopped_in_the_middle(slow: Service, client: Client, receiver: Receiver) -> None:
+    receiver.answer = refuse
+    await asyncio.gather(*(fail(slow) for _ in range(30)))
+    await until_failed(client, slow, 30)
+    receiver.answer = take
+    redelivery_id = await redeliver_all(slow)
+    operation = await the_only(slow, "redelivery")
+    await eventually(lambda: find(slow, operation["id"]), lambda seen: seen.get("done", 0) > 5)
+
+    assert (await stop(slow, operation["id"])).json() == {"status": "ok"}
+
+    stopped = await until_ended(slow, operation["id"])
+    assert (stopped["state"], stopped["matched"]) == ("stopped", 30)
+    assert 5 < stopped["done"] < 30
+    answer = await slow.api.get(f"/route/{slow.db}/{ROUTE}/redeliver/{redelivery_id}")
+    assert answer.json() == {
+        "id": redelivery_id,
+        "found": 30,
+        "started": stopped["done"],
+        "skipped": 0,
+        "done": True,
+        "error": "it was stopped",
+    }
+    await receiver.wait_until(lambda: len(receiver.received) == 30 + stopped["done"])
+
+
+async def test_a_release_that_another_resume_replaces_was_stopped(slow: Service, client: Client) -> None:
+    await hold(slow, client, 20)
+    await resume(slow)
+    first = await the_only(slow, "release")
+
+    await resume(slow)
+
+    assert (await until_ended(slow, first["id"]))["state"] == "stopped"
+    second = await eventually(lambda: listed(slow), lambda found: len(found) == 2)
+    assert [operation["state"] for operation in second] == ["running", "stopped"]
+
+
+async def test_operations_from_before_they_were_listed_are_found(
+    service: Service, client: Client, settings: Settings
+) -> None:
+    """They were started without what the list goes by."""
+    wanted = ReleaseHeld(db=service.db, route_id=ROUTE)
+    run = await client.start_workflow("Release", wanted, id=wanted.key.workflow_id, task_queue=settings.task_queue)
+
+    operation = await until_ended(service, wanted.key.operation_id(run.result_run_id or ""))
+
+    assert (operation["kind"], operation["state"], operation["route"]) == ("release", "done", ROUTE)
