@@ -35,12 +35,12 @@ class Operation(msgspec.Struct, frozen=True):
     def at(self, db: str) -> str:
         """Return a path within a db at which there may be something."""
         names = {"db": db, "collection": "c", "job_id": JOB_ID, "route_id": "hook", "redelivery_id": "0-1"}
-        return self.path.format(**names | {"key_id": "k" * 12})
+        return self.path.format(**names | {"key_id": "k" * 12, "operation_id": "release:hook:0"})
 
 
 def operations() -> list[Operation]:
     app = create_app(service_settings(postgres_dsn="postgresql://nowhere/none"))
-    return [
+    found = [
         Operation(method, route.path_format, guard.role)
         for route in app.routes
         if isinstance(route, HTTPRoute)
@@ -50,6 +50,8 @@ def operations() -> list[Operation]:
         for guard in handler.resolve_guards()
         if isinstance(guard, Requires)
     ]
+    # Litestar has no order of its own, and the processes of pytest-xdist must agree on one.
+    return sorted(found, key=lambda operation: (operation.path, operation.method))
 
 
 OPERATIONS = operations()
