@@ -136,6 +136,8 @@ async def test_an_operation_that_has_ended_is_not_stopped(service: Service) -> N
     assert refused(await stop(service, operation["id"])) == (400, "E006")
 
     assert (await find(service, operation["id"]))["state"] == "done"
+    audit = (await service.api.get(f"/audit/{service.db}")).json()["entries"]
+    assert "operation.stop" not in {entry["action"] for entry in audit}
 
 
 @pytest.fixture
