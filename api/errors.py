@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import Meta
 
@@ -137,7 +138,8 @@ def _wrong_parameter(request: Request[object, object, State], field: str, messag
 def _name_in_query(request: Request[object, object, State], field: str) -> str:
     """Return what the client calls an argument of a handler."""
     argument = request.route_handler.parsed_fn_signature.parameters.get(field)
-    return (argument and argument.kwarg_definition and argument.kwarg_definition.name) or field
+    given_as = argument.kwarg_definition if argument else None
+    return (given_as.name if isinstance(given_as, QueryParameter) else None) or field
 
 
 def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response[ErrorBody]:
