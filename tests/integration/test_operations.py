@@ -159,6 +159,28 @@ async def slow(
             yield service
 
 
+async def test_the_operations_of_one_db_do_not_hold_up_those_of_another(slow: Service, db: str) -> None:
+    await asyncio.gather(*(cancel(slow, label=f"nothing {number}") for number in range(30)))
+    other = Service(slow.api, f"{db}-other")
+
+    await until_ended(other, (await cancel(other, label="x"))["id"])
+
+    states = [operation["state"] for operation in await listed(slow, limit=200)]
+    assert states.count("running") > 10
+
+
+async def test_a_stop_waits_for_no_other_operation(slow: Service) -> None:
+    first = await cancel(slow, label="first")
+    await eventually(lambda: find(slow, first["id"]), lambda operation: "matched" in operation)
+    await asyncio.gather(*(cancel(slow, label=f"nothing {number}") for number in range(30)))
+
+    await stop(slow, first["id"])
+    assert (await until_ended(slow, first["id"]))["state"] in ("stopped", "done")
+
+    states = [operation["state"] for operation in await listed(slow, limit=200)]
+    assert states.count("running") > 10
+
+
 async def the_only(service: Service, kind: str) -> dict[str, Any]:
     """Return the one operation of a db, which is under way."""
     (operation,) = await eventually(lambda: listed(service))
