@@ -10,6 +10,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
+from litestar.params import QueryParameter
 from litestar.types import Receive, Scope, Send
 from msgspec import Meta
 
@@ -129,8 +130,16 @@ def _reason(request: Request[object, object, State], error: HTTPException) -> st
     return named or _FRAMEWORK_REASONS.get(error.status_code, error.detail)
 
 
-def _wrong_parameter(request: Request[object, object, State], name: str, message: str) -> str:
+def _wrong_parameter(request: Request[object, object, State], field: str, message: str) -> str:
+    name = _name_in_query(request, field)
     return explain_parameter(name, message, request.query_params.get(name))
+
+
+def _name_in_query(request: Request[object, object, State], field: str) -> str:
+    """Return what the client calls an argument of a handler."""
+    argument = request.route_handler.parsed_fn_signature.parameters.get(field)
+    given_as = argument.kwarg_definition if argument else None
+    return (given_as.name if isinstance(given_as, QueryParameter) else None) or field
 
 
 def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response[ErrorBody]:

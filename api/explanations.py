@@ -1,6 +1,7 @@
 """What is wrong with a body or a parameter, in words that say what is expected."""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,14 +16,21 @@ MAX_EXPLANATION = 300
 TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "due_to"})
 """Fields and parameters that are a time in milliseconds since the epoch."""
 
-_STATES = f"it must be one of {', '.join(f'`{state}`' for state in ListedState)}"
 _CHOICES = {
     "type": 'it must be "REST"',
     "kind": "it must be `taken` or `failed`",
-    "state": _STATES,
     "force": "it must be `true` or `false`",
     "reason": "it must be a string of at most 200 characters, without the null character",
 }
+
+
+def _one_of(states: Iterable[ListedState]) -> str:
+    return f"state: it must be one of {', '.join(f'`{state}`' for state in states)}"
+
+
+_STATE_IN_BODY = _one_of(state for state in ListedState if state.is_open)
+_STATE_IN_QUERY = _one_of(ListedState)
+
 _INTEGER = re.compile(r"-?[0-9]+\Z")
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
 
@@ -30,11 +38,15 @@ _AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
 def explain_body(error: Exception, body: bytes) -> str:
     """Return what is wrong with a body that could not be decoded."""
     at = _AT_FIELD.search(str(error))
+    if at and at[1] == "state":
+        return _STATE_IN_BODY
     return (at and explain(at[1], _given(body, at[1]))) or _short(f"the body is malformed: {error}")
 
 
 def explain_parameter(name: str, message: str, given: str | None) -> str:
     """Return what is wrong with a parameter of a query, of which the framework gives a message."""
+    if name == "state":
+        return _STATE_IN_QUERY
     number = int(given) if given and _INTEGER.match(given[:MAX_EXPLANATION]) else None
     return explain(name, given if number is None else number) or _short(f"{name}: {message}")
 

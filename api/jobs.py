@@ -155,11 +155,13 @@ class Jobs:
             NoSuchJobError: There is none.
             TooLateError: It is due or has been attempted.
         """
+        description = await self._describe(job.workflow_id)
         try:
-            await self._change(job, key_id)
+            await self._change(description, job, key_id)
         except TooLateError:
             existing = await read_job_status(self._client, self._ledger, job.workflow_id)
-            if existing.shown.state in UNDECIDED:
+            # Another one that has been created since may well be changed.
+            if existing.run.first_run_id == first_run_id(description) and existing.shown.state in UNDECIDED:
                 raise
             return False
         return True
@@ -253,15 +255,14 @@ class Jobs:
         check_not_past(job.trigger_time, now, deadline=job.deadline)
         async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
-            await self._change(job, key_id)
+            await self._change(await self._describe(job.workflow_id), job, key_id)
 
-    async def _change(self, job: Job, key_id: str | None) -> None:
+    async def _change(self, description: WorkflowExecutionDescription, job: Job, key_id: str | None) -> None:
         """Replace a waiting job, by one whose route and time are fine.
 
         Raises:
             NoSuchJobError, TooLateError: As `change` does.
         """
-        description = await self._describe(job.workflow_id)
         await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job))
         _log("job changed", job, key_id)
 

@@ -134,8 +134,9 @@ class Operations:
             TooLateError: It has ended.
         """
         async with temporal_timeout(self._limit):
-            await find_operation(self._client, db, operation_id, with_counts=False)
-            await self._audit_log.write(caller, AuditAction.OPERATION_STOPPED, db, operation_id)
+            operation = await find_operation(self._client, db, operation_id, with_counts=False)
+            if operation.state is OperationState.RUNNING:
+                await self._audit_log.write(caller, AuditAction.OPERATION_STOPPED, db, operation_id)
             await stop_operation(self._client, db, operation_id)
 
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType
 
@@ -52,4 +52,6 @@ class CancelManyWorkflow:
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary="jobs counted after a stop" if jobs.stopped else f"jobs of db {jobs.filter.db}",
+            # A count after a stop is short, and waits for none of those that the stop was to make room for.
+            priority=Priority(priority_key=1 if jobs.stopped else None, fairness_key=jobs.filter.db),
         )

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
@@ -36,4 +36,5 @@ class RedeliveryWorkflow:
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"failed jobs of route {failed.route_id}",
+            priority=Priority(fairness_key=failed.db),
         )

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.exceptions import ActivityError, is_cancelled_exception
 from temporalio.workflow import ActivityCancellationType
 
@@ -74,4 +74,5 @@ class ReleaseWorkflow:
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=f"held jobs of route {release.route_id}",
+            priority=Priority(fairness_key=release.db),
         )

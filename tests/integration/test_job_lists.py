@@ -303,6 +303,26 @@ async def test_a_cursor_is_of_use_for_its_own_list_only(alone: Alone, api: httpx
         assert refused(await service.api.get(f"/job/{db}", params={"cursor": forged})) == MALFORMED, forged
 
 
+async def test_a_window_that_ends_with_the_epoch_has_no_jobs(alone: Alone) -> None:
+    service, _ = alone
+    for _ in range(3):
+        await service.create(60)
+    await known(service, 3)
+
+    assert await ids(service, due_to=0, limit=1) == []
+    counts = await read(service, path=f"/count/{service.db}", due_to=0)
+    assert counts["states"]["scheduled"] == 0
+    assert counts["due_within"] == {"5m": 0, "1h": 0, "24h": 0}
+
+
+async def test_a_state_that_is_none_is_told_by_the_name_of_its_parameter(service: Service) -> None:
+    for path in (f"/job/{service.db}", service.jobs, f"/count/{service.db}"):
+        answer = await service.api.get(path, params={"state": "delivering"})
+
+        assert refused(answer) == MALFORMED
+        assert answer.json()["error"].startswith("state: it must be one of `scheduled`, ")
+
+
 async def test_jobs_are_counted_by_state_and_by_when_they_are_due(service: Service) -> None:
     for seconds in (60, 1800, 43_200, 864_000):
         await service.create(seconds, labels=["l"] if seconds == 60 else [])

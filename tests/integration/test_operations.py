@@ -136,6 +136,8 @@ async def test_an_operation_that_has_ended_is_not_stopped(service: Service) -> N
     assert refused(await stop(service, operation["id"])) == (400, "E006")
 
     assert (await find(service, operation["id"]))["state"] == "done"
+    audit = (await service.api.get(f"/audit/{service.db}")).json()["entries"]
+    assert "operation.stop" not in {entry["action"] for entry in audit}
 
 
 @pytest.fixture
@@ -155,6 +157,28 @@ async def slow(
             service = Service(api, db)
             await service.add_route(receiver.url)
             yield service
+
+
+async def test_the_operations_of_one_db_do_not_hold_up_those_of_another(slow: Service, db: str) -> None:
+    await asyncio.gather(*(cancel(slow, label=f"nothing {number}") for number in range(30)))
+    other = Service(slow.api, f"{db}-other")
+
+    await until_ended(other, (await cancel(other, label="x"))["id"])
+
+    states = [operation["state"] for operation in await listed(slow, limit=200)]
+    assert states.count("running") > 10
+
+
+async def test_a_stop_waits_for_no_other_operation(slow: Service) -> None:
+    first = await cancel(slow, label="first")
+    await eventually(lambda: find(slow, first["id"]), lambda operation: "matched" in operation)
+    await asyncio.gather(*(cancel(slow, label=f"nothing {number}") for number in range(30)))
+
+    await stop(slow, first["id"])
+    assert (await until_ended(slow, first["id"]))["state"] in ("stopped", "done")
+
+    states = [operation["state"] for operation in await listed(slow, limit=200)]
+    assert states.count("running") > 10
 
 
 async def the_only(service: Service, kind: str) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import asyncio
 
 import httpx
 import pytest
+from temporalio.client import WorkflowExecutionDescription
 
+from api.jobs import Jobs
 from tests.support.holds import pause, wait_until_held
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, new_id, now_ms, refused
@@ -137,3 +139,28 @@ async def test_of_many_at_once_one_creates_and_none_is_lost(service: Service, re
     assert last == "changed"
     (received,) = await receiver.wait_for(job_id)
     assert received.body == b'"last"'
+
+
+@pytest.mark.parametrize("is_cancelled_first", [False, True])
+async def test_a_job_that_is_created_again_in_this_moment_is_changed(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, is_cancelled_first: bool
+) -> None:
+    """Others cancel the job, and create it again, between two looks of this request."""
+    job_id = await service.create(3600)
+    describe = Jobs._describe
+
+    async def described_too_early(jobs: Jobs, workflow_id: str) -> WorkflowExecutionDescription:
+        monkeypatch.setattr(Jobs, "_describe", describe)
+        if is_cancelled_first:
+            await service.cancel(job_id)
+        description = await describe(jobs, workflow_id)
+        if not is_cancelled_first:
+            await service.cancel(job_id)
+        await service.create(3600, job_id=job_id, meta="of others")
+        return description
+
+    monkeypatch.setattr(Jobs, "_describe", described_too_early)
+    answer = await service.put(job_id, a_job(7200, id=job_id, meta="mine"))
+
+    assert written(answer) == "changed"
+    assert (await service.find(job_id))["meta"] == "mine"

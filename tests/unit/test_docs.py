@@ -9,6 +9,7 @@ import pytest
 
 from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
 from devstack.temporal_release import TESTED
+from timemachine.domain.audit import AuditAction
 from timemachine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def test_the_error_table_is_what_the_api_answers() -> None:
 
     assert {code: [status, meaning] for code, status, meaning, _ in table} == expected
     assert [row[0] for row in table] == sorted(expected)
+
+
+def test_the_actions_of_the_audit_log_are_listed() -> None:
+    text = (ROOT / "docs/api.md").read_text()
+    listed = text.partition("- `action` is one of ")[2].partition(".\n")[0].partition(". Later")[0]
+
+    assert re.findall(r"`([a-z.]+)`", listed) == list(AuditAction)
 
 
 def test_the_tested_versions_are_those_that_the_tests_run_with() -> None:

@@ -58,6 +58,13 @@ def test_choices_and_limits_are_told_in_words() -> None:
     assert reason == "reason: it must be a string of at most 200 characters, without the null character"
 
 
+def test_a_cancel_is_told_the_states_that_it_takes() -> None:
+    """It takes those of jobs that have not ended; a list takes all."""
+    open_states = "state: it must be one of `scheduled`, `due`, `held`"
+    assert explain_body(ValueError("Invalid enum value 'failed' - at `$.state`"), b'{"state": "failed"}') == open_states
+    assert explain_parameter("state", "x", "x") == f"{open_states}, `delivered`, `failed`, `cancelled`"
+
+
 def test_what_is_no_json_is_told_by_the_decoder() -> None:
     assert explain_body(ValueError("Invalid"), b"[") == "the body is malformed: Invalid"
     assert explain_parameter("limit", "Expected `int`", "x") == "limit: Expected `int`"

@@ -105,7 +105,7 @@ def _beginning(wanted: JobFilter, now: datetime) -> ListPosition:
 def _due_until(wanted: JobFilter, now: datetime) -> int:
     """Return before when the jobs of a filter are due."""
     until = to_ms(now) + 1 if wanted.state is ListedState.DUE else END
-    return min(until, wanted.due_to or END)
+    return until if wanted.due_to is None else min(until, wanted.due_to)
 
 
 class _WaitingJobs:
@@ -132,7 +132,7 @@ class _WaitingJobs:
 
 
 async def _ended(client: Client, wanted: JobFilter, at: ListPosition, *, size: int, now: datetime) -> Found:
-    within = replace(wanted, ended_to=min(at.began + 1, wanted.ended_to or END))
+    within = replace(wanted, ended_to=at.began + 1 if wanted.ended_to is None else min(at.began + 1, wanted.ended_to))
     runs, more = await _look(client, ended_jobs_query(within, now), size, at.token)
     latest = await without_later_runs(client, runs)
     return Found([job for job in _included(latest, within, now) if not job.state.is_open], more)
@@ -213,7 +213,7 @@ async def _count_by_status(client: Client, wanted: JobFilter) -> dict[str, int]:
 
 async def _count_due_within(client: Client, wanted: JobFilter, within: timedelta, now: datetime) -> int:
     """Return how many of the jobs that are not due yet will be within a time."""
-    until = min(to_ms(now + within), wanted.due_to or END)
+    until = to_ms(now + within) if wanted.due_to is None else min(to_ms(now + within), wanted.due_to)
     if until <= (wanted.due_from or 0):
         return 0
     return await _count(client, replace(wanted, due_to=until), ListedState.SCHEDULED, now)
