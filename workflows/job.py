@@ -45,7 +45,8 @@ class JobWorkflow(JobBeforeLedger):
         self._job = job
         self._attempt_in_task = job.attempt_in_task
         self._first = None
-        self._attempted = job.attempts_made > 0
+        # What a run now has promised holds for the run that it is continued as, too.
+        self._attempted = job.attempts_made > 0 or job.planned_time is not None
         self._first_attempt_may_be_under_way = False
         self._attempts_made = job.attempts_made
         self._hold_checks = 0
