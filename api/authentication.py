@@ -106,22 +106,22 @@ class Authentication:
         if not self._needs_key:
             return Caller(key=None, address=address, request_id=request_id)
         try:
-            key = await self._valid_key(scope, address)
+            key, secret_hash = await self._valid_key(scope, address)
         except UnauthorizedError:
             wait = self._failures.acquire(_network(address), per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE)
             if wait:
                 raise _busy("too many requests without a valid key came from this address", wait) from None
             raise
         self._check_rate(key)
-        return Caller(key=key, address=address, request_id=request_id)
+        return Caller(key=key, secret_hash=secret_hash, address=address, request_id=request_id)
 
-    async def _valid_key(self, scope: Scope, address: str) -> ApiKey:
+    async def _valid_key(self, scope: Scope, address: str) -> tuple[ApiKey, bytes]:
         presented = _presented(scope)
         key, reason = await self._cache.check(presented)
         if key is None:
             log.warning("no valid key", extra={"key": presented.id, "address": address, "reason": reason})
             raise UnauthorizedError(_NOT_VALID)
-        return key
+        return key, presented.hash
 
     def _check_rate(self, key: ApiKey) -> None:
         per_second = key.requests_per_second or self._per_second

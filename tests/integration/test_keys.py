@@ -20,7 +20,7 @@ from api.key_cache import KEPT
 from devstack.postgres import embedded_postgres
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.support.keys import bearer, id_of, make_key, revoke_key
+from tests.support.keys import bearer, id_of, make_key, revoke_key, rotate_key
 from tests.support.receiver import Receiver
 from tests.support.service import Service, a_job, new_id, now_ms, refused
 from tests.support.settings import service_settings
@@ -234,6 +234,21 @@ async def test_a_revoked_key_makes_no_other_one_though_it_is_still_known(
     rotated = await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(key))
 
     assert refused(made) == refused(rotated) == (401, "E012")
+
+
+async def test_a_secret_that_was_rotated_away_makes_no_other_key_though_it_is_still_known(
+    app: httpx.AsyncClient, settings: Settings
+) -> None:
+    key = await make_key(settings)
+    assert (await app.get("/key", headers=bearer(key))).status_code == 200
+    new = await rotate_key(settings, key)
+
+    made = await app.post("/key", json={"name": "n", "role": "admin", "dbs": None}, headers=bearer(key))
+    rotated = await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(key))
+    revoked = await app.delete(f"/key/{id_of(key)}", headers=bearer(key))
+
+    assert refused(made) == refused(rotated) == refused(revoked) == (401, "E012")
+    assert (await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(new))).status_code == 200
 
 
 async def test_postgres_away(
@@ -467,6 +482,12 @@ async def test_a_revoked_key_is_not_rotated_and_may_be_revoked_again(
     assert [entry["action"] for entry in audit if entry["target"] == id_of(key)] == ["key.revoke", "key.create"]
 
 
+@pytest.mark.parametrize("key_id", ["k" * 12, "k", "%00" * 12, "%C3%A9" * 12, "k" * 12 + "%0A"])
+async def test_what_is_no_id_of_a_key_is_the_id_of_none(app: httpx.AsyncClient, admin: str, key_id: str) -> None:
+    assert refused(await app.delete(f"/key/{key_id}", headers=bearer(admin))) == (400, "E019")
+    assert refused(await app.post(f"/key/{key_id}/rotate", headers=bearer(admin))) == (400, "E019")
+
+
 @pytest.fixture
 async def empty(postgres: Any, settings: Settings) -> Settings:
     """A database without a key."""
@@ -530,7 +551,7 @@ async def test_two_admin_keys_that_revoke_each_other_do_not_both_end(empty: Sett
 
 async def _caller(store: KeyStore, key: str) -> Caller:
     stored = (await store.find([id_of(key)]))[id_of(key)]
-    return Caller(key=stored.key, address="test")
+    return Caller(key=stored.key, secret_hash=stored.secrets[-1].hash, address="test")
 
 
 async def test_a_job_tells_which_key_created_it_and_so_does_the_log(

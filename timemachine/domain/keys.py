@@ -32,6 +32,7 @@ KEY_PATTERN = rf"tm_[0-9A-Za-z]{{{ID_LENGTH}}}_[0-9A-Za-z]{{{SECRET_LENGTH + CHE
 _KEY = re.compile(
     rf"(tm_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}}))([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})"
 )
+_KEY_ID = re.compile(KEY_ID_PATTERN)
 _ENCRYPTION_KEY = re.compile(r"[A-Za-z0-9_-]{43}=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -147,6 +148,11 @@ RequestsPerSecond = Annotated[float, Meta(ge=1, le=1_000_000)]
 def new_key_id() -> str:
     """Return an id for a new key."""
     return "".join(randomness.choice(_ALPHABET) for _ in range(ID_LENGTH))
+
+
+def is_key_id(text: str) -> bool:
+    """Return whether a text has the form of a key's id. Others name none, and some of them Postgres cannot even read."""
+    return _KEY_ID.fullmatch(text) is not None
 
 
 def generate_key(key_id: str) -> NewKey:
