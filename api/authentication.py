@@ -115,6 +115,19 @@ class Authentication:
         self._check_rate(key)
         return Caller(key=key, secret_hash=secret_hash, address=address, request_id=request_id)
 
+    async def check_again(self, caller: Caller) -> None:
+        """Refuse to go on with what takes long, once the key that asked for it is valid no more.
+
+        Raises:
+            UnauthorizedError: It was revoked or rotated some seconds ago, or has expired.
+            UnavailableError: As `caller`.
+        """
+        if caller.key is None or caller.secret_hash is None:
+            return
+        key, _ = await self._cache.check(PresentedKey(caller.key.id, caller.secret_hash))
+        if key is None:
+            raise UnauthorizedError(_NOT_VALID)
+
     async def _valid_key(self, scope: Scope, address: str) -> tuple[ApiKey, bytes]:
         presented = _presented(scope)
         key, reason = await self._cache.check(presented)

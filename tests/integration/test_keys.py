@@ -1,6 +1,7 @@
 """Keys against the real Postgres and Temporal: who is let in, how they are made and end, and what is kept of it."""
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
-from api import authentication
+from api import authentication, key_cache
 from api.app import create_app
 from api.key_cache import KEPT
 from devstack.postgres import embedded_postgres
@@ -251,6 +252,35 @@ async def test_a_secret_that_was_rotated_away_makes_no_other_key_though_it_is_st
     assert (await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(new))).status_code == 200
 
 
+@pytest.mark.parametrize("end", [revoke_key, rotate_key])
+async def test_a_batch_begins_no_other_job_once_its_key_is_valid_no_more(
+    app: httpx.AsyncClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, db: str, end: Any
+) -> None:
+    """A batch may take five minutes, as long as its client likes."""
+    monkeypatch.setattr(key_cache, "KEPT", 0.0)
+    headers = bearer(await make_key(settings))
+    key = await make_key(settings, Role.WRITE, (db,))
+    route = {"id": "hook", "type": "REST", "webhook_url": "http://127.0.0.1:9/"}
+    await app.post(f"/route/{db}", json=route, headers=headers)
+    before, after = a_job(3600), a_job(3600)
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield json.dumps(before).encode() + b"\n"
+        path = f"/job/{db}/c/{before['id']}"
+        await eventually(lambda: app.get(path, headers=headers), lambda found: found.is_success)
+        await end(settings, key)
+        yield json.dumps(after).encode()
+
+    ndjson = {"content-type": "application/x-ndjson"}
+    answer = await app.post(f"/batch/{db}/c", content=lines(), headers=bearer(key) | ndjson)
+
+    assert [json.loads(line) for line in answer.text.splitlines()] == [
+        {"id": before["id"], "status": "created"},
+        {"id": None, "status": "refused", "code": "E012", "error": NOT_VALID},
+    ]
+    assert refused(await app.get(f"/job/{db}/c/{after['id']}", headers=headers)) == (400, "E004")
+
+
 async def test_postgres_away(
     temporal: Temporal, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +438,14 @@ async def test_what_no_key_may_be_is_refused(
     app: httpx.AsyncClient, admin: str, body: dict[str, Any], code: str
 ) -> None:
     assert refused(await app.post("/key", json=body, headers=bearer(admin))) == (400, code)
+
+
+async def test_a_db_that_is_named_twice_counts_once(app: httpx.AsyncClient, admin: str) -> None:
+    db = f"db-{new_id()[:12]}"
+    made = await app.post("/key", json={"name": "n", "role": "read", "dbs": [db, db]}, headers=bearer(admin))
+    assert made.json()["dbs"] == [db]
+    audit = (await app.get(f"/audit/{db}", headers=bearer(admin))).json()["entries"]
+    assert [entry["action"] for entry in audit if entry["db"] == db] == ["key.create"]
 
 
 async def test_keys_are_listed_in_pages(app: httpx.AsyncClient, settings: Settings) -> None:

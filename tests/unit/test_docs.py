@@ -9,6 +9,7 @@ import pytest
 
 from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
 from devstack.temporal_release import TESTED
+from timemachine.domain.audit import AuditAction
 from timemachine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,14 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives to a page's headings."""
     headings = HEADING.findall(FENCE.sub("", page.read_text()))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_actions_of_the_audit_log_are_listed() -> None:
+    listed = re.search(
+        r"^- `action` is one of (.*?)\. Later", (ROOT / "docs/api.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert listed is not None
+    assert sorted(re.findall(r"`(.+?)`", listed[1])) == sorted(AuditAction)
 
 
 def test_the_settings_table_is_the_settings() -> None:

@@ -151,7 +151,7 @@ def new_key_id() -> str:
 
 
 def is_key_id(text: str) -> bool:
-    """Return whether a text has the form of a key's id. Others name none, and some of them Postgres cannot even read."""
+    """Return whether a text has the form of a key's id. Others name none; some of them Postgres cannot read."""
     return _KEY_ID.fullmatch(text) is not None
 
 

@@ -102,7 +102,7 @@ class KeyStore:
         return KeyPage([_key(row) for row in shown], KeyPosition(shown[-1]["number"]) if len(rows) > limit else None)
 
     async def create(self, asked: KeyRequest, caller: Caller) -> tuple[ApiKey, NewKey]:
-        """Make a key.
+        """Make a key. A db that is named twice counts once.
 
         Raises:
             MalformedError, ForbiddenNameError: It is not allowed; see `KeyRequest.check`.
@@ -111,6 +111,7 @@ class KeyStore:
         asked.check(datetime.now(UTC))
         if not caller.covers(asked.dbs):
             raise ForbiddenError("this key does not open all of these dbs, so it can make no key that does")
+        dbs = None if asked.dbs is None else list(dict.fromkeys(asked.dbs))
         new = generate_key(new_key_id())
         async with connection(self._pool) as postgres, postgres.transaction():
             await _begin_change(postgres, caller)
@@ -119,7 +120,7 @@ class KeyStore:
                 new.id,
                 asked.name,
                 asked.role,
-                asked.dbs,
+                dbs,
                 caller.key_id,
                 asked.expires_at,
                 asked.requests_per_second,
