@@ -19,7 +19,7 @@ from api.key_cache import KeyCache
 from api.rate_limit import RateLimits
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import BusyError, ForbiddenError, UnauthorizedError
-from timemachine.domain.keys import ApiKey, PresentedKey, Role, mistaken_for_key, parse_key
+from timemachine.domain.keys import ApiKey, PresentedKey, Role, holds_key, mistaken_for_key, parse_key
 from timemachine.settings import Auth, Settings
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,9 @@ def _network(address: str) -> str:
 
 def _request_id(scope: Scope) -> str | None:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else None
+    text = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else None
+    # It is kept and shown to others, and who mistakes one header for another must not lose a key by that.
+    return None if text is None or holds_key(text) else text
 
 
 def _busy(reason: str, wait: float) -> BusyError:

@@ -64,6 +64,9 @@ TIME_LIMIT = 300.0
 ROUTE_KNOWN_FOR = 5.0
 """Seconds for which a batch takes a look at a route for good."""
 
+KEY_CHECKED_EVERY = 1.0
+"""Seconds after which a batch looks at its key again. That takes up to two more where Postgres hangs."""
+
 NDJSON = "application/x-ndjson"
 
 
@@ -143,6 +146,7 @@ class Batch:
         self._collection = collection
         self._authentication = batches.authentication
         self._caller = caller
+        self._key_checked_at = asyncio.get_running_loop().time()
         self._latest: dict[str, asyncio.Task[BatchResult]] = {}
         """The last job of each id."""
 
@@ -156,7 +160,7 @@ class Batch:
         Raises:
             UnauthorizedError, UnavailableError: The key is valid no more, or that cannot be told.
         """
-        await self._authentication.check_again(self._caller)
+        await self._check_key()
         try:
             if entry is None or len(entry) > MAX_JOB_BYTES:
                 raise TooLargeError(f"at most {MAX_JOB_BYTES} bytes are allowed for a job")
@@ -170,6 +174,12 @@ class Batch:
         task.add_done_callback(lambda _: self._slots.release())
         self._latest[data.id] = task
         return task
+
+    async def _check_key(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._key_checked_at >= KEY_CHECKED_EVERY:
+            await self._authentication.check_again(self._caller)
+            self._key_checked_at = asyncio.get_running_loop().time()
 
     async def _create(self, job: Job, before: asyncio.Task[BatchResult] | None) -> BatchResult:
         if before:

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
-from api import authentication, key_cache
+from api import authentication, batch, key_cache
 from api.app import create_app
 from api.key_cache import KEPT
 from devstack.postgres import embedded_postgres
@@ -258,6 +258,7 @@ async def test_a_batch_begins_no_other_job_once_its_key_is_valid_no_more(
 ) -> None:
     """A batch may take five minutes, as long as its client likes."""
     monkeypatch.setattr(key_cache, "KEPT", 0.0)
+    monkeypatch.setattr(batch, "KEY_CHECKED_EVERY", 0.0)
     headers = bearer(await make_key(settings))
     key = await make_key(settings, Role.WRITE, (db,))
     route = {"id": "hook", "type": "REST", "webhook_url": "http://127.0.0.1:9/"}
@@ -670,6 +671,18 @@ async def test_a_redelivered_job_is_in_the_audit_log(
     assert [(entry["action"], entry["target"]) for entry in entries if entry["action"].startswith("job.")] == [
         ("job.redeliver", f"c/{job_id}")
     ]
+
+
+async def test_a_key_that_is_sent_as_the_id_of_a_request_is_not_kept(
+    app: httpx.AsyncClient, admin: str, db: str
+) -> None:
+    asked = {"name": "n", "role": "read", "dbs": [db]}
+    for request_id in (admin, f"Bearer:{admin}", "r-1"):
+        await app.post("/key", json=asked, headers=bearer(admin) | {"x-request-id": request_id})
+
+    entries = (await app.get(f"/audit/{db}?limit=3", headers=bearer(admin))).json()["entries"]
+
+    assert [entry.get("request_id") for entry in entries] == ["r-1", None, None]
 
 
 async def test_what_is_not_done_is_not_in_the_audit_log(settings: Settings, app: httpx.AsyncClient, admin: str) -> None:

@@ -170,6 +170,11 @@ def parse_key(text: str) -> PresentedKey | None:
     return PresentedKey(found[2], hash_secret(found[3]))
 
 
+def holds_key(text: str) -> bool:
+    """Return whether a text has a part with the form of a key."""
+    return re.search(KEY_PATTERN, text) is not None
+
+
 def hash_secret(secret: str) -> bytes:
     """Return what is kept of a secret. Its 256 random bits cannot be guessed, so that no slow hash is needed."""
     return hashlib.sha256(secret.encode()).digest()
