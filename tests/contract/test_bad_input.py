@@ -861,7 +861,18 @@ async def test_a_force_that_is_neither_true_nor_false(refusing: Service, server:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/job", "/job/", "/job/d", "/job/d/", "/job/d/c/x/y", "/route", "/route/d/r/s", "/JOB/d/c/x"),
+        *(
+            "/",
+            "/job",
+            "/job/",
+            "/job/d/c/x/y",
+            "/route",
+            "/route/d/r/s",
+            "/JOB/d/c/x",
+            "/batch/d",
+            "/count",
+            "/cancel",
+        ),
         *("/jobs/d/c", "/healthz/x", "/.env", "/schema", "/openapi.json", "/jo%62s", "/job%00/d/c", "*", "/%ff"),
         "/../etc/passwd",
     ],
@@ -874,9 +885,14 @@ async def test_a_path_that_is_none(server: Server, method: str, path: str) -> No
 METHODS = pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/job/d/c", {"POST"}),
+        ("/job/d", {"GET"}),
+        ("/job/d/c", {"GET", "POST"}),
+        ("/count/d", {"GET"}),
+        ("/batch/d/c", {"POST"}),
+        ("/audit/d", {"GET"}),
+        ("/key", {"GET", "POST"}),
         ("/job/d/c/x", {"GET", "PUT", "DELETE"}),
-        ("/route/d", {"POST"}),
+        ("/route/d", {"GET", "POST"}),
         ("/route/d/r", {"GET", "PUT", "DELETE"}),
         ("/route/d/r/pause", {"POST"}),
         ("/route/d/r/resume", {"POST"}),
@@ -887,6 +903,7 @@ METHODS = pytest.mark.parametrize(
         ("/route/d/r/redeliver/x", {"GET"}),
         ("/job/d/c/x/attempts", {"GET"}),
         ("/job/d/c/x/redeliver", {"POST"}),
+        ("/job/d/c/x/trigger", {"POST"}),
         ("/failed/d", {"GET"}),
         ("/cancel/d", {"POST"}),
         ("/operation/d", {"GET"}),
@@ -931,7 +948,7 @@ async def test_a_head_is_what_a_get_is_but_for_the_body(server: Server, path: st
 
 
 async def test_a_head_leaves_nothing_behind_it_on_the_connection(jobs: Service, server: Server) -> None:
-    heads = b"".join(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in ("/healthz", "/job/d/c", "/no"))
+    heads = b"".join(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in ("/healthz", "/batch/d/c", "/no"))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(heads + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     async with asyncio.timeout(10):
