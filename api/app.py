@@ -68,7 +68,6 @@ def create_app(settings: Settings) -> Litestar:
             store, audit_log, key_store = RouteStore(pool, vault), AuditLog(pool), KeyStore(pool)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
-            app.state.batches = Batches(app.state.jobs, store)
             app.state.routes = Routes(store, AttemptLog(pool), client, settings)
             app.state.store = store
             app.state.attempts = Attempts(AttemptLog(pool), store, client, settings)
@@ -81,6 +80,7 @@ def create_app(settings: Settings) -> Litestar:
             app.state.readiness = Readiness(client, pool, settings)
             cache = KeyCache(key_store)
             app.state.authentication = Authentication(cache, settings)
+            app.state.batches = Batches(app.state.jobs, store, app.state.authentication)
             if settings.auth is not Auth.KEYS:
                 log.warning("no keys are needed: whoever reaches the API may do everything")
             yield

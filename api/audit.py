@@ -50,7 +50,7 @@ class AuditController(Controller):
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> AuditOut:
-        """List the changes to a db's routes, secrets and keys and the redeliveries, the latest first.
+        """List the changes to a db's routes, secrets and keys, the redeliveries and the operations, the latest first.
 
         To a key that opens all dbs, it also lists the changes to keys that do. Reads, and what is done to single jobs
         otherwise, are not listed: a job tells itself who created it.

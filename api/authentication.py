@@ -19,7 +19,7 @@ from api.key_cache import KeyCache
 from api.rate_limit import RateLimits
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import BusyError, ForbiddenError, UnauthorizedError
-from timemachine.domain.keys import ApiKey, PresentedKey, Role, mistaken_for_key, parse_key
+from timemachine.domain.keys import ApiKey, PresentedKey, Role, holds_key, mistaken_for_key, parse_key
 from timemachine.settings import Auth, Settings
 
 log = logging.getLogger(__name__)
@@ -106,22 +106,35 @@ class Authentication:
         if not self._needs_key:
             return Caller(key=None, address=address, request_id=request_id)
         try:
-            key = await self._valid_key(scope, address)
+            key, secret_hash = await self._valid_key(scope, address)
         except UnauthorizedError:
             wait = self._failures.acquire(_network(address), per_second=FAILURES_PER_SECOND, burst=FAILURES_AT_ONCE)
             if wait:
                 raise _busy("too many requests without a valid key came from this address", wait) from None
             raise
         self._check_rate(key)
-        return Caller(key=key, address=address, request_id=request_id)
+        return Caller(key=key, secret_hash=secret_hash, address=address, request_id=request_id)
 
-    async def _valid_key(self, scope: Scope, address: str) -> ApiKey:
+    async def check_again(self, caller: Caller) -> None:
+        """Refuse to go on with what takes long, once the key that asked for it is valid no more.
+
+        Raises:
+            UnauthorizedError: It was revoked or rotated some seconds ago, or has expired.
+            UnavailableError: As `caller`.
+        """
+        if caller.key is None or caller.secret_hash is None:
+            return
+        key, _ = await self._cache.check(PresentedKey(caller.key.id, caller.secret_hash))
+        if key is None:
+            raise UnauthorizedError(_NOT_VALID)
+
+    async def _valid_key(self, scope: Scope, address: str) -> tuple[ApiKey, bytes]:
         presented = _presented(scope)
         key, reason = await self._cache.check(presented)
         if key is None:
             log.warning("no valid key", extra={"key": presented.id, "address": address, "reason": reason})
             raise UnauthorizedError(_NOT_VALID)
-        return key
+        return key, presented.hash
 
     def _check_rate(self, key: ApiKey) -> None:
         per_second = key.requests_per_second or self._per_second
@@ -173,7 +186,9 @@ def _network(address: str) -> str:
 
 def _request_id(scope: Scope) -> str | None:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given.decode("ascii") if _REQUEST_ID.fullmatch(given) else None
+    text = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else None
+    # It is kept and shown to others, and who mistakes one header for another must not lose a key by that.
+    return None if text is None or holds_key(text) else text
 
 
 def _busy(reason: str, wait: float) -> BusyError:

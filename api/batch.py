@@ -22,7 +22,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import Receive, Scope, Send
 from msgspec import Meta, Raw
 
-from api.authentication import requires
+from api.authentication import Authentication, requires
 from api.concurrency_limit import BODY_LIMIT
 from api.errors import refusals, response_to
 from api.explanations import explain_body
@@ -40,6 +40,7 @@ from timemachine.domain.errors import (
     NoSuchRouteError,
     RefusedError,
     TooLargeError,
+    UnavailableError,
 )
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_META_BYTES, Job, check_name
 from timemachine.domain.keys import Role
@@ -62,6 +63,9 @@ TIME_LIMIT = 300.0
 
 ROUTE_KNOWN_FOR = 5.0
 """Seconds for which a batch takes a look at a route for good."""
+
+KEY_CHECKED_EVERY = 1.0
+"""Seconds after which a batch looks at its key again. That takes up to two more where Postgres hangs."""
 
 NDJSON = "application/x-ndjson"
 
@@ -120,26 +124,29 @@ class KnownRoutes:
 
 
 class Batches:
-    """What the batches of a process share: the jobs, the routes, and how many creates are in flight."""
+    """What the batches of a process share: the jobs, the routes, the keys, and how many creates are in flight."""
 
-    def __init__(self, jobs: Jobs, routes: RouteStore) -> None:
-        """Take the jobs and the routes."""
+    def __init__(self, jobs: Jobs, routes: RouteStore, authentication: Authentication) -> None:
+        """Take the jobs, the routes and the keys."""
         self.jobs = jobs
         self.routes = routes
+        self.authentication = authentication
         self.slots = asyncio.Semaphore(IN_FLIGHT)
 
 
 class Batch:
     """The jobs of one request. Each is created after those before it that have the same id, and beside all others."""
 
-    def __init__(self, batches: "Batches", db: str, collection: str, key_id: str | None) -> None:
-        """Take where the jobs go, and the key that asks for them."""
+    def __init__(self, batches: Batches, db: str, collection: str, caller: Caller) -> None:
+        """Take where the jobs go, and who asks for them."""
         self._jobs = batches.jobs
         self._routes = KnownRoutes(batches.routes)
         self._slots = batches.slots
         self._db = db
         self._collection = collection
-        self._key_id = key_id
+        self._authentication = batches.authentication
+        self._caller = caller
+        self._key_checked_at = asyncio.get_running_loop().time()
         self._latest: dict[str, asyncio.Task[BatchResult]] = {}
         """The last job of each id."""
 
@@ -149,7 +156,11 @@ class Batch:
         Args:
             entry: The job's JSON; None for one that is too long.
             tasks: Where it goes on.
+
+        Raises:
+            UnauthorizedError, UnavailableError: The key is valid no more, or that cannot be told.
         """
+        await self._check_key()
         try:
             if entry is None or len(entry) > MAX_JOB_BYTES:
                 raise TooLargeError(f"at most {MAX_JOB_BYTES} bytes are allowed for a job")
@@ -164,11 +175,17 @@ class Batch:
         self._latest[data.id] = task
         return task
 
+    async def _check_key(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._key_checked_at >= KEY_CHECKED_EVERY:
+            await self._authentication.check_again(self._caller)
+            self._key_checked_at = asyncio.get_running_loop().time()
+
     async def _create(self, job: Job, before: asyncio.Task[BatchResult] | None) -> BatchResult:
         if before:
             await asyncio.wait([before])
         try:
-            written = await self._jobs.create(job, key_id=self._key_id, check_route=self._routes.check)
+            written = await self._jobs.create(job, key_id=self._caller.key_id, check_route=self._routes.check)
         except Exception as error:
             return result_of(error, job.id)
         return BatchResult(id=job.id, status=BatchStatus(written))
@@ -245,7 +262,7 @@ class BatchAnswer(ASGIResponse):
                     begun.put_nowait(await self._batch.begin(entry, tasks))
         except TimeoutError:
             begun.put_nowait(result_of(BusyError("the batch takes too long; repeat what has no result"), None))
-        except RefusedError as error:
+        except (RefusedError, UnavailableError) as error:
             begun.put_nowait(result_of(error, None))
         finally:
             begun.put_nowait(None)
@@ -286,9 +303,17 @@ async def read_batch(request: WholeRequest) -> tuple[Entries, BatchForm]:
 
 
 async def _begun(entries: Entries) -> Entries:
-    """Return the jobs once the first one is there: from then on the answer is 200."""
+    """Return the jobs once the first one is there: from then on the answer is 200.
+
+    Raises:
+        MalformedError: There is none, or it does not come in time.
+    """
     try:
-        first = await anext(entries)
+        # Each piece has its time, but there may be any number of them before a line ends that is not blank.
+        async with asyncio.timeout(BODY_LIMIT):
+            first = await anext(entries)
+    except TimeoutError as error:
+        raise MalformedError("the body is cut short") from error
     except StopAsyncIteration:
         raise MalformedError("the body is missing") from None
 
@@ -393,4 +418,4 @@ class BatchController(Controller):
         check_name("db", db)
         check_name("collection", collection)
         entries, form = await read_batch(request)
-        return BatchResponse(Batch(batches, db, collection, caller.key_id), entries, form)
+        return BatchResponse(Batch(batches, db, collection, caller), entries, form)

@@ -1,5 +1,6 @@
 """Operations on many jobs: the cancel of all that match a filter; and the list, progress and stop of every kind."""
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -178,7 +179,9 @@ def _show(operation: Operation) -> OperationOut:
 def _in_words(wanted: JobFilter) -> str:
     """Return a filter as the audit log shows it."""
     given = msgspec.structs.asdict(_show_filter(wanted))
-    return " ".join(f"{name}={value}" for name, value in given.items() if value is not UNSET)
+    # Of all values only a label may hold blanks, and with them what looks like another part of the filter.
+    shown = given | {"label": UNSET if wanted.label is None else json.dumps(wanted.label, ensure_ascii=False)}
+    return " ".join(f"{name}={value}" for name, value in shown.items() if value is not UNSET)
 
 
 def _show_filter(wanted: JobFilter) -> JobFilterOut:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from devstack.folder import keep_secret
 from timemachine.domain.audit import COMMAND_LINE
-from timemachine.domain.keys import KeyRequest, Role, is_same_hash, parse_key
+from timemachine.domain.keys import KeyRequest, Role, parse_key
 from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
@@ -36,10 +36,5 @@ async def _is_valid(store: KeyStore, text: str) -> bool:
     presented = parse_key(text)
     if presented is None:
         return False
-    now = datetime.now(UTC)
     stored = (await store.find([presented.id])).get(presented.id)
-    return (
-        stored is not None
-        and stored.key.is_valid(now)
-        and any(is_same_hash(secret.hash, presented.hash) and secret.is_valid(now) for secret in stored.secrets)
-    )
+    return stored is not None and stored.is_valid_with(presented.hash, datetime.now(UTC))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api import concurrency_limit
+from api import batch, concurrency_limit
 from api.batch import MAX_JOBS
 from tests.integration.test_outages import Fragile, fragile, servers  # noqa: F401 - fixtures
 from tests.support.kills import send
@@ -220,6 +220,23 @@ async def test_a_body_that_ends_too_soon_has_results_for_its_whole_lines(
     assert statuses(results) == ["created", "created", "E001"]
     assert (results[2]["id"], results[2]["error"]) == (None, "the body is cut short")
     assert refused(await service.api.get(f"{service.jobs}/{jobs[2]['id']}")) == (400, "E004")
+
+
+async def test_a_first_line_that_never_ends_is_not_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a piece of it comes again and again: it would hold one of the few places for batches, for ever."""
+    monkeypatch.setattr(batch, "BODY_LIMIT", 0.2)
+
+    async def blanks() -> AsyncIterator[bytes]:
+        while True:
+            yield b"\n"
+            await asyncio.sleep(0.01)
+
+    answer = await service.api.post(batch_of(service), content=blanks(), headers=NDJSON)
+
+    assert refused(answer) == (400, "E001")
+    assert answer.json()["error"] == "the body is cut short"
 
 
 async def test_a_route_is_looked_up_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

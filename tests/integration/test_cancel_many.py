@@ -37,6 +37,16 @@ from timemachine.webhooks.client import WebhookClient
 LABEL = "order=1234"
 
 
+async def test_the_audit_log_tells_a_label_from_the_rest_of_a_filter(service: Service) -> None:
+    await cancel(service, label="nobody route=hook")
+    await cancel(service, label="nobody", route="hook")
+
+    entries = (await service.api.get(f"/audit/{service.db}")).json()["entries"]
+    targets = [entry["target"] for entry in entries if entry["action"] == "jobs.cancel"]
+
+    assert targets == ['route=hook label="nobody"', 'label="nobody route=hook"']
+
+
 async def cancel(service: Service, **wanted: Any) -> dict[str, Any]:
     """Start a cancel, and return the operation."""
     answer = await service.api.post(f"/cancel/{service.db}", json=wanted)

@@ -1,6 +1,7 @@
 """Keys against the real Postgres and Temporal: who is let in, how they are made and end, and what is kept of it."""
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -14,13 +15,13 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
-from api import authentication
+from api import authentication, batch, key_cache
 from api.app import create_app
 from api.key_cache import KEPT
 from devstack.postgres import embedded_postgres
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.support.keys import bearer, id_of, make_key, revoke_key
+from tests.support.keys import bearer, id_of, make_key, revoke_key, rotate_key
 from tests.support.receiver import Receiver
 from tests.support.service import Service, a_job, new_id, now_ms, refused
 from tests.support.settings import service_settings
@@ -236,6 +237,51 @@ async def test_a_revoked_key_makes_no_other_one_though_it_is_still_known(
     assert refused(made) == refused(rotated) == (401, "E012")
 
 
+async def test_a_secret_that_was_rotated_away_makes_no_other_key_though_it_is_still_known(
+    app: httpx.AsyncClient, settings: Settings
+) -> None:
+    key = await make_key(settings)
+    assert (await app.get("/key", headers=bearer(key))).status_code == 200
+    new = await rotate_key(settings, key)
+
+    made = await app.post("/key", json={"name": "n", "role": "admin", "dbs": None}, headers=bearer(key))
+    rotated = await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(key))
+    revoked = await app.delete(f"/key/{id_of(key)}", headers=bearer(key))
+
+    assert refused(made) == refused(rotated) == refused(revoked) == (401, "E012")
+    assert (await app.post(f"/key/{id_of(key)}/rotate", headers=bearer(new))).status_code == 200
+
+
+@pytest.mark.parametrize("end", [revoke_key, rotate_key])
+async def test_a_batch_begins_no_other_job_once_its_key_is_valid_no_more(
+    app: httpx.AsyncClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, db: str, end: Any
+) -> None:
+    """A batch may take five minutes, as long as its client likes."""
+    monkeypatch.setattr(key_cache, "KEPT", 0.0)
+    monkeypatch.setattr(batch, "KEY_CHECKED_EVERY", 0.0)
+    headers = bearer(await make_key(settings))
+    key = await make_key(settings, Role.WRITE, (db,))
+    route = {"id": "hook", "type": "REST", "webhook_url": "http://127.0.0.1:9/"}
+    await app.post(f"/route/{db}", json=route, headers=headers)
+    before, after = a_job(3600), a_job(3600)
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield json.dumps(before).encode() + b"\n"
+        path = f"/job/{db}/c/{before['id']}"
+        await eventually(lambda: app.get(path, headers=headers), lambda found: found.is_success)
+        await end(settings, key)
+        yield json.dumps(after).encode()
+
+    ndjson = {"content-type": "application/x-ndjson"}
+    answer = await app.post(f"/batch/{db}/c", content=lines(), headers=bearer(key) | ndjson)
+
+    assert [json.loads(line) for line in answer.text.splitlines()] == [
+        {"id": before["id"], "status": "created"},
+        {"id": None, "status": "refused", "code": "E012", "error": NOT_VALID},
+    ]
+    assert refused(await app.get(f"/job/{db}/c/{after['id']}", headers=headers)) == (400, "E004")
+
+
 async def test_postgres_away(
     temporal: Temporal, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +441,14 @@ async def test_what_no_key_may_be_is_refused(
     assert refused(await app.post("/key", json=body, headers=bearer(admin))) == (400, code)
 
 
+async def test_a_db_that_is_named_twice_counts_once(app: httpx.AsyncClient, admin: str) -> None:
+    db = f"db-{new_id()[:12]}"
+    made = await app.post("/key", json={"name": "n", "role": "read", "dbs": [db, db]}, headers=bearer(admin))
+    assert made.json()["dbs"] == [db]
+    audit = (await app.get(f"/audit/{db}", headers=bearer(admin))).json()["entries"]
+    assert [entry["action"] for entry in audit if entry["db"] == db] == ["key.create"]
+
+
 async def test_keys_are_listed_in_pages(app: httpx.AsyncClient, settings: Settings) -> None:
     db = f"db-{new_id()[:12]}"
     admin = await make_key(settings, dbs=(db,))
@@ -467,6 +521,12 @@ async def test_a_revoked_key_is_not_rotated_and_may_be_revoked_again(
     assert [entry["action"] for entry in audit if entry["target"] == id_of(key)] == ["key.revoke", "key.create"]
 
 
+@pytest.mark.parametrize("key_id", ["k" * 12, "k", "%00" * 12, "%C3%A9" * 12, "k" * 12 + "%0A"])
+async def test_what_is_no_id_of_a_key_is_the_id_of_none(app: httpx.AsyncClient, admin: str, key_id: str) -> None:
+    assert refused(await app.delete(f"/key/{key_id}", headers=bearer(admin))) == (400, "E019")
+    assert refused(await app.post(f"/key/{key_id}/rotate", headers=bearer(admin))) == (400, "E019")
+
+
 @pytest.fixture
 async def empty(postgres: Any, settings: Settings) -> Settings:
     """A database without a key."""
@@ -530,7 +590,7 @@ async def test_two_admin_keys_that_revoke_each_other_do_not_both_end(empty: Sett
 
 async def _caller(store: KeyStore, key: str) -> Caller:
     stored = (await store.find([id_of(key)]))[id_of(key)]
-    return Caller(key=stored.key, address="test")
+    return Caller(key=stored.key, secret_hash=stored.secrets[-1].hash, address="test")
 
 
 async def test_a_job_tells_which_key_created_it_and_so_does_the_log(
@@ -611,6 +671,18 @@ async def test_a_redelivered_job_is_in_the_audit_log(
     assert [(entry["action"], entry["target"]) for entry in entries if entry["action"].startswith("job.")] == [
         ("job.redeliver", f"c/{job_id}")
     ]
+
+
+async def test_a_key_that_is_sent_as_the_id_of_a_request_is_not_kept(
+    app: httpx.AsyncClient, admin: str, db: str
+) -> None:
+    asked = {"name": "n", "role": "read", "dbs": [db]}
+    for request_id in (admin, f"Bearer:{admin}", "r-1"):
+        await app.post("/key", json=asked, headers=bearer(admin) | {"x-request-id": request_id})
+
+    entries = (await app.get(f"/audit/{db}?limit=3", headers=bearer(admin))).json()["entries"]
+
+    assert [entry.get("request_id") for entry in entries] == ["r-1", None, None]
 
 
 async def test_what_is_not_done_is_not_in_the_audit_log(settings: Settings, app: httpx.AsyncClient, admin: str) -> None:

@@ -1,6 +1,6 @@
 """Keys for tests: made in Postgres, as the command line does."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from timemachine.domain.audit import COMMAND_LINE
@@ -30,6 +30,13 @@ async def make_key(
 async def revoke_key(settings: Settings, key: str) -> None:
     async with open_pool(settings) as pool:
         await KeyStore(pool).revoke(id_of(key), COMMAND_LINE, keep_admin=False)
+
+
+async def rotate_key(settings: Settings, key: str) -> str:
+    """Return the key with a new secret; the one of before is valid no more."""
+    async with open_pool(settings) as pool:
+        _, new = await KeyStore(pool).rotate(id_of(key), timedelta(), COMMAND_LINE)
+    return new.text
 
 
 def id_of(key: str) -> str:

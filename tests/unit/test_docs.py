@@ -53,6 +53,14 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_actions_of_the_audit_log_are_listed() -> None:
+    listed = re.search(
+        r"^- `action` is one of (.*?)\. Later", (ROOT / "docs/api.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert listed is not None
+    assert sorted(re.findall(r"`(.+?)`", listed[1])) == sorted(AuditAction)
+
+
 def test_the_settings_table_is_the_settings() -> None:
     meanings = setting_docstrings()
     expected = [

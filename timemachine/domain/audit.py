@@ -32,6 +32,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     key: ApiKey | None
     """None where no key is needed, and for the command line."""
+    secret_hash: bytes | None = None
+    """SHA-256 of the key's secret that was sent, of the several that may be valid; None where there is no key."""
     address: str
     """The address that the request came from, which may be a proxy's; or `command line`."""
     request_id: str | None = None

@@ -32,6 +32,7 @@ KEY_PATTERN = rf"tm_[0-9A-Za-z]{{{ID_LENGTH}}}_[0-9A-Za-z]{{{SECRET_LENGTH + CHE
 _KEY = re.compile(
     rf"(tm_([0-9A-Za-z]{{{ID_LENGTH}}})_([0-9A-Za-z]{{{SECRET_LENGTH}}}))([0-9A-Za-z]{{{CHECKSUM_LENGTH}}})"
 )
+_KEY_ID = re.compile(KEY_ID_PATTERN)
 _ENCRYPTION_KEY = re.compile(r"[A-Za-z0-9_-]{43}=")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -149,6 +150,11 @@ def new_key_id() -> str:
     return "".join(randomness.choice(_ALPHABET) for _ in range(ID_LENGTH))
 
 
+def is_key_id(text: str) -> bool:
+    """Return whether a text has the form of a key's id. Others name none; some of them Postgres cannot read."""
+    return _KEY_ID.fullmatch(text) is not None
+
+
 def generate_key(key_id: str) -> NewKey:
     """Return a new secret for the key with this id: `tm_<id>_<secret><checksum>`, of 256 random bits."""
     secret = _base62(int.from_bytes(randomness.token_bytes(SECRET_BYTES)), SECRET_LENGTH)
@@ -162,6 +168,11 @@ def parse_key(text: str) -> PresentedKey | None:
     if found is None or _checksum(found[1]) != found[4]:
         return None
     return PresentedKey(found[2], hash_secret(found[3]))
+
+
+def holds_key(text: str) -> bool:
+    """Return whether a text has a part with the form of a key."""
+    return re.search(KEY_PATTERN, text) is not None
 
 
 def hash_secret(secret: str) -> bytes:

@@ -19,7 +19,7 @@ from timemachine.domain.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from timemachine.domain.keys import ApiKey, KeyRequest, NewKey, Role, generate_key, new_key_id
+from timemachine.domain.keys import ApiKey, KeyRequest, NewKey, Role, generate_key, is_key_id, is_same_hash, new_key_id
 from timemachine.postgres.audit_log import write_audit
 from timemachine.postgres.pool import connection
 
@@ -48,6 +48,12 @@ class StoredKey(msgspec.Struct, frozen=True):
     key: ApiKey
     secrets: tuple[KeySecret, ...]
 
+    def is_valid_with(self, secret_hash: bytes, now: datetime) -> bool:
+        """Return whether the key is valid, and this secret of it."""
+        return self.key.is_valid(now) and any(
+            is_same_hash(secret.hash, secret_hash) and secret.is_valid(now) for secret in self.secrets
+        )
+
 
 class KeyPosition(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended. Handed out as a cursor, so that what comes back may be anything."""
@@ -66,7 +72,7 @@ class KeyStore:
     """All keys. Each method raises UnavailableError when Postgres does not answer.
 
     A caller sees, replaces and revokes the keys whose dbs are among its own, and makes such keys only. Each change is
-    refused with UnauthorizedError when the caller's own key was revoked or has expired by then.
+    refused with UnauthorizedError when the caller's own key was revoked, or it or its secret has expired by then.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -76,8 +82,7 @@ class KeyStore:
     async def find(self, key_ids: Sequence[str]) -> dict[str, StoredKey]:
         """Return the keys that there are among these, revoked and expired ones too, by their ids."""
         async with connection(self._pool) as postgres:
-            rows = await postgres.fetch(_FIND, key_ids)
-        return {row["id"]: StoredKey(_key(row), _secrets(row)) for row in rows}
+            return await _find(postgres, key_ids)
 
     async def note_use(self, key_id: str, at: datetime) -> None:
         """Note that a key was used."""
@@ -97,7 +102,7 @@ class KeyStore:
         return KeyPage([_key(row) for row in shown], KeyPosition(shown[-1]["number"]) if len(rows) > limit else None)
 
     async def create(self, asked: KeyRequest, caller: Caller) -> tuple[ApiKey, NewKey]:
-        """Make a key.
+        """Make a key. A db that is named twice counts once.
 
         Raises:
             MalformedError, ForbiddenNameError: It is not allowed; see `KeyRequest.check`.
@@ -106,6 +111,7 @@ class KeyStore:
         asked.check(datetime.now(UTC))
         if not caller.covers(asked.dbs):
             raise ForbiddenError("this key does not open all of these dbs, so it can make no key that does")
+        dbs = None if asked.dbs is None else list(dict.fromkeys(asked.dbs))
         new = generate_key(new_key_id())
         async with connection(self._pool) as postgres, postgres.transaction():
             await _begin_change(postgres, caller)
@@ -114,7 +120,7 @@ class KeyStore:
                 new.id,
                 asked.name,
                 asked.role,
-                asked.dbs,
+                dbs,
                 caller.key_id,
                 asked.expires_at,
                 asked.requests_per_second,
@@ -166,16 +172,21 @@ class KeyStore:
             await _audit(postgres, caller, AuditAction.KEY_REVOKED, key)
 
 
+async def _find(postgres: PoolConnectionProxy, key_ids: Sequence[str]) -> dict[str, StoredKey]:
+    rows = await postgres.fetch(_FIND, key_ids)
+    return {row["id"]: StoredKey(_key(row), _secrets(row)) for row in rows}
+
+
 async def _begin_change(postgres: PoolConnectionProxy, caller: Caller) -> None:
     """Wait for other changes to keys, and see that the caller's key is valid now: it was looked up seconds ago.
 
     Raises:
-        UnauthorizedError: It is not, so that a leaked key that was just revoked can make no other one.
+        UnauthorizedError: It is not, so that a leaked key that was just revoked or rotated can make no other one.
     """
     await postgres.execute("SELECT pg_advisory_xact_lock($1)", _CHANGES_LOCK)
     if caller.key is not None:
-        row = await postgres.fetchrow(_KEY, caller.key.id)
-        if row is None or not _key(row).is_valid(datetime.now(UTC)):
+        stored = (await _find(postgres, [caller.key.id])).get(caller.key.id)
+        if stored is None or not stored.is_valid_with(caller.secret_hash or b"", datetime.now(UTC)):
             raise UnauthorizedError
 
 
@@ -185,7 +196,7 @@ async def _find_visible(postgres: PoolConnectionProxy, key_id: str, caller: Call
     Raises:
         NoSuchKeyError: There is none.
     """
-    row = await postgres.fetchrow(_KEY, key_id)
+    row = await postgres.fetchrow(_KEY, key_id) if is_key_id(key_id) else None
     if row is None or not caller.covers(_key(row).dbs):
         raise NoSuchKeyError(f"no key {key_id}")
     return _key(row)
