@@ -12,13 +12,21 @@ from tests.contract.bodies import KIB, chunked, job, route, without
 from tests.contract.conftest import WAITING
 from tests.contract.server import JSON, Server, parse
 from tests.support.receiver import Receiver
+from tests.support.refusals import (
+    BAD_TIME,
+    BAD_URL,
+    FORBIDDEN_NAME,
+    MALFORMED,
+    NO_SUCH_JOB,
+    NO_SUCH_OPERATION,
+    NO_SUCH_PATH,
+    NO_SUCH_ROUTE,
+    TOO_LARGE,
+    WRONG_METHOD,
+    WRONG_TYPE,
+)
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from tests.support.waiting import eventually
-
-MALFORMED, BAD_NAME, BAD_TIME, BAD_URL = (400, "E001"), (400, "E002"), (400, "E003"), (400, "E010")
-TOO_LARGE, WRONG_TYPE, WRONG_METHOD, WRONG_PATH = (413, "E011"), (415, "E017"), (405, "E017"), (404, "E017")
-NO_JOB, NO_ROUTE, NO_OPERATION = (400, "E004"), (400, "E007"), (400, "E018")
-
 
 # Each endpoint that takes a body, its path below, and a body that it takes.
 TAKES_BODY: list[tuple[str, str, Callable[[], bytes]]] = [
@@ -177,7 +185,7 @@ async def test_a_small_body_is_held_to_the_same_rules(
 
     assert refused(await server.request("POST", at, body + b" " * 300 * KIB)) == TOO_LARGE
     assert refused(await server.request("POST", at, body, b"content-type: text/plain\r\n")) == WRONG_TYPE
-    assert refused(await server.request("POST", f"/route/{jobs.db}/nowhere{path}", body)) == NO_ROUTE
+    assert refused(await server.request("POST", f"/route/{jobs.db}/nowhere{path}", body)) == NO_SUCH_ROUTE
     assert (await server.request("POST", at, body)).status_code == 200
 
 
@@ -307,8 +315,8 @@ async def test_a_retry_that_is_refused(refusing: Service, retry: str) -> None:
         answer = await refusing.api.request(method, path, content=with_field(body, "retry", retry))
         assert refused(answer) == MALFORMED, (method, path)
 
-    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
-    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_SUCH_JOB
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_SUCH_ROUTE
 
 
 @pytest.mark.parametrize(
@@ -341,7 +349,7 @@ async def test_a_policy_of_a_route_that_is_refused(refusing: Service, field: str
     changed = await refusing.api.put(path, content=with_field(route(id=ROUTE), field, value))
 
     assert refused(created) == refused(changed) == MALFORMED
-    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_SUCH_ROUTE
     assert (await refusing.api.get(path)).json() == before
 
 
@@ -394,9 +402,9 @@ async def test_a_name_in_a_query_that_is_not_allowed(refusing: Service, server: 
     paths = {"/failed": ("route", "collection"), "/job": ("route", "created_by"), "/count": ("route", "collection")}
     for path, fields in paths.items():
         for field in fields:
-            assert refused(await server.request("GET", f"{path}/{refusing.db}?{field}={name}")) == BAD_NAME
+            assert refused(await server.request("GET", f"{path}/{refusing.db}?{field}={name}")) == FORBIDDEN_NAME
     if len(name) <= 64:
-        assert refused(await server.request("GET", f"/job/{refusing.db}/c?id_prefix={name}")) == BAD_NAME
+        assert refused(await server.request("GET", f"/job/{refusing.db}/c?id_prefix={name}")) == FORBIDDEN_NAME
 
 
 async def test_of_a_parameter_that_is_given_twice_the_last_counts(refusing: Service, server: Server) -> None:
@@ -454,10 +462,10 @@ async def test_of_a_parameter_that_is_given_twice_the_last_counts(refusing: Serv
         ({"deadline": 2**63}, BAD_TIME),
         ({"deadline": 2**64}, BAD_TIME),
         ({"deadline": 10**400}, BAD_TIME),
-        ({"route": "nowhere"}, NO_ROUTE),
-        ({"route": "a/b"}, BAD_NAME),
-        ({"route": ""}, BAD_NAME),
-        ({"route": "r" * 65}, BAD_NAME),
+        ({"route": "nowhere"}, NO_SUCH_ROUTE),
+        ({"route": "a/b"}, FORBIDDEN_NAME),
+        ({"route": ""}, FORBIDDEN_NAME),
+        ({"route": "r" * 65}, FORBIDDEN_NAME),
         ({"type": "REST"}, MALFORMED),
         ({"db": "other"}, MALFORMED),
         ({"state": "delivered"}, MALFORMED),
@@ -474,7 +482,7 @@ async def test_a_field_that_is_wrong_creates_and_changes_nothing(
 
     assert refused(created) == expected
     assert refused(changed) == expected
-    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_SUCH_JOB
     assert await refusing.find(WAITING) == before
 
 
@@ -502,7 +510,7 @@ async def test_a_deadline_that_is_past_is_refused_though_the_job_would_be_due_no
     ):
         assert refused(answer) == BAD_TIME
         assert answer.json()["error"] == "deadline: it is past already"
-    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_JOB
+    assert refused(await refusing.api.get(f"{refusing.jobs}/new")) == NO_SUCH_JOB
     assert (await refusing.find(WAITING))["state"] == "scheduled"
 
 
@@ -564,7 +572,7 @@ async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
 
     assert (await jobs.api.post(jobs.jobs, content=twice)).status_code == 200
     assert (await jobs.find("second"))["meta"] == 2
-    assert refused(await jobs.api.get(f"{jobs.jobs}/first")) == NO_JOB
+    assert refused(await jobs.api.get(f"{jobs.jobs}/first")) == NO_SUCH_JOB
 
 
 # --- meta
@@ -608,7 +616,7 @@ async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
 )
 async def test_a_meta_that_is_refused(refusing: Service, meta: bytes, expected: tuple[int, str]) -> None:
     assert refused(await refusing.api.post(refusing.jobs, content=job(meta=meta))) == expected
-    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_JOB
+    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_SUCH_JOB
 
 
 @pytest.mark.parametrize(
@@ -683,30 +691,32 @@ MORE_PATHS = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 async def test_a_name_in_a_path_that_is_not_allowed(server: Server, path: str, name: str) -> None:
     for method in ("GET", "DELETE"):
-        assert refused(await server.request(method, path.format(name))) == BAD_NAME
+        assert refused(await server.request(method, path.format(name))) == FORBIDDEN_NAME
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 async def test_a_name_in_a_longer_path_that_is_not_allowed(server: Server, name: str) -> None:
     for method, path in MORE_PATHS:
-        assert refused(await server.request(method, path.format(name))) == BAD_NAME, path
-    assert refused(await server.request("POST", f"/route/d/{name}/redeliver", b'{"since":0,"until":1}')) == BAD_NAME
-    assert refused(await server.request("POST", f"/cancel/{name}", b'{"label":"x"}')) == BAD_NAME
+        assert refused(await server.request(method, path.format(name))) == FORBIDDEN_NAME, path
+    assert (
+        refused(await server.request("POST", f"/route/d/{name}/redeliver", b'{"since":0,"until":1}')) == FORBIDDEN_NAME
+    )
+    assert refused(await server.request("POST", f"/cancel/{name}", b'{"label":"x"}')) == FORBIDDEN_NAME
 
 
 async def test_what_is_not_there_is_told_so(refusing: Service, server: Server) -> None:
     missing = f"/route/{refusing.db}/nowhere"
     for method, path, expected in [
-        ("GET", f"{missing}/attempts", NO_ROUTE),
-        ("GET", f"{missing}/secret", NO_ROUTE),
-        ("POST", f"{missing}/pause", NO_ROUTE),
-        ("POST", f"{missing}/resume", NO_ROUTE),
-        ("POST", f"{missing}/secret/rotate", NO_ROUTE),
-        ("GET", f"/route/{refusing.db}/{ROUTE}/redeliver/0-1", NO_OPERATION),
-        ("GET", f"/operation/{refusing.db}/nothing", NO_OPERATION),
-        ("DELETE", f"/operation/{refusing.db}/nothing", NO_OPERATION),
-        ("GET", f"{refusing.jobs}/nothing/attempts", NO_JOB),
-        ("POST", f"{refusing.jobs}/nothing/redeliver", NO_JOB),
+        ("GET", f"{missing}/attempts", NO_SUCH_ROUTE),
+        ("GET", f"{missing}/secret", NO_SUCH_ROUTE),
+        ("POST", f"{missing}/pause", NO_SUCH_ROUTE),
+        ("POST", f"{missing}/resume", NO_SUCH_ROUTE),
+        ("POST", f"{missing}/secret/rotate", NO_SUCH_ROUTE),
+        ("GET", f"/route/{refusing.db}/{ROUTE}/redeliver/0-1", NO_SUCH_OPERATION),
+        ("GET", f"/operation/{refusing.db}/nothing", NO_SUCH_OPERATION),
+        ("DELETE", f"/operation/{refusing.db}/nothing", NO_SUCH_OPERATION),
+        ("GET", f"{refusing.jobs}/nothing/attempts", NO_SUCH_JOB),
+        ("POST", f"{refusing.jobs}/nothing/redeliver", NO_SUCH_JOB),
     ]:
         assert refused(await server.request(method, path)) == expected, path
 
@@ -722,13 +732,13 @@ async def test_nothing_is_created_or_changed_under_a_name_that_is_not_allowed(
         ("POST", f"/route/{name}", route()),
         ("PUT", f"/route/{jobs.db}/{name}", without(route(), "id")),
     ]:
-        assert refused(await server.request(method, path, body)) == BAD_NAME
+        assert refused(await server.request(method, path, body)) == FORBIDDEN_NAME
 
 
 @pytest.mark.parametrize("path", ["/job//c/x", "/job/d//x", "/job/d/c//x", "//job/d/c/x", "/route//x", "/route/d//x"])
 async def test_an_empty_name_is_not_skipped(server: Server, path: str) -> None:
     for method in ("GET", "DELETE"):
-        assert refused(await server.request(method, path)) == BAD_NAME
+        assert refused(await server.request(method, path)) == FORBIDDEN_NAME
 
 
 @pytest.mark.parametrize(
@@ -740,8 +750,8 @@ async def test_an_empty_name_is_not_skipped(server: Server, path: str) -> None:
     ids=lambda name: repr(name)[:12],
 )
 async def test_a_name_in_a_body_that_is_not_allowed(refusing: Service, name: str) -> None:
-    assert refused(await refusing.api.post(refusing.jobs, content=job(name))) == BAD_NAME
-    assert refused(await refusing.api.post(f"/route/{refusing.db}", content=route(id=name))) == BAD_NAME
+    assert refused(await refusing.api.post(refusing.jobs, content=job(name))) == FORBIDDEN_NAME
+    assert refused(await refusing.api.post(f"/route/{refusing.db}", content=route(id=name))) == FORBIDDEN_NAME
 
 
 async def test_the_longest_names_with_every_character_work(server: Server, jobs: Service, receiver: Receiver) -> None:
@@ -819,7 +829,7 @@ async def test_a_field_of_a_route_that_is_wrong(
 
     assert refused(created) == expected
     assert refused(changed) == expected
-    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_ROUTE
+    assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_SUCH_ROUTE
     assert (await refusing.api.get(path)).json() == before
 
 
@@ -878,7 +888,7 @@ async def test_a_force_that_is_neither_true_nor_false(refusing: Service, server:
     ],
 )
 async def test_a_path_that_is_none(server: Server, method: str, path: str) -> None:
-    assert refused(await server.request(method, path)) == WRONG_PATH
+    assert refused(await server.request(method, path)) == NO_SUCH_PATH
 
 
 # Every path, with the methods that have an operation.
@@ -1001,7 +1011,7 @@ async def test_a_request_cut_short_creates_nothing(
 ) -> None:
     assert await server.exchange(request_of(refusing.jobs), end=True) == b""
 
-    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_JOB
+    assert refused(await refusing.api.get(f"{refusing.jobs}/x")) == NO_SUCH_JOB
 
 
 async def test_a_client_that_waits_for_no_answer_gets_its_job(jobs: Service, server: Server) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.contract.bodies import chunked, job, route
 from tests.contract.server import JSON, Server, parse
+from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, NO_SUCH_ROUTE
 from tests.support.service import ROUTE, Service, refused
 
 MARKED = b"GET /job/d/c/second HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -87,7 +88,7 @@ async def test_a_body_is_never_read_as_a_request(
 
     first, last = await answers(server, cut(whole, pieces))
 
-    assert refused(first) == (400, "E001")
+    assert refused(first) == MALFORMED
     assert last.json() == {"status": "ok"}
 
 
@@ -109,7 +110,7 @@ async def test_a_request_that_offers_another_protocol_takes_effect(
 async def test_a_request_without_a_body_is_one_request(server: Server, lines: list[bytes]) -> None:
     first, second, last = await answers(server, [request("GET", "/job/d/c/x", None, lines), MARKED])
 
-    assert refused(first) == refused(second) == (400, "E004")
+    assert refused(first) == refused(second) == NO_SUCH_JOB
     assert last.json() == {"status": "ok"}
 
 
@@ -154,7 +155,7 @@ async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(
 ) -> None:
     pause = f"/route/{refusing.db}/{ROUTE}/pause"
 
-    assert refused((await answers(server, [request("POST", pause, b"", in_chunks=True)]))[0]) == (400, "E001")
+    assert refused((await answers(server, [request("POST", pause, b"", in_chunks=True)]))[0]) == MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ async def test_a_length_that_could_be_read_in_two_ways_ends_the_connection(
 
     found = await answers(server, [head + b"\r\n\r\n", b"0\r\n\r\n" + MARKED])
 
-    assert [refused(answer) for answer in found] == [(400, "E001")]
+    assert [refused(answer) for answer in found] == [MALFORMED]
     assert found[0].headers["connection"] == "close"
 
 
@@ -212,7 +213,7 @@ async def test_a_refusal_before_100_continue_ends_the_connection(refusing: Servi
 
     found = await answers(server, [head, MARKED])
 
-    assert [refused(answer) for answer in found] == [(400, "E002")]
+    assert [refused(answer) for answer in found] == [FORBIDDEN_NAME]
 
 
 async def test_requests_one_behind_the_other_are_answered_in_order(jobs: Service, server: Server) -> None:
@@ -285,19 +286,19 @@ async def test_a_body_that_is_malformed_after_its_answer_ends_the_connection(
 )
 async def test_many_blanks_hold_nobody_up(server: Server, whole: bytes) -> None:
     """Read by a pattern that tries each blank in two places, each of these holds the event loop for half a minute."""
-    assert refused(await server.send(whole)) == (400, "E001")
+    assert refused(await server.send(whole)) == MALFORMED
 
 
 async def test_http_1_0_has_no_chunks(server: Server) -> None:
     whole = request("POST", "/job/d/c", b"{}", in_chunks=True).replace(b"HTTP/1.1", b"HTTP/1.0")
 
-    assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [(400, "E001")]
+    assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [MALFORMED]
 
 
 @pytest.mark.parametrize("target", ["healthz", "job/d/c/x", "x:80", "?a=/healthz", "http:healthz"])
 async def test_a_path_without_a_slash_is_refused(server: Server, target: str) -> None:
     """A proxy that lets nobody but some to `/route` may see no such path in `route`."""
-    assert refused(await server.request("GET", target)) == (400, "E001")
+    assert refused(await server.request("GET", target)) == MALFORMED
 
 
 async def test_many_chunks_are_read_in_turns(refusing: Service, server: Server) -> None:
@@ -309,4 +310,4 @@ async def test_many_chunks_are_read_in_turns(refusing: Service, server: Server) 
     found = await answers(server, [whole + MARKED, MARKED])
 
     assert [answer.status_code for answer in found] == [400, 400, 400, 200]
-    assert refused(found[0]) == (400, "E007")
+    assert refused(found[0]) == NO_SUCH_ROUTE

@@ -8,6 +8,7 @@ import pytest
 
 from tests.contract.server import Server
 from tests.support.keys import bearer, id_of, make_key
+from tests.support.refusals import MALFORMED, NO_VALID_KEY
 from tests.support.service import refused
 from timemachine.settings import Settings
 
@@ -72,7 +73,7 @@ async def test_what_is_no_key_byte_for_byte(keyed: Server, settings: Settings, h
 
     answer = await keyed.send(request)
 
-    assert refused(answer) in ((401, "E012"), (400, "E001"))
+    assert refused(answer) in (NO_VALID_KEY, MALFORMED)
 
 
 async def test_a_body_is_not_waited_for_without_a_key(keyed: Server) -> None:
@@ -82,6 +83,6 @@ async def test_a_body_is_not_waited_for_without_a_key(keyed: Server) -> None:
 
     answer = await keyed.send(head)
 
-    assert refused(answer) == (401, "E012")
+    assert refused(answer) == NO_VALID_KEY
     assert answer.headers["www-authenticate"] == "Bearer"
     assert time.monotonic() - started < 9

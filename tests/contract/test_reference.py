@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.contract.server import Server
+from tests.support.refusals import WRONG_METHOD
 
 PAGE, DOCUMENT = "/docs", "/docs/openapi.json"
 NOT_FOUND = {"error": "no such path; the API is described at /docs", "code": "E017"}
@@ -110,7 +111,7 @@ async def test_another_path_below_is_refused_as_everywhere(server: Server, path:
 async def test_another_method_is_refused_as_everywhere(api: httpx.AsyncClient) -> None:
     for path in (PAGE, *await loaded(api)):
         answer = await api.post(path)
-        assert (answer.status_code, answer.json()["code"]) == (405, "E017")
+        assert (answer.status_code, answer.json()["code"]) == WRONG_METHOD
         assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
 
 

@@ -9,6 +9,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from tests.support.job_histories import events, wait_for_event, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import TOO_LATE
 from tests.support.service import Service, now_ms, refused
 
 
@@ -39,12 +40,12 @@ async def test_a_slow_attempt_is_made_once_and_joined(service: Service, receiver
     await receiver.wait_for(job_id)
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
 
-    assert refused(await service.change(job_id, 5)) == (400, "E006")
+    assert refused(await service.change(job_id, 5)) == TOO_LATE
     cancelling = asyncio.create_task(service.cancel(job_id))
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED)
     answered.set()
 
-    assert refused(await cancelling) == (400, "E006")
+    assert refused(await cancelling) == TOO_LATE
     assert (await service.find(job_id))["attempts"] == 1
     await workflow_of(client, service, job_id).result()
     assert len(receiver.of(job_id)) == 1
@@ -148,7 +149,7 @@ async def test_a_cancel_waits_for_an_attempt_on_another_worker(
     assert not cancelling.done()
     await another.end(run, claim, taken())
 
-    assert refused(await cancelling) == (400, "E006")
+    assert refused(await cancelling) == TOO_LATE
     await workflow_of(client, service, job_id).result()
     assert (await service.find(job_id))["state"] == "delivered"
     assert receiver.of(job_id) == []

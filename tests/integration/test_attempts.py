@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from activities import attempt_report
 from tests.support.ledger import log_attempt
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, NO_SUCH_ROUTE
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import to_ms
@@ -208,8 +209,8 @@ async def test_what_is_unknown_is_told_from_what_has_no_attempts(service: Servic
 
     for path in (f"{service.jobs}/{waiting}/attempts", f"/route/{service.db}/{ROUTE}/attempts"):
         assert (await service.api.get(path)).json() == {"attempts": []}
-    assert refused(await service.api.get(f"{service.jobs}/{new_id()}/attempts")) == (400, "E004")
-    assert refused(await service.api.get(f"/route/{service.db}/nowhere/attempts")) == (400, "E007")
+    assert refused(await service.api.get(f"{service.jobs}/{new_id()}/attempts")) == NO_SUCH_JOB
+    assert refused(await service.api.get(f"/route/{service.db}/nowhere/attempts")) == NO_SUCH_ROUTE
 
 
 async def test_attempts_outlive_their_job_and_their_route(api: httpx.AsyncClient, log: Log, db: str) -> None:
@@ -237,14 +238,14 @@ async def test_attempts_outlive_their_job_and_their_route(api: httpx.AsyncClient
     ids=str,
 )
 async def test_a_malformed_question_is_refused(api: httpx.AsyncClient, db: str, query: dict[str, Any]) -> None:
-    assert refused(await api.get(f"/route/{db}/{ROUTE}/attempts", params=query)) == (400, "E001")
+    assert refused(await api.get(f"/route/{db}/{ROUTE}/attempts", params=query)) == MALFORMED
     if not query.keys() & {"kind", "since", "until"}:
-        assert refused(await api.get(f"/job/{db}/c/j/attempts", params=query)) == (400, "E001")
+        assert refused(await api.get(f"/job/{db}/c/j/attempts", params=query)) == MALFORMED
 
 
 async def test_names_that_are_not_allowed_are_refused(api: httpx.AsyncClient, db: str) -> None:
-    assert refused(await api.get(f"/job/{db}/c/a b/attempts")) == (400, "E002")
-    assert refused(await api.get(f"/route/{db}/a'b/attempts")) == (400, "E002")
+    assert refused(await api.get(f"/job/{db}/c/a b/attempts")) == FORBIDDEN_NAME
+    assert refused(await api.get(f"/route/{db}/a'b/attempts")) == FORBIDDEN_NAME
 
 
 async def test_the_log_takes_whatever_a_receiver_may_send(log: Log, db: str) -> None:

@@ -14,6 +14,7 @@ from api.batch import MAX_JOBS
 from tests.integration.test_outages import Fragile, fragile, servers  # noqa: F401 - fixtures
 from tests.support.kills import send
 from tests.support.receiver import Receiver
+from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, TOO_LARGE, WRONG_TYPE
 from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.postgres.route_store import RouteStore
@@ -139,13 +140,13 @@ async def test_the_same_id_twice_is_as_two_creates_one_after_the_other(service: 
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        (b"", (400, "E001")),
-        (b"{}", (400, "E001")),
-        (b'{"id": "x"}', (400, "E001")),
-        (b"[1", (400, "E001")),
-        (b"[" * 100_000, (400, "E001")),
-        (b"[" + b"{}," * MAX_JOBS + b"{}]", (413, "E011")),
-        (b"[" + b"1," * 1_500_000 + b"1]", (413, "E011")),
+        (b"", MALFORMED),
+        (b"{}", MALFORMED),
+        (b'{"id": "x"}', MALFORMED),
+        (b"[1", MALFORMED),
+        (b"[" * 100_000, MALFORMED),
+        (b"[" + b"{}," * MAX_JOBS + b"{}]", TOO_LARGE),
+        (b"[" + b"1," * 1_500_000 + b"1]", TOO_LARGE),
     ],
 )
 async def test_an_array_that_is_none_is_refused_as_a_whole(
@@ -160,12 +161,12 @@ async def test_other_bodies_and_names_are_refused_as_a_whole(service: Service) -
     async def ask(path: str, **headers: str) -> tuple[int, str]:
         return refused(await service.api.post(path, content=body, headers=headers))
 
-    assert await ask(batch_of(service), **{"content-type": "text/plain"}) == (415, "E017")
-    assert await ask(batch_of(service), **NDJSON, **{"content-encoding": "gzip"}) == (415, "E017")
-    assert await ask(f"/batch/{service.db}/a%20b", **NDJSON) == (400, "E002")
-    assert await ask("/batch/a%20b/c", **NDJSON) == (400, "E002")
+    assert await ask(batch_of(service), **{"content-type": "text/plain"}) == WRONG_TYPE
+    assert await ask(batch_of(service), **NDJSON, **{"content-encoding": "gzip"}) == WRONG_TYPE
+    assert await ask(f"/batch/{service.db}/a%20b", **NDJSON) == FORBIDDEN_NAME
+    assert await ask("/batch/a%20b/c", **NDJSON) == FORBIDDEN_NAME
     empty = await service.api.post(batch_of(service), content=b"\n \n", headers=NDJSON)
-    assert refused(empty) == (400, "E001")
+    assert refused(empty) == MALFORMED
     assert await send_array(service, []) == []
 
 
@@ -219,7 +220,7 @@ async def test_a_body_that_ends_too_soon_has_results_for_its_whole_lines(
 
     assert statuses(results) == ["created", "created", "E001"]
     assert (results[2]["id"], results[2]["error"]) == (None, "the body is cut short")
-    assert refused(await service.api.get(f"{service.jobs}/{jobs[2]['id']}")) == (400, "E004")
+    assert refused(await service.api.get(f"{service.jobs}/{jobs[2]['id']}")) == NO_SUCH_JOB
 
 
 async def test_a_first_line_that_never_ends_is_not_waited_for(
@@ -235,7 +236,7 @@ async def test_a_first_line_that_never_ends_is_not_waited_for(
 
     answer = await service.api.post(batch_of(service), content=blanks(), headers=NDJSON)
 
-    assert refused(answer) == (400, "E001")
+    assert refused(answer) == MALFORMED
     assert answer.json()["error"] == "the body is cut short"
 
 

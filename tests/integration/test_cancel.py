@@ -13,6 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from tests.support.job_histories import events, wait_for_event, wait_for_status, workflow_of
 from tests.support.ledger import AnotherWorker, first_run, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import Service, a_job, refused
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.postgres.pool import open_pool
@@ -114,12 +115,12 @@ async def test_a_change_of_a_job_that_the_ledger_knows_is_refused_with_the_reaso
 
     answer = await service.change(job_id, 0, meta="new")
 
-    assert refused(answer) == (400, "E006")
+    assert refused(answer) == TOO_LATE
     assert why in answer.json()["error"]
     assert (await service.find(job_id))["state"] == shown
     if shown not in ("delivering", "cancelled"):
         answer = await service.cancel(job_id)
-        assert refused(answer) == (400, "E006")
+        assert refused(answer) == TOO_LATE
         assert why in answer.json()["error"]
 
 
@@ -133,7 +134,7 @@ async def test_a_lost_attempt_is_never_told_to_be_cancelled(
 
     answer = await service.cancel(job_id)
 
-    assert refused(answer) == (400, "E006")
+    assert refused(answer) == TOO_LATE
     assert MAY_BE_TAKEN in answer.json()["error"]
     job = await service.find(job_id)
     assert job["state"] == "failed"
@@ -149,7 +150,7 @@ async def test_that_a_lost_attempt_was_taken_counts_when_its_worker_wakes(
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
     await another.die(run)
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
     await wait_for_status(client, service, job_id, WorkflowExecutionStatus.FAILED)
 
     await another.end(run, claim, taken())
@@ -164,7 +165,7 @@ async def test_a_wish_that_was_not_fulfilled_in_time_stands(
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
 
-    assert refused(await impatient.cancel(job_id)) == (503, "E015")
+    assert refused(await impatient.cancel(job_id)) == AWAY
     assert (await another.row(run)).state is RowState.CANCELLING
     await another.end(run, claim, refused_by_receiver(timedelta(0)))
 
@@ -180,7 +181,7 @@ async def test_a_terminated_job_is_told_too_late_and_no_frozen_worker_begins_it(
     run = await first_run(client, service, job_id)
     await workflow_of(client, service, job_id).terminate()
 
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
 
     begun = await another.ledger.begin(run, service.db, "hook", uuid.uuid4())
     assert isinstance(begun, LedgerRow)
@@ -199,7 +200,7 @@ async def test_an_operators_cancel_of_a_waiting_job(
 
     assert (await another.row(run)).state is RowState.CANCELLED
     assert (await service.find(job_id))["state"] == "cancelled"
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
 
 
 async def test_an_operators_cancel_of_an_attempt_in_flight_goes_by_its_end(
@@ -232,7 +233,7 @@ async def test_a_job_whose_cancel_ended_in_doubt_is_created_anew(
     old = await first_run(client, service, job["id"])
     await another.begin(service.db, old)
     await another.die(old)
-    assert refused(await service.cancel(job["id"])) == (400, "E006")
+    assert refused(await service.cancel(job["id"])) == TOO_LATE
     await wait_for_status(client, service, job["id"], WorkflowExecutionStatus.FAILED)
 
     assert (await service.api.post(service.jobs, json=job)).status_code == 200
@@ -259,7 +260,7 @@ async def test_a_repeated_delete_closes_the_workflow_that_was_not_told(
     assert (await service.cancel(job_id)).json() == {"status": "ok"}
 
     await wait_for_status(client, service, job_id, WorkflowExecutionStatus.CANCELED)
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
 
 
 async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_jobs(
@@ -285,7 +286,7 @@ async def test_cancels_of_attempts_in_flight_leave_the_worker_free_for_other_job
         job_ids = [await service.create(0) for _ in range(6)]
         await receiver.wait_until(lambda: len(receiver.received) == len(job_ids))
         answers = await asyncio.gather(*(service.cancel(job_id) for job_id in job_ids))
-        assert {refused(answer) for answer in answers} == {(503, "E015")}
+        assert {refused(answer) for answer in answers} == {AWAY}
 
         quick = await service.create(0, route="other", retry={"maximum_attempts": 1})
         await service.wait_for_state(quick, "failed")

@@ -22,6 +22,7 @@ from tests.support.holds import hold
 from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.postgres_proxy import Cut, PostgresProxy
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import FORBIDDEN_NAME, MALFORMED
 from tests.support.service import ROUTE, Service, a_job, now_ms, refused
 from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
@@ -177,12 +178,12 @@ async def test_a_dry_run_starts_nothing(service: Service) -> None:
 )
 async def test_a_filter_that_is_none_is_refused(service: Service, body: dict[str, Any]) -> None:
     for query in ("", "?dry_run=true"):
-        assert refused(await service.api.post(f"/cancel/{service.db}{query}", json=body)) == (400, "E001")
+        assert refused(await service.api.post(f"/cancel/{service.db}{query}", json=body)) == MALFORMED
 
 
 @pytest.mark.parametrize("body", [{"collection": "a b"}, {"route": "a'b"}, {"collection": "c", "id_prefix": "a/b"}])
 async def test_a_name_in_a_filter_that_is_not_allowed(service: Service, body: dict[str, Any]) -> None:
-    assert refused(await service.api.post(f"/cancel/{service.db}", json=body)) == (400, "E002")
+    assert refused(await service.api.post(f"/cancel/{service.db}", json=body)) == FORBIDDEN_NAME
 
 
 async def test_nothing_matches(service: Service) -> None:

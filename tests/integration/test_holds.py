@@ -9,6 +9,7 @@ from temporalio.client import Client
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
+from tests.support.refusals import NO_SUCH_ROUTE, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import AttemptReport
@@ -77,7 +78,7 @@ async def test_a_held_job_between_attempts_keeps_count(service: Service, receive
     job = await wait_until_held(service, job_id)
     made = job["attempts"]
     assert job["state"] == "delivering"
-    assert refused(await service.change(job_id, 60)) == (400, "E006")
+    assert refused(await service.change(job_id, 60)) == TOO_LATE
     await wait_until_listed(client, service, 1)
 
     await resume(service)
@@ -111,7 +112,7 @@ async def test_a_resumed_route_is_active_again(service: Service) -> None:
 @pytest.mark.parametrize("action", ["pause", "resume"])
 async def test_neither_needs_a_body_but_both_need_a_route(service: Service, action: str) -> None:
     assert (await service.api.post(f"/route/{service.db}/{ROUTE}/{action}")).json() == {"status": "ok"}
-    assert refused(await service.api.post(f"/route/{service.db}/nowhere/{action}")) == (400, "E007")
+    assert refused(await service.api.post(f"/route/{service.db}/nowhere/{action}")) == NO_SUCH_ROUTE
 
 
 async def test_a_disabled_route_holds_what_comes_after(service: Service, receiver: Receiver, client: Client) -> None:

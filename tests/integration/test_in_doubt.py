@@ -15,6 +15,7 @@ from activities.deliver import TASK_PATIENCE
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.job_histories import wait_for_event, workflow_of
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.domain.delivery import Delivery
@@ -45,10 +46,10 @@ async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(
     await service.api.post(service.jobs, json=job)
     await receiver.wait_for(job["id"])
 
-    assert refused(await impatient.cancel(job["id"])) == (503, "E015")
+    assert refused(await impatient.cancel(job["id"])) == AWAY
     if late:
         monkeypatch.setattr("api.jobs.check_not_past", _too_late)
-    assert refused(await impatient.api.post(service.jobs, json=job)) == (503, "E015")
+    assert refused(await impatient.api.post(service.jobs, json=job)) == AWAY
     monkeypatch.undo()
 
     ending.set()
@@ -89,13 +90,13 @@ async def test_an_end_that_cannot_be_written_is_kept_and_told_by_nobody(
     async with read_only(settings.postgres_dsn):
         ending.set()
         await ended.wait()
-        assert refused(await impatient.cancel(job_id)) == (503, "E015")
+        assert refused(await impatient.cancel(job_id)) == AWAY
         assert (await service.find(job_id))["state"] == "delivering"
         description = await workflow_of(client, service, job_id).describe()
         assert description.status is WorkflowExecutionStatus.RUNNING
 
     assert (await service.wait_for_end(job_id))["state"] == "delivered"
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
     await workflow_of(client, service, job_id).result()
     assert len(receiver.of(job_id)) == 1
 
@@ -170,7 +171,7 @@ async def test_a_held_job_whose_first_attempt_may_begin_yet_cannot_be_changed(
     job_id = await service.create(0, meta="old")
     assert (await wait_until_held(service, job_id))["state"] == "scheduled"
 
-    assert refused(await service.change(job_id, 60, meta="new")) == (400, "E006")
+    assert refused(await service.change(job_id, 60, meta="new")) == TOO_LATE
 
     await wait_until_listed(client, service, 1)
     await resume(service)

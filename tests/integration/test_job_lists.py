@@ -13,6 +13,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from api import job_lists
 from api.job_lists import JobLists
 from tests.support.receiver import Receiver
+from tests.support.refusals import MALFORMED
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from tests.support.waiting import eventually
 from timemachine.domain import stored_names
@@ -26,7 +27,6 @@ from timemachine.temporal.search_attributes import TRIGGER_TIME
 from timemachine.vault import Vault
 
 Alone = tuple[Service, Settings]
-MALFORMED = (400, "E001")
 
 
 async def read(service: Service, **query: Any) -> Any:

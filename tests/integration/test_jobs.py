@@ -11,6 +11,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from api.job_status import JobStatus, read_job_status
 from tests.support.job_histories import wait_for_event, wait_for_status
 from tests.support.receiver import Received, Receiver, response, take
+from tests.support.refusals import BAD_TIME, JOB_EXISTS, MALFORMED, NO_SUCH_JOB, NO_SUCH_ROUTE, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import DeliveryLedger
@@ -98,7 +99,7 @@ async def test_a_create_may_be_repeated_long_after_the_job_fired(service: Servic
     await asyncio.sleep(max(0, (job["trigger_time"] + 60_500 - now_ms()) / 1000))
 
     assert (await service.api.post(service.jobs, json=job)).status_code == 200
-    assert refused(await service.api.post(service.jobs, json=job | {"id": new_id()})) == (400, "E003")
+    assert refused(await service.api.post(service.jobs, json=job | {"id": new_id()})) == BAD_TIME
 
 
 async def test_another_job_with_the_id_of_a_waiting_one_is_refused(service: Service) -> None:
@@ -106,7 +107,7 @@ async def test_another_job_with_the_id_of_a_waiting_one_is_refused(service: Serv
     await service.api.post(service.jobs, json=job)
 
     for other in ({"meta": 2}, {"trigger_time": job["trigger_time"] + 1}):
-        assert refused(await service.api.post(service.jobs, json=job | other)) == (400, "E005")
+        assert refused(await service.api.post(service.jobs, json=job | other)) == JOB_EXISTS
 
 
 async def test_the_id_of_an_ended_job_may_be_used_again(service: Service, receiver: Receiver) -> None:
@@ -197,7 +198,7 @@ async def test_many_puts_at_once_are_all_taken(service: Service) -> None:
 async def test_put_with_the_id_of_another_job_is_refused(service: Service) -> None:
     job_id = await service.create(3600)
 
-    assert refused(await service.change(job_id, 3600, id=new_id())) == (400, "E001")
+    assert refused(await service.change(job_id, 3600, id=new_id())) == MALFORMED
     assert (await service.change(job_id, 3600, id=job_id)).status_code == 200
 
 
@@ -226,14 +227,14 @@ async def test_changes_after_the_delivery_come_too_late(service: Service) -> Non
     job_id = await service.create(0)
     await service.wait_for_state(job_id, "delivered")
 
-    assert refused(await service.change(job_id, 60)) == (400, "E006")
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.change(job_id, 60)) == TOO_LATE
+    assert refused(await service.cancel(job_id)) == TOO_LATE
 
 
 async def test_changes_of_a_job_that_never_was(service: Service) -> None:
-    assert refused(await service.change(new_id(), 60)) == (400, "E004")
-    assert refused(await service.cancel(new_id())) == (400, "E004")
-    assert refused(await service.api.get(f"{service.jobs}/{new_id()}")) == (400, "E004")
+    assert refused(await service.change(new_id(), 60)) == NO_SUCH_JOB
+    assert refused(await service.cancel(new_id())) == NO_SUCH_JOB
+    assert refused(await service.api.get(f"{service.jobs}/{new_id()}")) == NO_SUCH_JOB
 
 
 async def test_delete_waits_for_the_attempt_in_flight_and_tells_that_it_was_taken(
@@ -250,11 +251,11 @@ async def test_delete_waits_for_the_attempt_in_flight_and_tells_that_it_was_take
     await receiver.wait_for(job_id)
 
     delete = asyncio.create_task(service.cancel(job_id))
-    assert refused(await service.change(job_id, 60)) == (400, "E006")
+    assert refused(await service.change(job_id, 60)) == TOO_LATE
     assert not delete.done()
     answered.set()
 
-    assert refused(await delete) == (400, "E006")
+    assert refused(await delete) == TOO_LATE
     assert (await service.find(job_id))["state"] == "delivered"
 
 
@@ -290,7 +291,7 @@ async def test_delete_between_two_attempts_prevents_the_next(service: Service, r
     assert job["attempts"] == 1
     assert job["last_error"] == "500 from the receiver: out of order"
     other = await service.api.post(service.jobs, json=a_job(60) | {"id": job_id})
-    assert refused(other) == (400, "E005")
+    assert refused(other) == JOB_EXISTS
     assert "cancel it first" in other.json()["error"]
     assert (await service.cancel(job_id)).json() == {"status": "ok"}
 
@@ -321,8 +322,8 @@ async def test_a_job_on_a_missing_route_is_refused(service: Service) -> None:
     job = {"id": new_id(), "trigger_time": now_ms(60), "route": "nowhere"}
     waiting = await service.create(60)
 
-    assert refused(await service.api.post(service.jobs, json=job)) == (400, "E007")
-    assert refused(await service.change(waiting, 60, route="nowhere")) == (400, "E007")
+    assert refused(await service.api.post(service.jobs, json=job)) == NO_SUCH_ROUTE
+    assert refused(await service.change(waiting, 60, route="nowhere")) == NO_SUCH_ROUTE
 
 
 async def test_a_changed_route_is_used_by_the_next_attempt(service: Service, receiver: Receiver) -> None:
@@ -392,7 +393,7 @@ async def test_a_second_delete_comes_too_late(service: Service) -> None:
     job_id = await service.create(3600)
     await service.cancel(job_id)
 
-    assert refused(await service.cancel(job_id)) == (400, "E006")
+    assert refused(await service.cancel(job_id)) == TOO_LATE
 
 
 @pytest.mark.parametrize("end", ["cancelled", "failed"])

@@ -15,6 +15,7 @@ from api.authentication import Requires
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.keys import bearer, id_of, make_key
+from tests.support.refusals import NO_SUCH_KEY, NOT_ALLOWED
 from tests.support.service import Service, a_job, new_id, refused
 from tests.support.settings import service_settings
 from timemachine.domain.keys import Role
@@ -121,7 +122,7 @@ async def test_a_foreign_db_is_refused_whether_there_is_something_or_not(
     there = await send(app, operation, operation.at(foreign), key, b"{}")
     nothing = await send(app, operation, operation.at("nothing-here"), key, b"{}")
 
-    assert refused(there) == (403, "E013")
+    assert refused(there) == NOT_ALLOWED
     assert there.json()["error"] == "this key does not open this db"
     assert shown(there) == shown(nothing)
 
@@ -136,7 +137,7 @@ async def test_nothing_is_read_for_a_foreign_db(
 
     answer = await send(app, operation, path, keys[Role.ADMIN], body)
 
-    assert refused(answer) == (403, "E013")
+    assert refused(answer) == NOT_ALLOWED
 
 
 @pytest.mark.parametrize(("operation", "role"), HIGHER, ids=name)
@@ -145,7 +146,7 @@ async def test_a_role_does_no_more_than_it_may(
 ) -> None:
     answer = await send(app, operation, operation.at(OWN), keys[role], b"{}")
 
-    assert refused(answer) == (403, "E013")
+    assert refused(answer) == NOT_ALLOWED
     assert answer.json()["error"] == f"this needs a key with the role {operation.role}; this key has the role {role}"
 
 
@@ -213,7 +214,7 @@ async def test_no_header_opens_a_foreign_db(
 ) -> None:
     answer = await app.delete(f"/job/{foreign}/c/{JOB_ID}", headers=headers | bearer(keys[Role.ADMIN]))
 
-    assert refused(answer) == (403, "E013")
+    assert refused(answer) == NOT_ALLOWED
 
 
 async def test_a_job_of_the_own_db_goes_to_no_route_of_another(
@@ -247,7 +248,7 @@ async def test_no_key_is_made_for_foreign_dbs(
 ) -> None:
     body = {"name": "more", "role": role, "dbs": dbs}
 
-    assert refused(await app.post("/key", json=body, headers=bearer(keys[Role.ADMIN]))) == (403, "E013")
+    assert refused(await app.post("/key", json=body, headers=bearer(keys[Role.ADMIN]))) == NOT_ALLOWED
 
 
 async def test_foreign_keys_are_not_seen_rotated_or_revoked(
@@ -262,12 +263,12 @@ async def test_foreign_keys_are_not_seen_rotated_or_revoked(
     assert {key["id"] for key in listed} >= {id_of(key) for key in keys.values()}
     assert {tuple(key["dbs"]) for key in listed} == {(OWN,)}
     unknown = await app.delete(f"/key/{'k' * 12}", headers=headers)
-    assert refused(unknown) == (400, "E019")
+    assert refused(unknown) == NO_SUCH_KEY
     for key in (a_foreign_key, everything, both):
         revoked = await app.delete(f"/key/{id_of(key)}", headers=headers)
         assert revoked.text == unknown.text.replace("k" * 12, id_of(key))
-        assert refused(revoked) == (400, "E019")
-        assert refused(await app.post(f"/key/{id_of(key)}/rotate", headers=headers)) == (400, "E019")
+        assert refused(revoked) == NO_SUCH_KEY
+        assert refused(await app.post(f"/key/{id_of(key)}/rotate", headers=headers)) == NO_SUCH_KEY
         opened = await app.get("/failed/shop", headers=bearer(key))
         assert opened.status_code == 200, opened.text
 

@@ -15,6 +15,7 @@ from tests.conftest import serving
 from tests.integration.test_cancel import MAY_BE_TAKEN
 from tests.support.job_histories import wait_for_status
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
@@ -86,11 +87,11 @@ async def test_a_cancel_is_not_confirmed_and_ends_it(
 ) -> None:
     service, job_id = lost
 
-    assert refused(await service.cancel(job_id)) == (503, "E015")
+    assert refused(await service.cancel(job_id)) == AWAY
     assert (await service.find(job_id))["state"] == "delivering"
 
     answer = await eventually(lambda: service.cancel(job_id), lambda answer: answer.status_code != 503)
-    assert refused(answer) == (400, "E006")
+    assert refused(answer) == TOO_LATE
     assert MAY_BE_TAKEN in answer.json()["error"]
 
     async with working(client, own):

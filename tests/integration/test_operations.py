@@ -18,6 +18,7 @@ from tests.integration.test_cancel_many import cancel, find, until_ended
 from tests.support.failed_jobs import fail, refuse
 from tests.support.holds import held_count, hold, resume
 from tests.support.receiver import Receiver, take
+from tests.support.refusals import MALFORMED, NO_SUCH_OPERATION, TOO_LATE
 from tests.support.service import ROUTE, Service, now_ms, refused
 from tests.support.waiting import eventually
 from timemachine.domain.releases import ReleaseHeld
@@ -101,7 +102,7 @@ async def test_the_list_is_paged_and_of_this_db_only(service: Service) -> None:
     assert len(pages) == 3
     first = (await service.api.get(f"/operation/{service.db}?limit=1")).json()
     answer = await service.api.get(f"/operation/{other.db}", params={"cursor": first["next"]})
-    assert refused(answer) == (400, "E001")
+    assert refused(answer) == MALFORMED
 
 
 async def test_an_operation_has_who_started_it(service: Service, client: Client, settings: Settings) -> None:
@@ -125,15 +126,15 @@ async def test_what_is_not_there_is_told_so(service: Service) -> None:
     other_db = f"/operation/{service.db}x/{operation['id']}"
     unknown = operation["id"][:-36] + UNKNOWN_RUN
     for path in (other_db, f"/operation/{service.db}/{unknown}", f"/operation/{service.db}/x"):
-        assert refused(await service.api.get(path)) == (400, "E018")
-        assert refused(await service.api.delete(path)) == (400, "E018")
+        assert refused(await service.api.get(path)) == NO_SUCH_OPERATION
+        assert refused(await service.api.delete(path)) == NO_SUCH_OPERATION
 
 
 async def test_an_operation_that_has_ended_is_not_stopped(service: Service) -> None:
     operation = await cancel(service, label="x")
     await until_ended(service, operation["id"])
 
-    assert refused(await stop(service, operation["id"])) == (400, "E006")
+    assert refused(await stop(service, operation["id"])) == TOO_LATE
 
     assert (await find(service, operation["id"]))["state"] == "done"
     audit = (await service.api.get(f"/audit/{service.db}")).json()["entries"]

@@ -20,6 +20,7 @@ from tests.conftest import serving
 from tests.support.holds import pause, wait_until_held, wait_until_listed
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import AWAY
 from tests.support.service import Service, refused
 from timemachine.domain.errors import UnavailableError
 from timemachine.settings import Settings
@@ -66,7 +67,7 @@ async def running_worker(own: Settings) -> AsyncIterator[None]:
 
 async def lose_task(service: Service, client: Client, job_id: str) -> None:
     """Have a job come due while a change of it waits for a worker, and have Temporal lose the task of the change."""
-    assert refused(await service.change(job_id, 60)) == (503, "E015")
+    assert refused(await service.change(job_id, 60)) == AWAY
     # Whatever request it fails under the workflow's lock, the history service forgets what was only in its memory.
     elsewhere = client.get_workflow_handle(f"{service.db}/c/{job_id}", first_execution_run_id=str(uuid.uuid4()))
     with pytest.raises(RPCError) as error:

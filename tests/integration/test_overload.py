@@ -19,6 +19,7 @@ from devstack.postgres import Postgres
 from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from tests.conftest import serving
+from tests.support.refusals import AWAY, BUSY, NO_SUCH_JOB
 from tests.support.service import ROUTE, Service, a_job, refused
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
@@ -27,7 +28,6 @@ from timemachine.temporal.search_attributes import ensure_search_attributes
 PLACES, REQUESTS = 4, 50
 ANSWER_LIMIT = 8.0
 """Seconds: the 5 that are promised, and some for a busy machine."""
-FULL, AWAY, ABSENT = (429, "E014"), (503, "E015"), (400, "E004")
 
 Ask = Callable[[], Awaitable[httpx.Response]]
 
@@ -70,7 +70,7 @@ async def limited(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tem
 
 def is_refused(answer: httpx.Response) -> bool:
     """Return whether an answer is the refusal of what is too much, which says when to come back."""
-    return answer.status_code == 429 and refused(answer) == FULL and answer.headers["retry-after"] == "1"
+    return answer.status_code == 429 and refused(answer) == BUSY and answer.headers["retry-after"] == "1"
 
 
 async def until_taken(ask: Ask, *, limit: float = 30) -> httpx.Response:
@@ -101,7 +101,7 @@ async def test_as_many_as_there_are_places_wait_and_the_rest_is_refused_at_once(
         assert (await ready).status_code == 200
         found = [await service.api.get(f"{service.jobs}/{job['id']}") for job in jobs]
         assert [answer.status_code == 200 for answer in found] == [task in waiting for task in asked]
-        assert {refused(answer) for answer in found if answer.status_code != 200} == {ABSENT}
+        assert {refused(answer) for answer in found if answer.status_code != 200} == {NO_SUCH_JOB}
         again = [await service.api.post(service.jobs, json=job) for job in jobs]
         assert {answer.status_code for answer in again} == {200}
 
@@ -131,7 +131,7 @@ async def test_what_temporal_takes_no_more_of_is_refused_without_effect(
         assert turned_away
         assert {answer.status_code for answer in answers} <= {200, 429}
         for job in turned_away[:3]:
-            assert refused(await until_taken(partial(service.api.get, f"{service.jobs}/{job['id']}"))) == ABSENT
+            assert refused(await until_taken(partial(service.api.get, f"{service.jobs}/{job['id']}"))) == NO_SUCH_JOB
         for job in jobs[:3] + turned_away[:3]:
             assert (await until_taken(partial(service.api.post, service.jobs, json=job))).status_code == 200
 

@@ -9,6 +9,7 @@ from temporalio.client import WorkflowExecutionDescription
 from api.jobs import Jobs
 from tests.support.holds import pause, wait_until_held
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import BAD_TIME, MALFORMED, NO_SUCH_JOB, TOO_LATE
 from tests.support.service import Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
 
@@ -40,15 +41,15 @@ async def test_the_id_in_the_body_may_be_left_out_and_must_be_the_one_in_the_pat
     job_id = job.pop("id")
 
     assert written(await service.put(job_id, job)) == "created"
-    assert refused(await service.put(job_id, job | {"id": "other"})) == (400, "E001")
+    assert refused(await service.put(job_id, job | {"id": "other"})) == MALFORMED
 
 
 async def test_a_plain_put_creates_nothing(service: Service) -> None:
     job_id = new_id()
     for query in ("", "?create=false"):
         answer = await service.api.put(f"{service.jobs}/{job_id}{query}", json=a_job(3600, id=job_id))
-        assert refused(answer) == (400, "E004")
-    assert refused(await service.api.put(f"{service.jobs}/{job_id}?create=perhaps", json=a_job(1))) == (400, "E001")
+        assert refused(answer) == NO_SUCH_JOB
+    assert refused(await service.api.put(f"{service.jobs}/{job_id}?create=perhaps", json=a_job(1))) == MALFORMED
 
     await service.create(3600, job_id=job_id)
     assert written(await service.change(job_id, 7200)) == "changed"
@@ -79,7 +80,7 @@ async def test_content_that_was_put_and_delivered_is_known_long_after(service: S
     await asyncio.sleep(1.1)  # until its time is further in the past than a create may have it
 
     assert written(await service.put(job_id, job)) == "unchanged"
-    assert refused(await service.put(job_id, job | {"meta": "other"})) == (400, "E003")
+    assert refused(await service.put(job_id, job | {"meta": "other"})) == BAD_TIME
     assert len(receiver.of(job_id)) == 1
 
 
@@ -99,7 +100,7 @@ async def test_a_job_that_is_being_delivered_is_not_replaced(service: Service, r
     await service.put(job["id"], job)
     await eventually(lambda: service.find(job["id"]), lambda found: found.get("attempts") == 1)
 
-    assert refused(await service.put(job["id"], a_job(3600, id=job["id"]))) == (400, "E006")
+    assert refused(await service.put(job["id"], a_job(3600, id=job["id"]))) == TOO_LATE
     assert written(await service.put(job["id"], job)) == "unchanged"
     await service.cancel(job["id"])
 
@@ -116,7 +117,7 @@ async def test_a_held_job_is_changed_and_one_that_is_delivered_once_more_is_not(
     await wait_until_held(service, again)
 
     assert written(await service.put(held, a_job(3600, id=held))) == "changed"
-    assert refused(await service.put(again, a_job(3600, id=again))) == (400, "E006")
+    assert refused(await service.put(again, a_job(3600, id=again))) == TOO_LATE
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ async def test_what_no_job_may_be_is_not_created(service: Service, fields: dict[
     job = a_job(3600) | fields
 
     assert refused(await service.put(job["id"], job)) == (400, code)
-    assert refused(await service.api.get(f"{service.jobs}/{job['id']}")) == (400, "E004")
+    assert refused(await service.api.get(f"{service.jobs}/{job['id']}")) == NO_SUCH_JOB
 
 
 async def test_of_many_at_once_one_creates_and_none_is_lost(service: Service, receiver: Receiver) -> None:

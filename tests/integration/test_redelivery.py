@@ -15,6 +15,7 @@ from tests.support.failed_jobs import ONCE, fail, refuse
 from tests.support.job_histories import wait_for_status
 from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.receiver import Received, Receiver, response, take
+from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, NO_SUCH_OPERATION, NO_SUCH_ROUTE, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
 from tests.support.waiting import LIMIT, eventually
 from timemachine.settings import Settings
@@ -208,7 +209,7 @@ async def test_a_cursor_of_another_list_is_refused(service: Service, out_of_orde
 
     for path, query in ((service.db, {"route": ROUTE}), (f"{service.db}x", {})):
         answer = await service.api.get(f"/failed/{path}", params={"cursor": cursor} | query)
-        assert refused(answer) == (400, "E001")
+        assert refused(answer) == MALFORMED
 
 
 # One job
@@ -256,7 +257,7 @@ async def test_a_job_that_was_cancelled_is_not_redelivered_though_temporal_does_
 
     answer = await redeliver(service, job_id)
 
-    assert refused(answer) == (400, "E006")
+    assert refused(answer) == TOO_LATE
     assert "cancelled" in answer.json()["error"]
 
 
@@ -359,11 +360,11 @@ async def test_what_has_not_ended_or_was_cancelled_is_not_redelivered(service: S
     early = await redeliver(service, waiting)
     await service.cancel(waiting)
 
-    assert refused(early) == (400, "E006")
+    assert refused(early) == TOO_LATE
     assert "not ended" in early.json()["error"]
-    assert refused(await redeliver(service, waiting)) == (400, "E006")
-    assert refused(await redeliver(service, new_id())) == (400, "E004")
-    assert refused(await redeliver(service, "a b")) == (400, "E002")
+    assert refused(await redeliver(service, waiting)) == TOO_LATE
+    assert refused(await redeliver(service, new_id())) == NO_SUCH_JOB
+    assert refused(await redeliver(service, "a b")) == FORBIDDEN_NAME
 
 
 async def test_a_job_on_its_way_for_the_first_time_is_not_redelivered(service: Service, receiver: Receiver) -> None:
@@ -371,7 +372,7 @@ async def test_a_job_on_its_way_for_the_first_time_is_not_redelivered(service: S
     job_id = await service.create(0)
     await receiver.wait_for(job_id)
 
-    assert refused(await redeliver(service, job_id)) == (400, "E006")
+    assert refused(await redeliver(service, job_id)) == TOO_LATE
 
 
 async def test_a_job_is_not_redelivered_past_its_deadline_or_without_its_route(
@@ -382,9 +383,9 @@ async def test_a_job_is_not_redelivered_past_its_deadline_or_without_its_route(
     lost = await fail(service)
     await asyncio.sleep(max(0, (deadline + 100 - now_ms()) / 1000))
 
-    assert refused(await redeliver(service, late)) == (400, "E006")
+    assert refused(await redeliver(service, late)) == TOO_LATE
     await service.api.delete(f"/route/{service.db}/{ROUTE}", params={"force": "true"})
-    assert refused(await redeliver(service, lost)) == (400, "E007")
+    assert refused(await redeliver(service, lost)) == NO_SUCH_ROUTE
 
 
 # Many jobs
@@ -525,20 +526,20 @@ async def test_a_redelivery_that_was_stopped_says_so(service: Service, client: C
     ids=str,
 )
 async def test_a_malformed_window_is_refused(service: Service, body: dict[str, Any]) -> None:
-    assert refused(await start(service, **body)) == (400, "E001")
+    assert refused(await start(service, **body)) == MALFORMED
 
 
 @pytest.mark.parametrize("field", ["since", "until"])
 async def test_a_window_in_seconds_is_told_so(service: Service, field: str) -> None:
     answer = await start(service, **({"since": 0} | {field: now_ms() // 1000}))
 
-    assert refused(answer) == (400, "E001")
+    assert refused(answer) == MALFORMED
     assert answer.json()["error"] == f"{field}: this looks like seconds; it must be in milliseconds since the epoch"
 
 
 async def test_what_is_unknown_is_refused(service: Service) -> None:
     base = f"/route/{service.db}"
 
-    assert refused(await service.api.post(f"{base}/nowhere/redeliver", json={"since": 0})) == (400, "E007")
-    assert refused(await service.api.get(f"{base}/{ROUTE}/redeliver/0-1")) == (400, "E018")
-    assert refused(await service.api.get(f"{base}/{ROUTE}/redeliver/a b")) == (400, "E002")
+    assert refused(await service.api.post(f"{base}/nowhere/redeliver", json={"since": 0})) == NO_SUCH_ROUTE
+    assert refused(await service.api.get(f"{base}/{ROUTE}/redeliver/0-1")) == NO_SUCH_OPERATION
+    assert refused(await service.api.get(f"{base}/{ROUTE}/redeliver/a b")) == FORBIDDEN_NAME

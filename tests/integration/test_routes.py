@@ -7,6 +7,7 @@ import pytest
 from temporalio.client import Client
 
 from tests.support.receiver import Receiver
+from tests.support.refusals import MALFORMED, NO_SUCH_ROUTE, ROUTE_EXISTS, ROUTE_IN_USE
 from tests.support.service import ROUTE, Service, new_id, refused
 
 EXAMPLE = {
@@ -30,18 +31,18 @@ async def test_a_create_may_be_repeated_but_not_with_other_content(api: httpx.As
 
     assert (await api.post(f"/route/{db}", json=EXAMPLE)).status_code == 200
     other = EXAMPLE | {"webhook_url": "https://example.org/"}
-    assert refused(await api.post(f"/route/{db}", json=other)) == (400, "E008")
+    assert refused(await api.post(f"/route/{db}", json=other)) == ROUTE_EXISTS
 
 
 async def test_a_db_does_not_see_the_routes_of_another(api: httpx.AsyncClient, db: str) -> None:
     await api.post(f"/route/{db}", json=EXAMPLE)
 
-    assert refused(await api.get(f"/route/{db}x/gameServer")) == (400, "E007")
+    assert refused(await api.get(f"/route/{db}x/gameServer")) == NO_SUCH_ROUTE
 
 
 async def test_put_replaces_and_creates_nothing(api: httpx.AsyncClient, db: str) -> None:
     changed = EXAMPLE | {"webhook_url": "https://example.org/new"}
-    assert refused(await api.put(f"/route/{db}/gameServer", json=changed)) == (400, "E007")
+    assert refused(await api.put(f"/route/{db}/gameServer", json=changed)) == NO_SUCH_ROUTE
     await api.post(f"/route/{db}", json=EXAMPLE)
 
     assert (await api.put(f"/route/{db}/gameServer", json=changed)).json() == {"status": "ok"}
@@ -52,7 +53,7 @@ async def test_put_replaces_and_creates_nothing(api: httpx.AsyncClient, db: str)
 async def test_put_with_the_id_of_another_route_is_refused(api: httpx.AsyncClient, db: str) -> None:
     await api.post(f"/route/{db}", json=EXAMPLE)
 
-    assert refused(await api.put(f"/route/{db}/gameServer", json=EXAMPLE | {"id": "other"})) == (400, "E001")
+    assert refused(await api.put(f"/route/{db}/gameServer", json=EXAMPLE | {"id": "other"})) == MALFORMED
 
 
 async def test_a_deleted_route_is_gone(api: httpx.AsyncClient, db: str) -> None:
@@ -61,7 +62,7 @@ async def test_a_deleted_route_is_gone(api: httpx.AsyncClient, db: str) -> None:
     assert (await api.delete(f"/route/{db}/gameServer")).json() == {"status": "ok"}
 
     for answer in (await api.get(f"/route/{db}/gameServer"), await api.delete(f"/route/{db}/gameServer")):
-        assert refused(answer) == (400, "E007")
+        assert refused(answer) == NO_SUCH_ROUTE
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["as created", "moved onto it"])
@@ -82,7 +83,7 @@ async def test_a_route_with_waiting_jobs_is_deleted_only_by_force(
         await asyncio.sleep(0.05)
     answer = await service.api.delete(path)
 
-    assert refused(answer) == (400, "E009")
+    assert refused(answer) == ROUTE_IN_USE
     assert answer.json()["error"].startswith("jobs that wait on this route: 1")
     assert (await service.api.delete(path, params={"force": "true"})).json() == {"status": "ok"}
     assert (await service.find(job_id))["state"] == "scheduled"
@@ -104,7 +105,7 @@ async def test_a_job_whose_route_was_deleted_is_delivered_once_it_is_there_again
 
 
 async def test_a_missing_job_id_is_no_route(service: Service) -> None:
-    assert refused(await service.api.get(f"/route/{service.db}/{new_id()}")) == (400, "E007")
+    assert refused(await service.api.get(f"/route/{service.db}/{new_id()}")) == NO_SUCH_ROUTE
 
 
 async def test_a_route_is_not_in_use_by_the_jobs_of_one_with_a_similar_name(service: Service) -> None:
@@ -115,6 +116,6 @@ async def test_a_route_is_not_in_use_by_the_jobs_of_one_with_a_similar_name(serv
         while (await service.api.delete(f"/route/{service.db}/a_b")).status_code == 200:
             await service.add_route("http://127.0.0.1:1/", "a_b")
 
-    assert refused(await service.api.delete(f"/route/{service.db}/a_b")) == (400, "E009")
+    assert refused(await service.api.delete(f"/route/{service.db}/a_b")) == ROUTE_IN_USE
     assert (await service.api.delete(f"/route/{service.db}/A_B")).status_code == 200
     assert (await service.api.delete(f"/route/{service.db}/aXb")).status_code == 200

@@ -12,6 +12,7 @@ from temporalio.worker import Worker
 from tests.integration.test_release import told_to_wait
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.receiver import Received, Receiver, response
+from tests.support.refusals import AWAY, NO_SUCH_JOB, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
 from timemachine.domain.jobs import Job
@@ -20,7 +21,6 @@ from timemachine.settings import Settings
 from timemachine.temporal.search_attributes import ROUTE as ROUTE_ATTRIBUTE
 
 OK = {"status": "ok"}
-TOO_LATE = (400, "E006")
 
 
 async def test_a_waiting_job_goes_out_now(service: Service, receiver: Receiver) -> None:
@@ -48,7 +48,7 @@ async def test_a_job_that_was_changed_goes_out_as_it_is_now(service: Service, re
 
 
 async def test_one_that_is_not_there_is_not_run(service: Service) -> None:
-    assert refused(await service.trigger("never")) == (400, "E004")
+    assert refused(await service.trigger("never")) == NO_SUCH_JOB
 
 
 async def test_it_comes_too_late_for_a_job_that_has_ended(service: Service, receiver: Receiver) -> None:
@@ -247,5 +247,5 @@ async def test_a_worker_of_the_version_before_makes_it_unavailable(
     async with Worker(client, task_queue=own.task_queue, workflows=[JobOfTheVersionBefore]):
         answer = await service.trigger(job_id)
 
-    assert refused(answer) == (503, "E015")
+    assert refused(answer) == AWAY
     assert (await service.find(job_id))["state"] == "scheduled"
