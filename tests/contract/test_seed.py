@@ -1,4 +1,4 @@
-"""Every request and answer of the seed's document, and every code of design.md 2 that a client can bring about.
+"""Every request and answer of the seed's document, and every code of docs/api.md that a client can bring about.
 
 What is shown of a route begins with the seed's three fields, and goes on with others.
 """
