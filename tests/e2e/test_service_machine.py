@@ -26,7 +26,7 @@ from tests.support.service import new_id, now_ms
 
 T = TypeVar("T")
 
-STEPS = int(os.environ.get("MACHINE_STEPS", "40"))
+STEPS = int(os.environ.get("MACHINE_STEPS", "25"))
 SEEDS = int(os.environ.get("MACHINE_SEEDS", "1"))
 EXAMPLES = 3
 """For each seed. The first is always the simplest: one rule again and again."""
