@@ -30,7 +30,7 @@ class Readiness:
             UnavailableError: One of them does not.
         """
         async with temporal_timeout(self._limit):
-            await asyncio.gather(check_namespace(self._client), ping(self._pool))
+            await asyncio.gather(check_namespace(self._client, retry=False), ping(self._pool))
 
 
 class HealthController(Controller):

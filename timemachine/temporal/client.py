@@ -119,15 +119,20 @@ def _with_fail_fast(client: Client) -> Client:
     return Client(**config)
 
 
-async def check_namespace(client: Client) -> None:
+async def check_namespace(client: Client, *, retry: bool = True) -> None:
     """Find out whether the client's namespace is there, which is for an operator to make.
+
+    Args:
+        retry: Ask again for some seconds while Temporal fails: a program must not end for a moment's trouble.
 
     Raises:
         SetupError: It is not.
         temporalio.service.RPCError: Temporal does not answer.
     """
     try:
-        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+        await client.workflow_service.describe_namespace(
+            DescribeNamespaceRequest(namespace=client.namespace), retry=retry
+        )
     except RPCError as error:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise SetupError(
