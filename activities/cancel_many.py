@@ -28,6 +28,7 @@ from timemachine.temporal.visibility import (
     continued_since_query,
     ended_as,
     ended_since_query,
+    ended_state,
     listed_when_open,
     still_open_query,
 )
@@ -51,11 +52,6 @@ _OUTCOMES = {
     RowState.CANCELLED: ListedState.CANCELLED,
     RowState.TAKEN: ListedState.DELIVERED,
     RowState.FAILED: ListedState.FAILED,
-}
-_STATUSES = {
-    ListedState.CANCELLED: ("Canceled", "Terminated"),
-    ListedState.DELIVERED: ("Completed",),
-    ListedState.FAILED: ("Failed", "TimedOut"),
 }
 
 
@@ -96,6 +92,7 @@ class _Cancel:
         self._jobs = jobs
         self._open = still_open_query(jobs.filter, jobs.at)
         self._ended = ended_since_query(jobs.filter, jobs.at)
+        self._continued = continued_since_query(jobs.filter, jobs.at)
         self._run = BulkRun()
         self._before = CancelProgress()
         self._decided: dict[str, ListedState] = {}
@@ -109,11 +106,13 @@ class _Cancel:
     async def count_roughly(self) -> None:
         """Find out how far the cancel is, as visibility has it: in a moment, but not exact to the letter."""
         ended = await self._client.count_workflows(by_status(self._ended))
-        by = {str(group.group_values[0]): group.count for group in ended.groups}
-        count = {state: sum(by.get(status, 0) for status in statuses) for state, statuses in _STATUSES.items()}
-        still_open = (await self._client.count_workflows(still_open_query(self._jobs.filter, self._jobs.at))).count
+        count = Counter[ListedState]()
+        for group in ended.groups:
+            if state := ended_state(str(group.group_values[0])):
+                count[state] += group.count
+        still_open = await self._count(self._open)
         self._before = CancelProgress(
-            matched=sum(count.values()) + still_open,
+            matched=count.total() + still_open,
             cancelled=count[ListedState.CANCELLED],
             delivered=count[ListedState.DELIVERED],
             failed=count[ListedState.FAILED],
@@ -134,7 +133,7 @@ class _Cancel:
         async for page in self._pages(self._open, PAGE):
             await self._cancel_all([run for run in page if self._is_meant(run)])
             self._run.yield_slot()
-        async for page in self._pages(continued_since_query(self._jobs.filter, self._jobs.at), PAGE):
+        async for page in self._pages(self._continued, PAGE):
             await self._cancel_all(page)
         return self._found
 
@@ -189,6 +188,9 @@ class _Cancel:
     def _is_meant(self, run: WorkflowExecution) -> bool:
         """Return whether a run that was listed is meant: not every store of visibility tells `a` from `A`."""
         return self._jobs.filter.includes(listed_when_open(run, self._jobs.at))
+
+    async def _count(self, query: str) -> int:
+        return (await self._client.count_workflows(query)).count
 
     async def _pages(self, query: str, size: int) -> AsyncIterator[Sequence[WorkflowExecution]]:
         listed = self._client.list_workflows(query, page_size=size)
