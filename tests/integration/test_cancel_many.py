@@ -407,6 +407,7 @@ async def states(service: Service, ids: list[str]) -> set[str]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("client")  # which registers the search attributes
 async def test_it_goes_on_after_its_worker_was_killed_half_way(
     own: Settings, temporal: Temporal, receiver: Receiver, db: str
 ) -> None:
