@@ -157,8 +157,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         ) as webhooks,
     ):
         Vault(settings)  # keys that cannot be read are told before Temporal is asked for
-        client = await connect(metrics_address=settings.metrics_address)
-        await check_namespace(client)
+        client = await _connect_unless(stop, settings)
+        if client is None:
+            return
         in_progress = InProgress(settings.max_deliveries)
         bulk = bulk_activities(client, pool, settings)
         workers = [
@@ -172,6 +173,28 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             await work(workers, in_progress, stop, grace=settings.shutdown_grace)
         finally:
             overdue.cancel()
+
+
+async def _connect_unless(stop: asyncio.Event, settings: Settings) -> Client | None:
+    """Connect to Temporal, which one that says nothing draws out to half a minute; None when `stop` is set first.
+
+    Raises:
+        SettingsError, SetupError, UnavailableError, RPCError: See `connect` and `check_namespace`.
+    """
+    connecting = asyncio.create_task(_connect(settings))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return connecting.result() if connecting.done() else None
+    finally:
+        connecting.cancel()
+        stopping.cancel()
+
+
+async def _connect(settings: Settings) -> Client:
+    client = await connect(metrics_address=settings.metrics_address)
+    await check_namespace(client)
+    return client
 
 
 async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import serving
 from tests.support.job_histories import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service
+from tests.support.waiting import eventually
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient
@@ -112,10 +113,35 @@ async def test_attempts_get_the_time_that_is_set(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stop = asyncio.Event()
-    stop.set()
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
     with caplog.at_level("INFO", "worker"):
-        await run(replace(settings, task_queue=f"grace-{uuid.uuid4().hex}", shutdown_grace=77), stop)
+        own = replace(settings, task_queue=f"grace-{uuid.uuid4().hex}", shutdown_grace=77)
+        running = asyncio.create_task(run(own, stop))
+        await eventually(lambda: any_logged(caplog, "working"))
+        stop.set()
+        await running
 
     assert [vars(record)["grace_seconds"] for record in caplog.records if record.message == "stopping"] == [77]
     assert [worker.config()["graceful_shutdown_timeout"] for worker in program.workers] == [timedelta(seconds=30)] * 2
+
+
+async def any_logged(caplog: pytest.LogCaptureFixture, message: str) -> bool:
+    return any(record.message == message for record in caplog.records)
+
+
+async def test_a_stop_is_heeded_while_temporal_takes_the_connection_and_says_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected, stop = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await stop.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        running = asyncio.create_task(run(settings, stop))
+        await connected.wait()
+        stop.set()
+        await running
