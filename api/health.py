@@ -12,6 +12,7 @@ from api.schemas import Ok
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
 from timemachine.temporal.client import check_namespace, temporal_timeout
+from timemachine.temporal.search_attributes import check_search_attributes
 
 
 class Readiness:
@@ -30,7 +31,9 @@ class Readiness:
             UnavailableError: One of them does not.
         """
         async with temporal_timeout(self._limit):
-            await asyncio.gather(check_namespace(self._client, retry=False), ping(self._pool))
+            await asyncio.gather(
+                check_namespace(self._client, retry=False), check_search_attributes(self._client), ping(self._pool)
+            )
 
 
 class HealthController(Controller):

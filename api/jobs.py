@@ -13,6 +13,7 @@ from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
+from msgspec.structs import replace
 from temporalio.client import (
     Client,
     WorkflowExecutionDescription,
@@ -27,11 +28,12 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.cancel import Cancels
 from api.authentication import requires
 from api.errors import refusals
-from api.job_lists import CreatedBy, DueFrom, DueTo, InState, JobLists, WithLabel, WithPrefix
+from api.job_filters import WithPrefix
+from api.job_lists import JobLists
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
-from api.parameters import Collection, Db, JobIdInPath, OfRoute
+from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
 from timemachine.domain.audit import Caller
 from timemachine.domain.delivery import expired
@@ -493,32 +495,15 @@ class JobController(Controller):
     )
     async def of_collection(
         self,
-        db: Db,
+        wanted: NamedDependency[JobFilter],
         collection: Collection,
         job_lists: NamedDependency[JobLists],
-        in_state: InState = None,
-        route: OfRoute = None,
-        label: WithLabel = None,
         id_prefix: WithPrefix = None,
-        due_from: DueFrom = None,
-        due_to: DueTo = None,
-        created_by: CreatedBy = None,
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> JobsPage:
         """List the jobs of a collection, as those of a db are listed."""
-        wanted = JobFilter(
-            db=db,
-            collection=collection,
-            state=in_state,
-            route=route,
-            label=label,
-            id_prefix=id_prefix,
-            due_from=due_from,
-            due_to=due_to,
-            created_by=created_by,
-        )
-        return await job_lists.page(wanted, limit, cursor)
+        return await job_lists.page(replace(wanted, collection=collection, id_prefix=id_prefix), limit, cursor)
 
     @get(
         "/{job_id:str}",

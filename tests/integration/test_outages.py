@@ -9,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
+from temporalio.client import Client
 
 from api.app import create_app
 from devstack.parts import Part
@@ -28,7 +30,7 @@ from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
-from timemachine.temporal.search_attributes import ensure_search_attributes
+from timemachine.temporal.search_attributes import LABELS, ensure_search_attributes
 from timemachine.vault import Vault
 
 ANSWER_LIMIT = 8.0
@@ -158,6 +160,39 @@ async def test_of_what_keeps_us_from_temporal_clients_are_told_nothing_and_opera
 
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
     assert (await fragile.find(job_id))["state"] == "scheduled"
+
+
+@pytest.fixture
+async def without_labels(fragile: Fragile) -> AsyncIterator[Client]:
+    """A Temporal that the setup of an earlier version prepared."""
+    client = await connect()
+    await client.operator_service.remove_search_attributes(
+        RemoveSearchAttributesRequest(namespace=client.namespace, search_attributes=[LABELS.name])
+    )
+    yield client
+    await ensure_search_attributes(client)
+
+
+async def test_before_the_setup_of_this_version_ran_the_api_is_not_ready_and_says_so(
+    fragile: Fragile, without_labels: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelled = a_job(3600) | {"labels": ["blue"]}
+    answers = [
+        await fragile.api.post(fragile.jobs, json=labelled),
+        await fragile.api.get(f"/job/{fragile.db}", params={"label": "blue"}),
+        await fragile.api.get(f"/count/{fragile.db}", params={"label": "blue"}),
+        await fragile.api.get("/readyz"),
+    ]
+
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(503, AWAY)] * 4
+    reasons = [str(vars(record).get("reason")) for record in caplog.records]
+    assert any("no mapping defined for search attribute TimemachineLabels" in reason for reason in reasons)
+    assert any("lacks TimemachineLabels: run `python -m timemachine.setup`" in reason for reason in reasons)
+
+    await ensure_search_attributes(without_labels)
+
+    assert (await fragile.api.post(fragile.jobs, json=labelled)).status_code == 200
+    assert (await fragile.api.get("/readyz")).status_code == 200
 
 
 async def test_without_a_worker_a_job_is_shown_and_cancelled_but_not_changed(fragile: Fragile) -> None:

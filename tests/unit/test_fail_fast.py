@@ -21,6 +21,7 @@ from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.fail_fast import FailFastServiceClient
 
 BUSY, AWAY, ABSENT = RPCStatusCode.RESOURCE_EXHAUSTED, RPCStatusCode.UNAVAILABLE, RPCStatusCode.NOT_FOUND
+INVALID = RPCStatusCode.INVALID_ARGUMENT
 
 
 def exhausted(cause: ResourceExhaustedCause.ValueType, message: str = "busy") -> RPCError:
@@ -81,6 +82,36 @@ async def test_that_the_namespace_is_missing_says_nothing_of_what_is_asked_for_i
     with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
         async with temporal_timeout(1):
             await start(Server(RPCError("Namespace nowhere is not found.", ABSENT, status.SerializeToString())))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Namespace default has no mapping defined for search attribute TimemachineLabels",
+        "invalid query: invalid expression: column name 'TimemachineLabels' is not a valid search attribute",
+        "invalid query: invalid search attribute: TimemachineLabels",
+        "search attribute TimemachineLabels is not defined",
+    ],
+)
+async def test_that_the_namespace_lacks_a_search_attribute_of_ours_is_no_fault_of_the_request(message: str) -> None:
+    with pytest.raises(UnavailableError, match=r"^Temporal does not answer$"):
+        async with temporal_timeout(1):
+            await start(Server(RPCError(message, INVALID, b"")))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "search attribute TimemachineLabels value size 4096 exceeds size limit 2048",
+        "invalid value for search attribute TimemachineLabels of type KeywordList: 1",
+        "Namespace default has no mapping defined for search attribute Another",
+    ],
+)
+async def test_what_else_is_wrong_with_a_search_attribute_is_a_fault_of_ours(message: str) -> None:
+    """To be repeated in a moment would not help."""
+    with pytest.raises(RPCError):
+        async with temporal_timeout(1):
+            await start(Server(RPCError(message, INVALID, b"")))
 
 
 @pytest.mark.parametrize("status", [RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED])

@@ -55,7 +55,7 @@ class MigrationError(TimemachineError):
 
 
 class SetupError(TimemachineError):
-    """Something that the setup does not make itself is missing. The message says what, and how it is made."""
+    """Temporal lacks something that the programs need. The message says what, and how it is made."""
 
 
 class VaultError(TimemachineError):

@@ -169,8 +169,8 @@ async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterato
         if error.status in _AWAY:
             raise _away(error) from error
         raise
-    except RuntimeError as error:
-        # How a lazy client reports that its first connect failed.
+    except (SetupError, RuntimeError) as error:
+        # Of these, RuntimeError is how a lazy client reports that its first connect failed.
         raise _away(error) from error
 
 

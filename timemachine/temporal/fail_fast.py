@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ _PASSING = frozenset(
 # In the message alone: a limit of the whole namespace has the same cause and scope.
 _UPDATES_OF_ONE_WORKFLOW = "in-flight updates"
 
+# Of a namespace that the setup of this version did not prepare, or did a moment ago: in the message alone.
+_ATTRIBUTE_IS_MISSING = re.compile(
+    r"no mapping defined for search attribute Timemachine"
+    r"|invalid search attribute: Timemachine"
+    r"|'Timemachine\w+' is not a valid search attribute"
+    r"|search attribute Timemachine\w+ is not defined"
+    r"|unable to get Timemachine\w+ search attribute type"
+)
+
 # Seconds, as the SDK waits: 11 in all, which is longer than clients are let wait.
 _WAITS = tuple(0.1 * 1.5**n for n in range(10))
 
@@ -35,7 +45,8 @@ _WAITS = tuple(0.1 * 1.5**n for n in range(10))
 class FailFastServiceClient(ServiceClient):
     """A service client that hands on RESOURCE_EXHAUSTED, and tries everything else again as the SDK does.
 
-    That the namespace is missing is FAILED_PRECONDITION: as NOT_FOUND it would be read as an answer about a job.
+    That the namespace is missing, or a search attribute of ours in it, is FAILED_PRECONDITION: as NOT_FOUND it would be
+    read as an answer about a job, and as INVALID_ARGUMENT as a fault of the request.
 
     The SDK's own retries wait a second and more after RESOURCE_EXHAUSTED, and its `RetryConfig` cannot shorten that
     without giving up on a server that restarts.
@@ -55,7 +66,7 @@ class FailFastServiceClient(ServiceClient):
                 return await self._patient._rpc_call(rpc, req, resp_type, retry=retry, **how)
             return await _answer_or_busy(lambda: self._patient._rpc_call(rpc, req, resp_type, retry=False, **how))
         except RPCError as error:
-            if _is_of_namespace(error):
+            if _is_unprepared(error):
                 raise RPCError(
                     error.message, RPCStatusCode.FAILED_PRECONDITION, error.grpc_status.SerializeToString()
                 ) from error
@@ -80,8 +91,10 @@ def _asks_for_outcome(request: Message) -> bool:
     return isinstance(request, PollWorkflowExecutionUpdateRequest) or getattr(request, "wait_new_event", False)
 
 
-def _is_of_namespace(error: RPCError) -> bool:
-    """Return whether it is the namespace that is missing, and not what was asked for in it."""
+def _is_unprepared(error: RPCError) -> bool:
+    """Return whether it is the namespace, or what the setup makes in it, that is missing, not what was asked for."""
+    if error.status is RPCStatusCode.INVALID_ARGUMENT:
+        return _ATTRIBUTE_IS_MISSING.search(error.message) is not None
     return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
 
 

@@ -4,8 +4,10 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError, RPCStatusCode
 
 from timemachine.domain import stored_names
+from timemachine.domain.errors import SetupError
 
 ROUTE = SearchAttributeKey.for_keyword(stored_names.ROUTE_ATTRIBUTE)
 TRIGGER_TIME = SearchAttributeKey.for_datetime(stored_names.TRIGGER_TIME_ATTRIBUTE)
@@ -18,6 +20,19 @@ LABELS = SearchAttributeKey.for_keyword_list(stored_names.LABELS_ATTRIBUTE)
 CREATED_BY = SearchAttributeKey.for_keyword(stored_names.CREATED_BY_ATTRIBUTE)
 """The id of the key that created the job; not set where none was needed."""
 
+_KINDS = {
+    ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
+    IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
+    DB.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    COLLECTION.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+    LABELS.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
+    CREATED_BY.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
+}
+
+# Who may use a namespace may not always ask an operator's question, and not every server answers it.
+_NOT_TOLD = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED})
+
 
 async def ensure_search_attributes(client: Client) -> None:
     """Register our search attributes where they are missing; jobs cannot be started without them.
@@ -25,19 +40,35 @@ async def ensure_search_attributes(client: Client) -> None:
     Raises:
         temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
     """
-    wanted = {
-        ROUTE.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-        TRIGGER_TIME.name: IndexedValueType.INDEXED_VALUE_TYPE_DATETIME,
-        IS_HELD.name: IndexedValueType.INDEXED_VALUE_TYPE_BOOL,
-        DB.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-        COLLECTION.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-        LABELS.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD_LIST,
-        CREATED_BY.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
-    }
-    present = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    if missing := {name: kind for name, kind in wanted.items() if name not in present.custom_attributes}:
+    if missing := await _missing(client, retry=True):
         await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(namespace=client.namespace, search_attributes=missing)
+            AddSearchAttributesRequest(
+                namespace=client.namespace, search_attributes={name: _KINDS[name] for name in missing}
+            )
         )
+
+
+async def check_search_attributes(client: Client) -> None:
+    """Find out whether the namespace has our search attributes, asking once.
+
+    Raises:
+        SetupError: It lacks one.
+        temporalio.service.RPCError: Temporal does not answer.
+    """
+    try:
+        missing = await _missing(client, retry=False)
+    except RPCError as error:
+        if error.status not in _NOT_TOLD:
+            raise
+        return
+    if missing:
+        raise SetupError(
+            f"Temporal's namespace {client.namespace} lacks {', '.join(missing)}: run `python -m timemachine.setup`"
+        )
+
+
+async def _missing(client: Client, *, retry: bool) -> list[str]:
+    present = await client.operator_service.list_search_attributes(
+        ListSearchAttributesRequest(namespace=client.namespace), retry=retry
+    )
+    return sorted(_KINDS.keys() - present.custom_attributes)
