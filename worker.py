@@ -56,6 +56,9 @@ need not be stored in between."""
 BULK_SLOTS = 4
 """Bulk activities that one worker runs at a time. They share one rate, so that more of them would do no more."""
 
+ENDING = 8.0
+"""Seconds that workers get to end beside the time of their attempts. One whose pollers fail meanwhile never does."""
+
 BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
@@ -205,6 +208,7 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
 
     Raises:
         Exception: What a worker ended by.
+        RuntimeError: One did not end. Attempts in flight have finished then, too.
     """
     running = [asyncio.create_task(worker.run()) for worker in workers]
     stopping = asyncio.create_task(stop.wait())
@@ -214,16 +218,20 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
         stopping.cancel()
         log.info("stopping", extra={"grace_seconds": grace})
         until = asyncio.get_running_loop().time() + grace
-        await asyncio.gather(
-            *(worker.shutdown() for worker, task in zip(workers, running, strict=True) if not task.done())
-        )
-        ended = await asyncio.gather(*running, return_exceptions=True)
+        stops = [
+            asyncio.create_task(worker.shutdown())
+            for worker, task in zip(workers, running, strict=True)
+            if not task.done()
+        ]
+        _, left = await asyncio.wait([*running, *stops], timeout=grace + ENDING)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await in_progress.drain()
-    for error in ended:
-        if isinstance(error, BaseException):
-            raise error
+    for task in running:
+        if task.done():
+            task.result()
+    if left:
+        raise RuntimeError("a worker did not end in time")
 
 
 async def main() -> int:

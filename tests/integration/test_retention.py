@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from temporalio.client import (
     Client,
     Schedule,
@@ -19,6 +20,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.retention import BATCH, Retention
 from tests.support.service import new_id
 from tests.support.waiting import eventually
+from timemachine.domain.errors import SlowStatementError
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import Cleaned
 from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
@@ -162,6 +164,24 @@ async def test_what_cannot_be_removed_does_not_keep_the_rest(
     assert [record.__dict__["table"] for record in caplog.records if "not removed" in record.message] == ["attempts"]
     async with open_pool(settings) as pool, connection(pool) as postgres:
         assert not await postgres.fetchval("SELECT count(*) FROM delivery_ledger WHERE run_id = $1", db)
+
+
+async def test_a_wait_for_a_connection_does_not_hide_that_a_batch_is_too_large(
+    settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for an outage, it would be tried again with as many rows, for as long as the pool is busy."""
+    monkeypatch.setattr("timemachine.postgres.pool.STATEMENT_TIMEOUT", 1)
+    monkeypatch.setattr("timemachine.postgres.pool.ANSWER_LIMIT", 1.2)
+    await fill(settings, db, 1, timedelta(days=400))
+
+    async with slow_deletes(settings, db, 5), open_pool(replace(settings, postgres_pool_size=1)) as pool:
+        async with connection(pool):
+            removing = asyncio.create_task(AttemptLog(pool).remove_before(datetime.now(UTC) - timedelta(days=399), 9))
+            await asyncio.sleep(0.7)
+        with pytest.raises(SlowStatementError):
+            await removing
+
+    await clean(settings)
 
 
 async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db: str) -> None:
