@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 from litestar import Controller, Response, delete, get, post, put
 from litestar.datastructures import ResponseHeader
@@ -106,6 +107,8 @@ class Jobs:
         self._cancels = Cancels(client, ledger)
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
+        # Of jobs that are updated now: one after the other costs Temporal less than many at once, and none is put off.
+        self._updating = WeakValueDictionary[str, asyncio.Lock]()
 
     async def create(self, job: Job, *, key_id: str | None = None, check_route: CheckRoute | None = None) -> JobWritten:
         """Start a job, unless the same one is there: starting it again changes nothing, even after it was delivered.
@@ -295,12 +298,13 @@ class Jobs:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
         first_run = first_run_id(description)
-        while not await self._send_update(first_run, description, update):
-            # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
-            await asyncio.sleep(UPDATE_PAUSE)
-            description = await self._describe(description.id)
-            if first_run_id(description) != first_run:
-                raise TooLateError("too late: the job has ended, and was created again in this moment")
+        async with self._updating.setdefault(first_run, asyncio.Lock()):
+            while not await self._send_update(first_run, description, update):
+                # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
+                await asyncio.sleep(UPDATE_PAUSE)
+                description = await self._describe(description.id)
+                if first_run_id(description) != first_run:
+                    raise TooLateError("too late: the job has ended, and was created again in this moment")
 
     async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
         """Send an update, and return False when there is no open run, and no worker, that could have taken it.

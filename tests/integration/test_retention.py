@@ -13,6 +13,7 @@ from temporalio.client import (
     Schedule,
     ScheduleActionExecutionStartWorkflow,
     ScheduleActionStartWorkflow,
+    ScheduleDescription,
     ScheduleHandle,
 )
 from temporalio.testing import ActivityEnvironment
@@ -236,8 +237,13 @@ async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
 ) -> None:
     await asyncio.gather(*(ensure_schedules(client, task_queue="old") for _ in range(2)))
     handle = client.get_schedule_handle(CLEAN_ATTEMPTS_SCHEDULE)
-    await handle.pause(note="by an operator")
-    await until(handle, lambda schedule: schedule.state.paused)
+
+    async def pause() -> ScheduleDescription:
+        # Temporal may take up a pause before an update that was sent earlier, which then takes it back.
+        await handle.pause(note="by an operator")
+        return await handle.describe()
+
+    await eventually(pause, lambda described: described.schedule.state.paused)
 
     await ensure_schedules(client, task_queue=settings.task_queue)
 
