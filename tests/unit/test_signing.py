@@ -120,6 +120,12 @@ def test_a_hint_at_a_secret_is_none(shown: str) -> None:
     assert not repeats_secret(f"signed with {shown}".encode(), (SECRET,))
 
 
+@pytest.mark.parametrize("secret", [b"\xfb\xef\xbe" * 8, b"\xff" * 32], ids=["no letter", "one digit"])
+def test_a_secret_that_is_shown_almost_without_letters_is_not_in_every_text(secret: bytes) -> None:
+    assert not repeats_secret(b"<p>Error 8</p>", (secret,))
+    assert repeats_secret(secret.hex().encode(), (secret,))
+
+
 @given(text=BODIES, secret=st.binary().map(lambda seed: hashlib.sha256(seed).digest()))
 def test_no_secret_is_found_where_there_is_none(text: bytes, secret: bytes) -> None:
     assert not repeats_secret(text, (secret,))

@@ -12,6 +12,9 @@ SECRET_BYTES = 32
 PART = 10
 """Letters and digits in a row, of a secret, that no text has by chance."""
 
+SHORTEST = 6
+"""As many as are looked for in place of `PART`, where a secret has no more in a row: fewer are in any text."""
+
 _SEPARATORS = bytes(set(range(256)) - set(b"abcdefghijklmnopqrstuvwxyz0123456789"))
 
 
@@ -53,4 +56,4 @@ def _parts(secret: bytes) -> Iterator[bytes]:
     for form in (shown, secret.hex().encode(), *hidden):
         runs: list[bytes] = re.findall(rb"[a-z0-9]+", form.lower())
         whole = [run[at : at + PART] for run in runs for at in range(0, len(run) - PART + 1, PART)]
-        yield from whole or [max(runs, key=len)]
+        yield from whole or [run for run in runs if len(run) >= SHORTEST]
