@@ -144,7 +144,9 @@ class JobWorkflow(JobBeforeLedger):
         One that is not held ignores it. One that was released before keeps its moment, unless that lies beyond these
         seconds.
         """
-        window = release_window(self._job, workflow.now(), spread)
+        window = timedelta(seconds=spread)
+        if self._job.deadline is not None and workflow.patched(stored_names.RELEASED_BEFORE_DEADLINE):
+            window = release_window(self._job, workflow.now(), spread)
         if self._release_at is None or self._release_at > workflow.now() + window:
             moment = workflow.random().uniform(0, window.total_seconds())
             self._release_at = workflow.now() + timedelta(seconds=moment)

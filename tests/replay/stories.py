@@ -12,7 +12,7 @@ from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from tests.support.receiver import Received, Receiver, response
-from tests.support.service import ROUTE, Service
+from tests.support.service import ROUTE, Service, now_ms
 from timemachine.domain.operations import parse_operation_id
 from timemachine.domain.redelivery import redelivery_key
 from timemachine.domain.releases import ReleaseHeld
@@ -144,6 +144,15 @@ async def held_then_released(stage: Stage) -> Handle:
     return await closed(stage.job(job_id))
 
 
+async def held_then_released_before_its_deadline(stage: Stage) -> Handle:
+    route = f"/route/{stage.service.db}/{ROUTE}"
+    await stage.service.api.post(f"{route}/pause")
+    job_id = await stage.service.create(0, deadline=now_ms(20))
+    await until_held(stage, job_id)
+    await stage.service.api.post(f"{route}/resume", json={"spread": 86_400})
+    return await closed(stage.job(job_id))
+
+
 async def held_then_changed(stage: Stage) -> Handle:
     await stage.service.api.post(f"/route/{stage.service.db}/{ROUTE}/pause")
     await stage.service.add_route(stage.receiver.url, "other")
@@ -210,6 +219,7 @@ STORIES: list[Story] = [
     failed_at_once,
     failed_at_the_third_attempt,
     held_then_released,
+    held_then_released_before_its_deadline,
     held_then_changed,
     held_then_cancelled,
     triggered_then_delivered,

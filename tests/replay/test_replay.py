@@ -1,9 +1,12 @@
 """Jobs that wait somewhere were started by older code: today's workflow must do with them what that did."""
 
+import json
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 from temporalio import workflow
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 from temporalio.worker import Replayer
 
@@ -52,6 +55,20 @@ FILES = sorted(HISTORIES.glob("*.json"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 async def test_a_recorded_history_replays(file: Path) -> None:
     await Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER).replay_workflow(read_history(file))
+
+
+@pytest.mark.parametrize("deadline_after", [-5, 5, 60], ids="{} s".format)
+async def test_a_job_that_was_released_before_deadlines_counted_replays(deadline_after: int) -> None:
+    """It waits for the moment that it was given then."""
+    history = read_history(HISTORIES / f"{LEDGER}released_then_triggered.json")
+    signal = next(
+        event for event in history.events if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED
+    )
+    (asked,) = history.events[0].workflow_execution_started_event_attributes.input.payloads
+    deadline = int(signal.event_time.ToDatetime(UTC).timestamp() + deadline_after) * 1000
+    asked.data = json.dumps(json.loads(asked.data) | {"deadline": deadline}).encode()
+
+    await Replayer(workflows=[JobWorkflow], data_converter=DATA_CONVERTER).replay_workflow(history)
 
 
 def test_every_story_is_recorded() -> None:

@@ -64,6 +64,7 @@ AS_STORED = {
     "WAKE_AFTER_CUT": "2026-11-a-continued-run-is-woken",
     "EVERY_CANCEL_ASKS": "2026-11-every-cancel-asks-the-log",
     "HELD_ARE_CUT": "2026-11-held-jobs-are-continued-as-new",
+    "RELEASED_BEFORE_DEADLINE": "2026-11-a-spread-ends-before-the-deadline",
     "CLEAN_ATTEMPTS_SCHEDULE": "timemachine-clean-attempts",
     "RELEASE_ID_PREFIX": "timemachine/release/",
     "REDELIVERY_ID_PREFIX": "timemachine/redelivery/",
