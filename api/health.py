@@ -9,6 +9,7 @@ from temporalio.client import Client
 from api.authentication import NO_SECURITY, OPEN
 from api.errors import refusals
 from api.schemas import Ok
+from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
 from timemachine.temporal.client import check_namespace, temporal_timeout
@@ -30,10 +31,13 @@ class Readiness:
         Raises:
             UnavailableError: One of them does not.
         """
-        async with temporal_timeout(self._limit):
-            await asyncio.gather(
-                check_namespace(self._client, retry=False), check_search_attributes(self._client), ping(self._pool)
-            )
+        try:
+            async with temporal_timeout(self._limit):
+                await asyncio.gather(
+                    check_namespace(self._client, retry=False), check_search_attributes(self._client), ping(self._pool)
+                )
+        except BusyError as error:
+            raise UnavailableError(str(error)) from error
 
 
 class HealthController(Controller):

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from api.job_status import JobStatus, read_job_status
 from tests.support.job_histories import wait_for_event, wait_for_status
@@ -17,6 +18,7 @@ from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.fail_fast import FailFastServiceClient
 
 META = b'{"n": 12345678901234567890.10, "b":1,"a":"\\u00e9"}'
 
@@ -444,3 +446,29 @@ async def test_a_job_that_is_created_anew_twice_at_once_is_delivered_once(
     assert [answer.status_code for answer in answers] == [200, 200]
     await service.wait_for_state(job_id, "delivered")
     assert len(receiver.of(job_id)) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("call", "refusal", "answer"),
+    [
+        ("list_search_attributes", RPCStatusCode.PERMISSION_DENIED, 200),
+        ("list_search_attributes", RPCStatusCode.UNIMPLEMENTED, 200),
+        ("list_search_attributes", RPCStatusCode.RESOURCE_EXHAUSTED, 200),
+        ("describe_namespace", RPCStatusCode.PERMISSION_DENIED, 200),
+        ("describe_namespace", RPCStatusCode.RESOURCE_EXHAUSTED, 503),
+    ],
+)
+async def test_an_operators_question_that_is_refused_does_not_take_the_api_out(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, call: str, refusal: RPCStatusCode, answer: int
+) -> None:
+    """Such questions have a limit of their own, while those of requests are answered."""
+    rpc_call = FailFastServiceClient._rpc_call
+
+    async def refuse(client: Any, rpc: str, *args: Any, **how: Any) -> Any:
+        if rpc == call:
+            raise RPCError("refused", refusal, b"")
+        return await rpc_call(client, rpc, *args, **how)
+
+    monkeypatch.setattr(FailFastServiceClient, "_rpc_call", refuse)
+
+    assert (await api.get("/readyz")).status_code == answer

@@ -30,8 +30,8 @@ _KINDS = {
     CREATED_BY.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
 }
 
-# Who may use a namespace may not always ask an operator's question, and not every server answers it.
-_NOT_TOLD = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED})
+# Who may use a namespace may not always ask an operator's question, or not so often, and not every server answers it.
+_NOT_TOLD = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.RESOURCE_EXHAUSTED})
 
 
 async def ensure_search_attributes(client: Client) -> None:
@@ -49,7 +49,7 @@ async def ensure_search_attributes(client: Client) -> None:
 
 
 async def check_search_attributes(client: Client) -> None:
-    """Find out whether the namespace has our search attributes, asking once.
+    """Find out whether the namespace has our search attributes, asking once. To be told nothing is no error.
 
     Raises:
         SetupError: It lacks one.
