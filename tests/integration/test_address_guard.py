@@ -874,3 +874,14 @@ async def test_a_job_whose_name_moves_inside_fails_at_once_and_does_not_tell_whe
     assert (len(public.requests), inside.connections) == (1, 0)
     (blocked,) = [record for record in caplog.records if record.message.startswith("target blocked")]
     assert vars(blocked)["detail"] == f"{NAME} stands for {INSIDE}"
+
+
+async def test_a_name_that_is_asked_for_once_look_ups_have_ended_is_one_that_is_not_found() -> None:
+    """As one that waited to be asked for once more. It is no fault within an attempt."""
+    resolver = SystemResolver(["127.0.0.1:1"])
+    assert await resolver("127.0.0.1")
+    await resolver.aclose()
+
+    with pytest.raises(OSError, match="destroyed"):
+        await resolver("receiver.example")
+    await resolver.aclose()

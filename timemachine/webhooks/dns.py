@@ -46,7 +46,7 @@ class SystemResolver:
         """Return the addresses of a host.
 
         Raises:
-            OSError: It has none, or no name server says so.
+            OSError: It has none, or no name server says so; or look-ups have been ended.
             OwnFaultError: There is no name server to ask.
         """
         if host not in self._running:
@@ -69,6 +69,8 @@ class SystemResolver:
             if code in _OUR_DNS_FAULTS and not await self._is_answered(self._shared):
                 raise OwnFaultError(f"no name server can be asked: {reason}") from error
             raise OSError(reason) from error
+        except RuntimeError as error:  # closed while the name waited to be asked for once more
+            raise OSError(str(error)) from error
 
     def _open(self) -> aiodns.DNSResolver:
         try:
