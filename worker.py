@@ -56,6 +56,9 @@ need not be stored in between."""
 BULK_SLOTS = 4
 """Bulk activities that one worker runs at a time. They share one rate, so that more of them would do no more."""
 
+ENDING = 8.0
+"""Seconds that workers get to end beside the time of their attempts. One whose pollers fail meanwhile never does."""
+
 BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
@@ -157,8 +160,9 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         ) as webhooks,
     ):
         Vault(settings)  # keys that cannot be read are told before Temporal is asked for
-        client = await connect(metrics_address=settings.metrics_address)
-        await check_namespace(client)
+        client = await _connect_unless(stop, settings)
+        if client is None:
+            return
         in_progress = InProgress(settings.max_deliveries)
         bulk = bulk_activities(client, pool, settings)
         workers = [
@@ -174,6 +178,28 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             overdue.cancel()
 
 
+async def _connect_unless(stop: asyncio.Event, settings: Settings) -> Client | None:
+    """Connect to Temporal, which one that says nothing draws out to half a minute; None when `stop` is set first.
+
+    Raises:
+        SettingsError, SetupError, UnavailableError, RPCError: See `connect` and `check_namespace`.
+    """
+    connecting = asyncio.create_task(_connect(settings))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([connecting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        return connecting.result() if connecting.done() else None
+    finally:
+        connecting.cancel()
+        stopping.cancel()
+
+
+async def _connect(settings: Settings) -> Client:
+    client = await connect(metrics_address=settings.metrics_address)
+    await check_namespace(client)
+    return client
+
+
 async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:
     """Run the workers until `stop` is set or one of them ends, then let the attempts in flight finish.
 
@@ -182,6 +208,7 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
 
     Raises:
         Exception: What a worker ended by.
+        RuntimeError: One did not end. Attempts in flight have finished then, too.
     """
     running = [asyncio.create_task(worker.run()) for worker in workers]
     stopping = asyncio.create_task(stop.wait())
@@ -191,16 +218,20 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
         stopping.cancel()
         log.info("stopping", extra={"grace_seconds": grace})
         until = asyncio.get_running_loop().time() + grace
-        await asyncio.gather(
-            *(worker.shutdown() for worker, task in zip(workers, running, strict=True) if not task.done())
-        )
-        ended = await asyncio.gather(*running, return_exceptions=True)
+        stops = [
+            asyncio.create_task(worker.shutdown())
+            for worker, task in zip(workers, running, strict=True)
+            if not task.done()
+        ]
+        _, left = await asyncio.wait([*running, *stops], timeout=grace + ENDING)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(until):
                 await in_progress.drain()
-    for error in ended:
-        if isinstance(error, BaseException):
-            raise error
+    for task in running:
+        if task.done():
+            task.result()
+    if left:
+        raise RuntimeError("a worker did not end in time")
 
 
 async def main() -> int:

@@ -25,11 +25,12 @@ from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 from timemachine.temporal.job_runs import first_run_id
 from timemachine.temporal.visibility import (
     by_status,
-    continued_since_query,
     ended_as,
     ended_since_query,
     ended_state,
+    going_on_since_query,
     listed_when_open,
+    may_go_on,
     still_open_query,
 )
 
@@ -92,7 +93,7 @@ class _Cancel:
         self._jobs = jobs
         self._open = still_open_query(jobs.filter, jobs.at)
         self._ended = ended_since_query(jobs.filter, jobs.at)
-        self._continued = continued_since_query(jobs.filter, jobs.at)
+        self._going_on = going_on_since_query(jobs.filter, jobs.at)
         self._run = BulkRun()
         self._before = CancelProgress()
         self._decided: dict[str, ListedState] = {}
@@ -133,7 +134,7 @@ class _Cancel:
         async for page in self._pages(self._open, PAGE):
             await self._cancel_all([run for run in page if self._is_meant(run)])
             self._run.yield_slot()
-        async for page in self._pages(self._continued, PAGE):
+        async for page in self._pages(self._going_on, PAGE):
             await self._cancel_all(page)
         return self._found
 
@@ -207,7 +208,7 @@ class _Cancel:
             async for page in self._pages(query, COUNTED_AT_ONCE):
                 for run in page:
                     if self._is_meant(run):
-                        outcomes[run.id] = ended_as(run) or await self._continued_state(run)
+                        outcomes[run.id] = await self._outcome(run)
                 self._heartbeat()
         counted = Counter(outcomes.values())
         return CancelProgress(
@@ -218,13 +219,10 @@ class _Cancel:
             stopped=self._jobs.stopped,
         )
 
-    async def _continued_state(self, run: WorkflowExecution) -> ListedState | None:
-        """Return how a job ends that is open still, or has continued as new."""
-        if run.status is WorkflowExecutionStatus.CONTINUED_AS_NEW:
-            latest = await self._latest(run)
-            if latest and (state := ended_as(latest)):
-                return state
-        return self._decided.get(run.id)
+    async def _outcome(self, run: WorkflowExecution) -> ListedState | None:
+        """Return how a job ends; None where it is open and not decided."""
+        latest = await self._latest(run) if may_go_on(run) else run
+        return ended_as(latest or run) or self._decided.get(run.id)
 
     def _heartbeat(self) -> None:
         since = Counter(self._decided.values())

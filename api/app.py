@@ -24,6 +24,7 @@ from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController, Readiness
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
+from api.job_filters import job_filter
 from api.job_lists import CountController, JobListController, JobLists
 from api.jobs import JobController, Jobs
 from api.key_cache import KeyCache
@@ -106,7 +107,10 @@ def create_app(settings: Settings) -> Litestar:
         middleware=[DefineMiddleware(KeyMiddleware)],
         lifespan=[clients],
         dependencies={name: Provide(_from_state(name), sync_to_thread=False) for name in _PARTS}
-        | {"caller": Provide(caller_of, sync_to_thread=False)},
+        | {
+            "caller": Provide(caller_of, sync_to_thread=False),
+            "wanted": Provide(job_filter, sync_to_thread=False),
+        },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},
         plugins=[RawSchema(), StructSchema()],
         openapi_config=_openapi(),

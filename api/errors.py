@@ -136,10 +136,15 @@ def _wrong_parameter(request: Request[object, object, State], field: str, messag
 
 
 def _name_in_query(request: Request[object, object, State], field: str) -> str:
-    """Return what the client calls an argument of a handler."""
-    argument = request.route_handler.parsed_fn_signature.parameters.get(field)
-    given_as = argument.kwarg_definition if argument else None
-    return (given_as.name if isinstance(given_as, QueryParameter) else None) or field
+    """Return what the client calls an argument of a handler, or of what it depends on."""
+    handler = request.route_handler
+    signatures = [handler.parsed_fn_signature]
+    signatures += [needed.parsed_fn_signature for needed in handler.resolve_dependencies().values()]
+    for signature in signatures:
+        argument = signature.parameters.get(field)
+        if argument and isinstance(argument.kwarg_definition, QueryParameter):
+            return argument.kwarg_definition.name or field
+    return field
 
 
 def _response(status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response[ErrorBody]:

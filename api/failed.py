@@ -9,8 +9,9 @@ from temporalio.client import Client, WorkflowExecution
 
 from api.authentication import requires
 from api.errors import refusals
+from api.job_filters import InCollection, OfRoute
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor
-from api.parameters import Db, InCollection, OfRoute
+from api.parameters import Db
 from api.schemas import FailedJobOut, FailedPage
 from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedState

@@ -2,22 +2,21 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated
 
 from litestar import Controller, get
 from litestar.di import NamedDependency
-from litestar.params import QueryParameter
 from msgspec import UNSET
+from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.authentication import requires
 from api.errors import refusals
-from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor, time_parameter
-from api.parameters import Db, InCollection, OfRoute
-from api.schemas import CountsOut, DueCounts, JobListed, JobsPage, StateCounts, name_schema
+from api.job_filters import InCollection, WithPrefix
+from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor
+from api.schemas import CountsOut, DueCounts, JobListed, JobsPage, StateCounts
 from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
-from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_NAME, to_ms
+from timemachine.domain.jobs import to_ms
 from timemachine.domain.keys import Role
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
@@ -29,28 +28,6 @@ COUNTS_KEPT = 10.0
 
 MAX_COUNTS_KEPT = 1000
 """Filters whose counts are kept at most; the oldest ones are dropped."""
-
-InState = Annotated[ListedState | None, QueryParameter(name="state", description="Only jobs in this state.")]
-WithLabel = Annotated[
-    str | None,
-    QueryParameter(description="Only jobs with this label.", schema_extra={"min_length": 1, "max_length": MAX_LABEL}),
-]
-WithPrefix = Annotated[
-    str | None,
-    QueryParameter(
-        description="Only jobs whose id begins with this. It needs a collection.", schema_extra=name_schema(MAX_JOB_ID)
-    ),
-]
-DueFrom = Annotated[
-    int | None, time_parameter("Only jobs that are due at this time or later, in milliseconds since the epoch.")
-]
-DueTo = Annotated[
-    int | None, time_parameter("Only jobs that are due before this time, in milliseconds since the epoch.")
-]
-CreatedBy = Annotated[
-    str | None,
-    QueryParameter(description="Only jobs that the API key with this id created.", schema_extra=name_schema(MAX_NAME)),
-]
 
 
 class JobLists:
@@ -140,14 +117,8 @@ class JobListController(Controller):
     )
     async def of_db(
         self,
-        db: Db,
+        wanted: NamedDependency[JobFilter],
         job_lists: NamedDependency[JobLists],
-        in_state: InState = None,
-        route: OfRoute = None,
-        label: WithLabel = None,
-        due_from: DueFrom = None,
-        due_to: DueTo = None,
-        created_by: CreatedBy = None,
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> JobsPage:
@@ -156,9 +127,6 @@ class JobListController(Controller):
         A job is listed if it meets all filters. One that has just been created, changed or ended may be listed as it
         was a moment before.
         """
-        wanted = JobFilter(
-            db=db, state=in_state, route=route, label=label, due_from=due_from, due_to=due_to, created_by=created_by
-        )
         return await job_lists.page(wanted, limit, cursor)
 
 
@@ -176,30 +144,13 @@ class CountController(Controller):
     )
     async def count(
         self,
-        db: Db,
+        wanted: NamedDependency[JobFilter],
         job_lists: NamedDependency[JobLists],
         collection: InCollection = None,
-        in_state: InState = None,
-        route: OfRoute = None,
-        label: WithLabel = None,
         id_prefix: WithPrefix = None,
-        due_from: DueFrom = None,
-        due_to: DueTo = None,
-        created_by: CreatedBy = None,
     ) -> CountsOut:
         """Count the jobs of a db by state, and those that are due soon. The answer may be up to 10 seconds old.
 
         It takes the filters of the lists. An ended job that was created again counts twice.
         """
-        wanted = JobFilter(
-            db=db,
-            collection=collection,
-            state=in_state,
-            route=route,
-            label=label,
-            id_prefix=id_prefix,
-            due_from=due_from,
-            due_to=due_to,
-            created_by=created_by,
-        )
-        return await job_lists.counts(wanted)
+        return await job_lists.counts(replace(wanted, collection=collection, id_prefix=id_prefix))

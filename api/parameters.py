@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from litestar.params import PathParameter, QueryParameter
+from litestar.params import PathParameter
 
 from api.schemas import name_schema
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME
@@ -22,7 +22,3 @@ JobIdInPath = Annotated[
 RouteIdInPath = Annotated[
     str, PathParameter(schema_extra=name_schema(MAX_NAME), description="The route's id, within its db.")
 ]
-
-_NAME = name_schema(MAX_NAME)
-OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
-InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]

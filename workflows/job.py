@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain.delivery import AttemptsMade, Delivery
     from timemachine.domain.jobs import Job, from_ms, message_id, to_ms
     from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
-    from timemachine.domain.releases import HOLD_CHECKS
+    from timemachine.domain.releases import HOLD_CHECKS, release_window
     from timemachine.domain.wake import ContinuedRun
     from timemachine.temporal.search_attributes import IS_HELD, LABELS, ROUTE, TRIGGER_TIME
     from workflows.job_before_ledger import JobBeforeLedger
@@ -139,12 +139,15 @@ class JobWorkflow(JobBeforeLedger):
 
     @workflow.signal(name=stored_names.RELEASE_JOB)
     def release(self, spread: float) -> None:
-        """Release a held job, at a moment of its own within `spread` seconds. One that is not held ignores it.
+        """Release a held job, at a moment of its own within `spread` seconds, and in time for its deadline.
 
-        One that was released before keeps its moment, unless that lies beyond these seconds.
+        One that is not held ignores it. One that was released before keeps its moment, unless that lies beyond these
+        seconds.
         """
-        if self._release_at is None or self._release_at > workflow.now() + timedelta(seconds=spread):
-            self._release_at = workflow.now() + timedelta(seconds=workflow.random().uniform(0, spread))
+        window = release_window(self._job, workflow.now(), spread)
+        if self._release_at is None or self._release_at > workflow.now() + window:
+            moment = workflow.random().uniform(0, window.total_seconds())
+            self._release_at = workflow.now() + timedelta(seconds=moment)
 
     @property
     def _delivery(self) -> Delivery:

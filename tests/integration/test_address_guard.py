@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import psutil
 import pytest
 import trustme
 from msgspec.structs import replace
@@ -29,7 +30,7 @@ from timemachine.domain.errors import BlockedAddressError, NoAnswerError, OwnFau
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
-from timemachine.webhooks.dns import SystemResolver
+from timemachine.webhooks.dns import ALONE, SystemResolver
 from timemachine.webhooks.network import Connector
 from worker import create_worker
 
@@ -365,6 +366,41 @@ async def test_a_malformed_answer_costs_no_other_name_its_own(names: DnsServer) 
         assert await resolve(NAME) == [PUBLIC]
         assert names.looked_up(NAME) > 1
         for task in others:
+            task.cancel()
+
+
+async def test_malformed_answers_that_do_not_cease_cost_a_slow_name_nothing(names: DnsServer) -> None:
+    """They come more often than it can be answered for in between."""
+    names.says(NAME, [PUBLIC])
+    names.delays = {NAME: 0.4}
+    names.malformed_about = "malformed.test"
+
+    async def ask_again_and_again(resolve: SystemResolver, name: str) -> None:
+        while True:
+            with suppress(OSError):
+                await resolve(name)
+            await asyncio.sleep(random.uniform(0, 0.2))
+
+    async with resolving(names) as resolve:
+        others = [asyncio.create_task(ask_again_and_again(resolve, f"{number}.malformed.test")) for number in range(20)]
+        for _ in range(3):
+            assert await resolve(NAME) == [PUBLIC]
+        for task in others:
+            task.cancel()
+
+
+async def test_of_many_names_that_a_malformed_answer_breaks_off_not_all_get_a_thread(names: DnsServer) -> None:
+    names.silent_about = "dead.test"
+    names.malformed_about = "malformed.test"
+    async with resolving(names) as resolve:
+        threads = psutil.Process().num_threads()
+        waiting = [asyncio.create_task(resolve(f"{number}.dead.test")) for number in range(100)]
+        while len(names.queries) < len(waiting):
+            await asyncio.sleep(0)
+        with pytest.raises(OSError, match=r"."):
+            await resolve("malformed.test")
+        assert psutil.Process().num_threads() <= threads + 1 + ALONE
+        for task in waiting:
             task.cancel()
 
 

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
+from temporalio.api.common.v1 import WorkflowExecution as Execution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 from temporalio.testing import ActivityEnvironment
 
@@ -357,6 +359,46 @@ async def test_a_job_that_has_continued_as_new_meanwhile_is_cancelled(
     assert progress == CancelProgress(matched=2, cancelled=1, delivered=1)
     assert await state_of(cut, there) == "cancelled"
     assert await state_of(cut, later) == "scheduled"
+
+
+async def reset(client: Client, job: WorkflowHandle[Any, Any]) -> None:
+    """Have a job go on as another run from its first workflow task on, as an operator can."""
+    run = await job.describe()
+    tasks = [
+        event.event_id
+        async for event in job.fetch_history_events()
+        if event.HasField("workflow_task_completed_event_attributes")
+    ]
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=Execution(workflow_id=run.id, run_id=run.run_id),
+            workflow_task_finish_event_id=tasks[0],
+            request_id=uuid.uuid4().hex,
+        )
+    )
+
+
+async def test_a_job_that_an_operator_has_reset_meanwhile_is_cancelled_and_one_that_was_terminated_is_counted(
+    service: Service, client: Client, settings: Settings
+) -> None:
+    """Both runs are terminated, and the reset one goes on as another."""
+    ids = [await service.create(3600, labels=[LABEL]) for _ in range(4)]
+    jobs = [client.get_workflow_handle(f"{service.db}/c/{job_id}") for job_id in ids]
+    for job_id in ids:
+        assert (await service.change(job_id, 3600, labels=[LABEL])).status_code == 200
+    await until_counted(service, 4, label=LABEL)
+    at = datetime.now(UTC)
+    await reset(client, jobs[0])
+    await jobs[1].terminate()
+    await jobs[2].terminate()
+    await service.create(3600, job_id=ids[2], labels=[LABEL])
+    await until_counted(service, 3, label=LABEL)
+
+    progress = await cancel_as_of(at, client, settings, service)
+
+    assert progress == CancelProgress(matched=4, cancelled=4)
+    assert [await state_of(service, job_id) for job_id in ids] == ["cancelled", "cancelled", "scheduled", "cancelled"]
 
 
 async def test_an_attempt_that_was_lost_with_its_worker_is_counted_as_failed(

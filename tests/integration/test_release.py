@@ -1,6 +1,7 @@
 """The release of the jobs that a paused route has held."""
 
 import asyncio
+from typing import Any
 
 from temporalio.client import Client
 
@@ -114,15 +115,31 @@ async def test_a_release_leaves_the_jobs_of_other_routes_held(
     assert await held_count(client, other) == 2
 
 
+async def until_released(service: Service, job_id: str) -> Any:
+    """Return a job once it waits for its moment."""
+    return await eventually(lambda: service.find(job_id), lambda job: "next_attempt_time" in job)
+
+
 async def told_to_wait(service: Service, client: Client) -> str:
     """Return a job that was released to some moment within a day."""
     (job_id,) = await hold(service, client, 1)
     await resume(service, spread=86_400)
-    job = await eventually(lambda: service.find(job_id), lambda job: "next_attempt_time" in job)
+    job = await until_released(service, job_id)
     assert "held" not in job
     assert job["state"] == "scheduled"
     assert now_ms() < job["next_attempt_time"] < now_ms(86_401)
     return job_id
+
+
+async def test_a_spread_does_not_reach_beyond_a_job_s_deadline(service: Service, client: Client) -> None:
+    """Such a job would fail without an attempt, though its route is open again."""
+    deadline = now_ms(120)
+    ids = await hold(service, client, 4, deadline=deadline)
+
+    await resume(service, spread=86_400)
+
+    moments = [(await until_released(service, job_id))["next_attempt_time"] for job_id in ids]
+    assert max(moments) <= deadline - 10_000
 
 
 async def test_a_job_that_waits_for_its_moment_can_be_moved(

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from temporalio.client import (
     Client,
     Schedule,
     ScheduleActionExecutionStartWorkflow,
     ScheduleActionStartWorkflow,
+    ScheduleDescription,
     ScheduleHandle,
 )
 from temporalio.testing import ActivityEnvironment
@@ -19,6 +21,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.retention import BATCH, Retention
 from tests.support.service import new_id
 from tests.support.waiting import eventually
+from timemachine.domain.errors import SlowStatementError
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.retention import Cleaned
 from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
@@ -164,6 +167,24 @@ async def test_what_cannot_be_removed_does_not_keep_the_rest(
         assert not await postgres.fetchval("SELECT count(*) FROM delivery_ledger WHERE run_id = $1", db)
 
 
+async def test_a_wait_for_a_connection_does_not_hide_that_a_batch_is_too_large(
+    settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for an outage, it would be tried again with as many rows, for as long as the pool is busy."""
+    monkeypatch.setattr("timemachine.postgres.pool.STATEMENT_TIMEOUT", 1)
+    monkeypatch.setattr("timemachine.postgres.pool.ANSWER_LIMIT", 1.2)
+    await fill(settings, db, 1, timedelta(days=400))
+
+    async with slow_deletes(settings, db, 5), open_pool(replace(settings, postgres_pool_size=1)) as pool:
+        async with connection(pool):
+            removing = asyncio.create_task(AttemptLog(pool).remove_before(datetime.now(UTC) - timedelta(days=399), 9))
+            await asyncio.sleep(0.7)
+        with pytest.raises(SlowStatementError):
+            await removing
+
+    await clean(settings)
+
+
 async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db: str) -> None:
     await fill(settings, db, 5, timedelta(days=400))
     admin = await asyncpg.connect(settings.postgres_dsn)
@@ -216,8 +237,13 @@ async def test_the_clean_up_is_scheduled_once_however_often_it_is_set_up(
 ) -> None:
     await asyncio.gather(*(ensure_schedules(client, task_queue="old") for _ in range(2)))
     handle = client.get_schedule_handle(CLEAN_ATTEMPTS_SCHEDULE)
-    await handle.pause(note="by an operator")
-    await until(handle, lambda schedule: schedule.state.paused)
+
+    async def pause() -> ScheduleDescription:
+        # Temporal may take up a pause before an update that was sent earlier, which then takes it back.
+        await handle.pause(note="by an operator")
+        return await handle.describe()
+
+    await eventually(pause, lambda described: described.schedule.state.paused)
 
     await ensure_schedules(client, task_queue=settings.task_queue)
 

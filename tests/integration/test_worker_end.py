@@ -19,6 +19,7 @@ from tests.conftest import serving
 from tests.support.job_histories import wait_for_event
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service
+from tests.support.waiting import eventually
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient
@@ -28,10 +29,10 @@ from worker import bulk_activities, create_bulk_worker, create_worker, run, work
 class Program:
     """What `worker.py` runs, with an API, and how it is broken."""
 
-    def __init__(self, service: Service, workers: list[Worker], in_progress: InProgress) -> None:
+    def __init__(self, service: Service, workers: list[Worker], in_progress: InProgress, grace: float) -> None:
         self.service, self.workers = service, workers
         self.stop = asyncio.Event()
-        self.end = asyncio.create_task(work(workers, in_progress, self.stop, grace=30))
+        self.end = asyncio.create_task(work(workers, in_progress, self.stop, grace=grace))
 
     def break_down(self, number: int) -> None:
         """Let one of the workers find out that it cannot go on, as the SDK itself tells it to."""
@@ -42,11 +43,18 @@ class Program:
 
 @pytest.fixture
 async def program(
-    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    settings: Settings,
+    client: Client,
+    temporal: Temporal,
+    receiver: Receiver,
+    db: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Program]:
     """A worker's whole program on task queues of its own."""
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
-    own = replace(settings, task_queue=f"end-{uuid.uuid4().hex}", shutdown_grace=30)
+    grace = getattr(request, "param", 30)
+    own = replace(settings, task_queue=f"end-{uuid.uuid4().hex}", shutdown_grace=grace)
     async with AsyncExitStack() as opened:
         pool = await opened.enter_async_context(open_pool(own))
         webhooks = await opened.enter_async_context(
@@ -60,10 +68,10 @@ async def program(
             create_worker(client, pool, webhooks, own, in_progress, bulk),
             create_bulk_worker(client, bulk, own),
         ]
-        program = Program(service, workers, in_progress)
+        program = Program(service, workers, in_progress, grace)
         yield program
         program.stop.set()
-        await asyncio.wait([program.end])
+        await asyncio.wait([program.end], timeout=60)
 
 
 @pytest.mark.parametrize("broken", [0, 1], ids=["deliveries", "bulk"])
@@ -97,6 +105,36 @@ async def test_attempts_in_flight_end_before_the_worker_does(
     assert len(receiver.of(job_id)) == 1 + fails_before
 
 
+@pytest.mark.parametrize("program", [5], indirect=True, ids=["short grace"])
+async def test_a_worker_that_breaks_while_it_is_stopped_does_not_keep_the_program(
+    program: Program, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK waits for ever then: the program would neither work nor end, and nobody would start another one."""
+    monkeypatch.setattr("worker.ENDING", 1)
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = slow
+    job_id = await program.service.create(0)
+    await receiver.wait_for(job_id)
+    await wait_for_event(client, program.service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+
+    program.stop.set()
+    await asyncio.sleep(0.5)  # they are being stopped
+    program.break_down(0)
+    answered.set()
+
+    done, _ = await asyncio.wait([program.end], timeout=30)
+    assert done
+    with pytest.raises(RuntimeError, match="did not end in time"):
+        await program.end
+    answer = await program.service.api.get(f"{program.service.jobs}/{job_id}/attempts")
+    assert answer.json()["attempts"][0]["kind"] == "taken"
+
+
 async def test_a_stop_that_is_asked_for_is_no_error(program: Program) -> None:
     await asyncio.sleep(0.1)  # whether its workers have started by then makes no difference
     program.stop.set()
@@ -112,10 +150,35 @@ async def test_attempts_get_the_time_that_is_set(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stop = asyncio.Event()
-    stop.set()
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
     with caplog.at_level("INFO", "worker"):
-        await run(replace(settings, task_queue=f"grace-{uuid.uuid4().hex}", shutdown_grace=77), stop)
+        own = replace(settings, task_queue=f"grace-{uuid.uuid4().hex}", shutdown_grace=77)
+        running = asyncio.create_task(run(own, stop))
+        await eventually(lambda: any_logged(caplog, "working"))
+        stop.set()
+        await running
 
     assert [vars(record)["grace_seconds"] for record in caplog.records if record.message == "stopping"] == [77]
     assert [worker.config()["graceful_shutdown_timeout"] for worker in program.workers] == [timedelta(seconds=30)] * 2
+
+
+async def any_logged(caplog: pytest.LogCaptureFixture, message: str) -> bool:
+    return any(record.message == message for record in caplog.records)
+
+
+async def test_a_stop_is_heeded_while_temporal_takes_the_connection_and_says_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connected, stop = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await stop.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        running = asyncio.create_task(run(settings, stop))
+        await connected.wait()
+        stop.set()
+        await running

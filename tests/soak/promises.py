@@ -10,6 +10,9 @@ from tests.soak.story import ENDED, NO_SUCH_JOB, TOO_LATE, Call, Story
 TOLD_AFTER_MS = 500
 """How long after an answer a worker may still be about to write it down: a kill within counts as a cut attempt."""
 
+ANSWERED_WELL = (200, 202, 429, 503)
+"""Done, begun, or put off."""
+
 Check = Callable[[Story, Sequence[Arrival]], Iterator[str]]
 
 
@@ -75,7 +78,7 @@ def is_created(story: Story) -> bool:
 
 def answers_make_sense(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
     for call in story.calls:
-        if call.status not in (200, 429, 503) and call.code not in _allowed_codes(story, call):
+        if call.status not in ANSWERED_WELL and call.code not in _allowed_codes(story, call):
             yield f"{call.method} was answered {call.status or 'nothing'} {call.code or ''} {call.text}"
 
 

@@ -23,6 +23,9 @@ def now_ms(plus: float = 0) -> int:
     return int((time.time() + plus) * 1000)
 
 
+BATCH = 1000
+"""Jobs that are created by one request."""
+
 TEXT_KEPT = 200
 """Characters of an answer that are kept for people."""
 
@@ -106,6 +109,32 @@ class Callers:
     async def create(self, story: Story, trigger_time: int, *, api: int = 0, pad: str = "") -> Call:
         call = Call(method="POST", api=api, sent_ms=now_ms(), version=0, trigger_time=trigger_time)
         return await self._send(story, call, f"/job/{story.db}/c", {"id": story.id} | _body(story, call, pad))
+
+    async def create_many(self, stories: Sequence[Story], trigger_times: Sequence[int], *, label: str) -> None:
+        """Create jobs with a label, batch by batch, each of which is repeated until all of its jobs are there."""
+        for begin in range(0, len(stories), BATCH):
+            jobs = list(zip(stories, trigger_times, strict=True))[begin : begin + BATCH]
+            until = time.monotonic() + 60
+            while not await self._create_batch(jobs, label):
+                assert time.monotonic() < until, "a batch was not created"
+
+    async def _create_batch(self, jobs: Sequence[tuple[Story, int]], label: str) -> bool:
+        calls = [Call(method="POST", api=0, sent_ms=now_ms(), version=0, trigger_time=time) for _, time in jobs]
+        body = [
+            {"id": story.id, "labels": [label]} | _body(story, call, "")
+            for (story, _), call in zip(jobs, calls, strict=True)
+        ]
+        answer = await self.clients[0].post(f"/batch/{jobs[0][0].db}/c", json=body)
+        results = answer.raise_for_status().json()["results"]
+        for (story, _), call, result in zip(jobs, calls, results, strict=True):
+            call.done_ms, call.text = now_ms(), str(result)
+            call.status = 200 if result["status"] in ("created", "unchanged") else 503
+            story.calls.append(call)
+        return all(call.took for call in calls)
+
+    def note_cancel(self, story: Story, answer: httpx.Response) -> None:
+        """Note that a cancel of many was begun which means this job, too."""
+        story.calls.append(Call(method="DELETE", api=0, sent_ms=now_ms(), done_ms=now_ms(), status=answer.status_code))
 
     async def change(self, story: Story, version: int, trigger_time: int, *, api: int = 0, pad: str = "") -> Call:
         call = Call(method="PUT", api=api, sent_ms=now_ms(), version=version, trigger_time=trigger_time)

@@ -35,9 +35,9 @@ async def held_count(client: Client, service: Service) -> int:
     return (await client.count_workflows(query)).count
 
 
-async def hold(service: Service, client: Client, count: int) -> list[str]:
+async def hold(service: Service, client: Client, count: int, **fields: Any) -> list[str]:
     """Pause the route and return jobs that it holds."""
     assert (await service.api.post(f"/route/{service.db}/{ROUTE}/pause")).status_code == 200
-    ids = [await service.create(0) for _ in range(count)]
+    ids = [await service.create(0, **fields) for _ in range(count)]
     await eventually(lambda: held_count(client, service), lambda held: held >= count)
     return ids

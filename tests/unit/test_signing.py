@@ -1,6 +1,7 @@
 """Our signatures, against the specification's own example and the library that receivers use."""
 
 import base64
+import hashlib
 import html
 import json
 import time
@@ -100,13 +101,26 @@ SECRET = bytes(range(7, 250, 8))[:24] + b"\xff\xfe\xfb\xef"
         "\r\n\t".join(encode_secret(SECRET)),
         SECRET.hex(),
         SECRET.hex(" ").upper(),
+        SECRET.hex(":"),
+        *(base64.b64encode(("x" * before + encode_secret(SECRET)).encode()).decode() for before in range(3)),
+        base64.encodebytes(("x" * 50 + encode_secret(SECRET)).encode()).decode(),
+        base64.b64encode(base64.b64encode(SECRET)).decode(),
+        encode_secret(SECRET)[:28],
+        "...".join((encode_secret(SECRET)[:25], encode_secret(SECRET)[25:])),
+        json.dumps("\n".join((encode_secret(SECRET)[:25], encode_secret(SECRET)[25:]))),
+        "\0".join(encode_secret(SECRET)),
     ],
 )
 def test_a_secret_is_found_in_what_repeats_it(echo: str) -> None:
     assert repeats_secret(f"<p>WEBHOOK_SECRET={echo}</p>".encode(), (b"another secret", SECRET))
 
 
-@given(text=BODIES, secret=st.binary(min_size=32, max_size=32))
+@pytest.mark.parametrize("shown", ["whsec_", encode_secret(SECRET)[:12], "whsec_..." + encode_secret(SECRET)[-8:]])
+def test_a_hint_at_a_secret_is_none(shown: str) -> None:
+    assert not repeats_secret(f"signed with {shown}".encode(), (SECRET,))
+
+
+@given(text=BODIES, secret=st.binary().map(lambda seed: hashlib.sha256(seed).digest()))
 def test_no_secret_is_found_where_there_is_none(text: bytes, secret: bytes) -> None:
     assert not repeats_secret(text, (secret,))
     assert not repeats_secret(text, ())

@@ -1,9 +1,10 @@
 """The release of the jobs that a paused or disabled route has held."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
+from timemachine.domain.jobs import Job, from_ms
 from timemachine.domain.operations import Counts, OperationKey, OperationKind
 
 HOLD_CHECKS = (
@@ -15,6 +16,17 @@ HOLD_CHECKS = (
 )
 """Times after which a held job checks its route by itself, the last one for ever. It may have been held just as the
 others were released, and a missed signal must not lose it."""
+
+BEFORE_DEADLINE = timedelta(seconds=10)
+"""Time that a released job has for its first attempt, if it has a deadline."""
+
+
+def release_window(job: Job, now: datetime, spread: float) -> timedelta:
+    """Return the time within which a held job is released: `spread` seconds, or less in time for its deadline."""
+    asked = timedelta(seconds=spread)
+    if job.deadline is None:
+        return asked
+    return max(timedelta(0), min(asked, from_ms(job.deadline) - BEFORE_DEADLINE - now))
 
 
 class ReleaseHeld(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,10 +4,15 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
+
+PART = 10
+"""Letters and digits in a row, of a secret, that no text has by chance."""
+
+_SEPARATORS = bytes(set(range(256)) - set(b"abcdefghijklmnopqrstuvwxyz0123456789"))
 
 
 def encode_secret(secret: bytes) -> str:
@@ -32,14 +37,20 @@ def signatures(secrets: tuple[bytes, ...], message_id: str, timestamp: int, body
 
 
 def repeats_secret(text: bytes, secrets: Iterable[bytes]) -> bool:
-    """Return whether a text holds one of the secrets, in hex or as its owner sees it, however escaped or wrapped.
+    """Return whether a text holds a part of one of the secrets: as its owner sees it, in hex, or in base64 once more.
 
-    Escapes leave letters and digits as they are, so that the longest run of them is looked for.
+    It may be escaped, wrapped, cut short, or in other case: escapes leave letters and digits as they are, so that
+    `PART` of those in a row are looked for.
     """
-    searched = b"".join(text.split()).lower()
-    return any(run in searched for secret in secrets for run in (secret.hex().encode(), _longest_run(secret)))
+    searched = text.lower().translate(None, delete=_SEPARATORS)
+    return any(part in searched for secret in secrets for part in _parts(secret))
 
 
-def _longest_run(secret: bytes) -> bytes:
-    runs: list[bytes] = re.findall(rb"[a-z0-9]+", base64.b64encode(secret).lower())
-    return max(runs, key=len)
+def _parts(secret: bytes) -> Iterator[bytes]:
+    shown = base64.b64encode(secret)
+    # A text may be put into base64 from any of three places on.
+    hidden = (base64.b64encode(shown[start:][: (len(shown) - start) // 3 * 3]) for start in range(3))
+    for form in (shown, secret.hex().encode(), *hidden):
+        runs: list[bytes] = re.findall(rb"[a-z0-9]+", form.lower())
+        whole = [run[at : at + PART] for run in runs for at in range(0, len(run) - PART + 1, PART)]
+        yield from whole or [max(runs, key=len)]

@@ -125,15 +125,18 @@ _AWAY = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientEr
 
 
 @asynccontextmanager
-async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+async def connection(pool: asyncpg.Pool, *, longer_by: float = 0.0) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
     """Acquire a connection, with every way in which Postgres can be away made one error, and its reason logged.
+
+    Args:
+        longer_by: Seconds to wait beyond `ANSWER_LIMIT`, where nobody waits for the answer.
 
     Raises:
         UnavailableError: Postgres is away. The message is the same whatever the reason, which may name machines and
             users.
     """
     try:
-        async with asyncio.timeout(ANSWER_LIMIT), pool.acquire() as acquired:
+        async with asyncio.timeout(ANSWER_LIMIT + longer_by), pool.acquire() as acquired:
             yield acquired
     except (*_AWAY, *_PASSING) as error:
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
@@ -150,7 +153,8 @@ async def delete(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
         SlowStatementError: It took too long; nothing was removed.
         UnavailableError: Postgres does not answer.
     """
-    async with connection(pool) as postgres:
+    # A busy pool must not take the statement's time, or nobody could tell that it is the statement that is too slow.
+    async with connection(pool, longer_by=STATEMENT_TIMEOUT) as postgres:
         try:
             done: str = await postgres.execute(statement, *arguments)
         except (TimeoutError, asyncpg.QueryCanceledError) as error:

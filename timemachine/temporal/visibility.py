@@ -128,9 +128,9 @@ def ended_since_query(wanted: JobFilter, at: datetime) -> str:
     return _all(*_job_parts(wanted), ended, _started_until(at), f"CloseTime >= {_exact(at)}")
 
 
-def continued_since_query(wanted: JobFilter, at: datetime) -> str:
-    """Return the query that finds those of `ended_since_query` that have continued as new."""
-    return _all(ended_since_query(wanted, at), "ExecutionStatus = 'ContinuedAsNew'")
+def going_on_since_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds those of `ended_since_query` that may go on as another run; see `may_go_on`."""
+    return _all(ended_since_query(wanted, at), "ExecutionStatus IN ('ContinuedAsNew', 'Terminated')")
 
 
 def by_status(query: str) -> str:
@@ -227,6 +227,11 @@ def listed_when_open(run: WorkflowExecution, at: datetime) -> ListedJob:
 def ended_as(run: WorkflowExecution) -> ListedState | None:
     """Return the state of a run that has ended; None for one that has not, or has continued as new."""
     return _ENDED_AS.get(run.status) if run.status else None
+
+
+def may_go_on(run: WorkflowExecution) -> bool:
+    """Return whether a job may go on as another run: this one has continued as new, or an operator has reset it."""
+    return run.status in (WorkflowExecutionStatus.CONTINUED_AS_NEW, WorkflowExecutionStatus.TERMINATED)
 
 
 def _state(run: WorkflowExecution, trigger_time: int, now: int) -> ListedState:

@@ -17,8 +17,11 @@ TRIES = 8
 """How often a name server is asked for a name. The first tries are short where it answered other names fast, so that
 fewer would end before a name whose own name servers are slow is found. All of them take over 20 s."""
 
+ALONE = 16
+"""Look-ups at a time that share nothing with others. Each costs a thread, and some descriptors."""
+
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-"""Seconds, a half more or less, after which a name is asked for again of which a malformed answer came."""
+"""Seconds, a half more or less, after which a name is asked for again that cannot be looked up alone: too many are."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
@@ -27,14 +30,16 @@ Resolve = Callable[[str], Awaitable[Sequence[str]]]
 class SystemResolver:
     """Looks names up in the hosts file and at the name servers that the system is told to use.
 
-    It holds no thread while it waits, so no look-up waits for another, however many name servers do not answer. A name
+    One thread waits for all of them, so no look-up waits for another, however many name servers do not answer. A name
     is looked up once at a time.
     """
 
     def __init__(self, name_servers: Sequence[str] | None = None) -> None:
         """Take the `address:port` of the name servers, if they are not the system's."""
         self._name_servers = name_servers
-        self._resolver: aiodns.DNSResolver | None = None
+        self._shared: aiodns.DNSResolver | None = None
+        self._resolvers = set[aiodns.DNSResolver]()
+        self._alone = asyncio.Semaphore(ALONE)
         self._running: dict[str, asyncio.Future[list[str]]] = {}
 
     async def __call__(self, host: str) -> list[str]:
@@ -52,35 +57,55 @@ class SystemResolver:
 
     async def aclose(self) -> None:
         """End every look-up."""
-        if self._resolver:
-            await self._resolver.close()
+        for resolver in list(self._resolvers):
+            await resolver.close()
 
     async def _look_up(self, host: str) -> list[str]:
+        self._shared = self._shared or self._open()
         try:
-            self._resolver = self._resolver or aiodns.DNSResolver(self._name_servers, tries=TRIES)
-        except Exception as error:  # whatever the library has found lacking here
-            raise OwnFaultError(f"names cannot be looked up here: {error}") from error
-        try:
-            return await self._ask(self._resolver, host)
+            return await self._ask(self._shared, host)
         except aiodns.error.DNSError as error:
             code, reason = error.args
-            if code in _OUR_DNS_FAULTS and not await self._is_answered(self._resolver):
+            if code in _OUR_DNS_FAULTS and not await self._is_answered(self._shared):
                 raise OwnFaultError(f"no name server can be asked: {reason}") from error
             raise OSError(reason) from error
 
-    async def _ask(self, resolver: aiodns.DNSResolver, host: str) -> list[str]:
-        """Look a name up, and again when a malformed answer came: that breaks off all look-ups on its socket."""
+    def _open(self) -> aiodns.DNSResolver:
+        try:
+            resolver = aiodns.DNSResolver(self._name_servers, tries=TRIES)
+        except Exception as error:  # whatever the library has found lacking here
+            raise OwnFaultError(f"names cannot be looked up here: {error}") from error
+        self._resolvers.add(resolver)
+        return resolver
+
+    async def _ask(self, shared: aiodns.DNSResolver, host: str) -> list[str]:
+        """Look a name up. A malformed answer, to whatever name, breaks off all look-ups on its socket.
+
+        So the name is asked for once more on a socket of its own, where only its own answers count.
+        """
         pauses = iter(PAUSES)
         while True:
             try:
-                found = await resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+                return await _addresses(shared, host)
             except aiodns.error.DNSError as error:
-                pause = next(pauses, None)
-                if error.args[0] != dns.ARES_EBADRESP or pause is None:
+                if error.args[0] != dns.ARES_EBADRESP:
                     raise
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
-            else:
-                return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
+                malformed = error
+            if not self._alone.locked():
+                return await self._ask_alone(host)
+            pause = next(pauses, None)
+            if pause is None:
+                raise malformed
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
+
+    async def _ask_alone(self, host: str) -> list[str]:
+        async with self._alone:
+            resolver = self._open()
+            try:
+                return await _addresses(resolver, host)
+            finally:
+                self._resolvers.remove(resolver)
+                await resolver.close()
 
     async def _is_answered(self, resolver: aiodns.DNSResolver) -> bool:
         """Return whether a name server can be asked, though not for all: it may not take a long answer's connection.
@@ -97,3 +122,8 @@ class SystemResolver:
         del self._running[host]
         if not looked.cancelled():
             looked.exception()  # nobody may be left to hear of it
+
+
+async def _addresses(resolver: aiodns.DNSResolver, host: str) -> list[str]:
+    found = await resolver.getaddrinfo(host, family=socket.AF_UNSPEC, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(node.addr[0].decode("ascii") for node in found.nodes))
