@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
@@ -26,6 +27,7 @@ IN_GAMES = (
     "(TimemachineCollection = 'arena/g' OR (TimemachineCollection IS NULL AND WorkflowId STARTS_WITH 'arena/g/'))"
 )
 RUNNING, NOT_HELD = "ExecutionStatus = 'Running'", "(TimemachineHeld IS NULL OR TimemachineHeld = false)"
+NOT_CLOSED = "NOT CloseTime < '9000-01-01T00:00:00.000+00:00'"
 
 ASKING = {"list_workflows", "count_workflows"}
 
@@ -108,17 +110,24 @@ def test_a_query_that_is_made_elsewhere_is_seen(call: str) -> None:
         (JobFilter(db="arena"), f"WorkflowType = 'Job' AND {IN_ARENA} AND ExecutionStatus != 'ContinuedAsNew'"),
         (
             JobFilter(db="arena", state=ListedState.SCHEDULED),
-            f"WorkflowType = 'Job' AND {IN_ARENA} AND {RUNNING} AND {NOT_HELD} "
-            "AND TimemachineTriggerTime >= '2026-11-26T08:00:00.124+00:00'",
+            f"{NOT_CLOSED} AND WorkflowType = 'Job' AND {IN_ARENA} "
+            f"AND NOT TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00' AND {NOT_HELD} AND {RUNNING}",
+        ),
+        (
+            JobFilter(db="arena", state=ListedState.SCHEDULED, due_from=0, due_to=to_ms(NOW) + 3),
+            f"{NOT_CLOSED} AND WorkflowType = 'Job' AND {IN_ARENA} "
+            "AND TimemachineTriggerTime >= '2026-11-26T08:00:00.124+00:00' "
+            f"AND TimemachineTriggerTime < '2026-11-26T08:00:00.126+00:00' AND {NOT_HELD} AND {RUNNING}",
         ),
         (
             JobFilter(db="arena", state=ListedState.DUE),
-            f"WorkflowType = 'Job' AND {IN_ARENA} AND {RUNNING} AND {NOT_HELD} "
-            "AND TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00'",
+            f"{NOT_CLOSED} AND WorkflowType = 'Job' AND {IN_ARENA} "
+            f"AND TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00' AND {NOT_HELD} AND {RUNNING}",
         ),
         (
             JobFilter(db="arena", route="r", state=ListedState.HELD),
-            f"WorkflowType = 'Job' AND TimemachineRoute = 'arena/r' AND {RUNNING} AND TimemachineHeld = true",
+            f"{NOT_CLOSED} AND WorkflowType = 'Job' AND TimemachineRoute = 'arena/r' "
+            f"AND TimemachineHeld = true AND {RUNNING}",
         ),
         (
             JobFilter(db="arena", collection="g", id_prefix="a_", label="50% é", created_by="k"),
@@ -139,20 +148,28 @@ def test_a_filter_becomes_a_query(wanted: JobFilter, query: str) -> None:
 def test_the_other_queries() -> None:
     arena = JobFilter(db="arena", route="r")
     start = "WorkflowType = 'Job' AND "
+    an_open = f"{NOT_CLOSED} AND {start}"
 
-    assert open_jobs_query(arena, NOW) == f"{start}TimemachineRoute = 'arena/r' AND {RUNNING}"
+    assert open_jobs_query(arena, NOW) == f"{an_open}TimemachineRoute = 'arena/r' AND {RUNNING}"
+    assert open_jobs_query(replace(arena, due_from=0), NOW) == (
+        f"{an_open}TimemachineRoute = 'arena/r' AND NOT TimemachineTriggerTime < '1970-01-01T00:00:00.000+00:00' "
+        f"AND {RUNNING}"
+    )
     assert ended_jobs_query(arena, NOW).endswith("IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')")
     assert status_counts_query(arena) == f"{start}TimemachineRoute = 'arena/r' GROUP BY ExecutionStatus"
     assert held_jobs_query("arena", "r", due_at=None) == (
-        f"{start}TimemachineRoute = 'arena/r' AND {RUNNING} AND TimemachineHeld = true"
+        f"{an_open}TimemachineRoute = 'arena/r' AND TimemachineHeld = true AND {RUNNING}"
     )
     assert held_jobs_query("arena", "r", due_at=NOW) == (
-        f"{start}TimemachineRoute = 'arena/r' AND {RUNNING} "
-        "AND (TimemachineHeld = true OR TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00')"
+        f"{an_open}TimemachineRoute = 'arena/r' "
+        f"AND (TimemachineHeld = true OR TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00') AND {RUNNING}"
     )
-    assert overdue_jobs_query(NOW) == f"{start}{RUNNING} AND TimemachineTriggerTime < '2026-11-26T08:00:00.123+00:00'"
+    assert overdue_jobs_query(NOW) == f"{an_open}TimemachineTriggerTime < '2026-11-26T08:00:00.123+00:00' AND {RUNNING}"
     assert later_runs_query(["a/b/c", "it's"], NOW) == (
         f"{start}StartTime >= '2026-11-26T08:00:00.123+00:00' AND WorkflowId IN ('a/b/c', 'it\\'s')"
+    )
+    assert later_runs_query(["a/b/c"], NOW) == (
+        f"{start}StartTime >= '2026-11-26T08:00:00.123+00:00' AND WorkflowId >= 'a/b/c' AND WorkflowId <= 'a/b/c'"
     )
 
 

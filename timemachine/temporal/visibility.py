@@ -5,7 +5,7 @@ checked with the filter's `includes` before it is shown or acted on. Times are c
 the store in SQLite takes two spellings of one time for two times.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
@@ -47,6 +47,11 @@ RUNNING = "Running"
 """Temporal's status of a job that has not ended."""
 
 _IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
+# Tells nothing new of what is open, but comes first: SQL stores have the close time in every index and the status in
+# one, so that the store in SQLite passes over what has ended without reading it. What is open has no close time: with
+# `NOT`, Elasticsearch finds it too.
+_NOT_CLOSED = "NOT CloseTime < '9000-01-01T00:00:00.000+00:00'"
+_IS_NOT_HELD = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
 _IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
 
 
@@ -55,12 +60,15 @@ def job_query(wanted: JobFilter, now: datetime) -> str:
     if wanted.state is None:
         # What a run is continued as is a run of its own.
         return _all(*_job_parts(wanted), "ExecutionStatus != 'ContinuedAsNew'")
-    return _all(*_job_parts(wanted), *_state_parts(wanted.state, to_ms(now)))
+    if not wanted.state.is_open:
+        return _all(*_job_parts(wanted), f"ExecutionStatus IN ({', '.join(map(_text, _STATUSES[wanted.state]))})")
+    held = f"{IS_HELD.name} = true" if wanted.state is ListedState.HELD else _IS_NOT_HELD
+    return _open(*_parts(wanted, _open_due(*_due_window(wanted, to_ms(now)))), held)
 
 
 def open_jobs_query(wanted: JobFilter, now: datetime) -> str:
     """Return the query that finds those jobs of a filter that have not ended."""
-    return job_query(wanted, now) if wanted.state else _all(*_job_parts(wanted), _IS_OPEN)
+    return job_query(wanted, now) if wanted.state else _open(*_parts(wanted, _open_due(wanted.due_from, wanted.due_to)))
 
 
 def ended_jobs_query(wanted: JobFilter, now: datetime) -> str:
@@ -84,18 +92,22 @@ def held_jobs_query(db: str, route_id: str, *, due_at: datetime | None) -> str:
     held = f"{IS_HELD.name} = true"
     if due_at is not None:
         held = f"({held} OR {_before(TRIGGER_TIME.name, to_ms(due_at) + 1)})"
-    return _all(*parts, _IS_OPEN, held)
+    return _open(*parts, held)
 
 
 def overdue_jobs_query(due_before: datetime) -> str:
     """Return the query that finds the jobs of every db that should have been delivered before a time."""
-    return _all(_IS_JOB, _IS_OPEN, _before(TRIGGER_TIME.name, to_ms(due_before)))
+    return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(due_before)))
 
 
-def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
+def later_runs_query(workflow_ids: Sequence[str], since: datetime) -> str:
     """Return the query that finds the runs of some jobs that began at a time or later."""
-    ids = ", ".join(map(_text, workflow_ids))
-    return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", f"WorkflowId IN ({ids})")
+    ids = [_text(workflow_id) for workflow_id in workflow_ids]
+    # For `=` the store in SQLite takes another index, that of an attribute which no job has.
+    which = (
+        f"WorkflowId IN ({', '.join(ids)})" if len(ids) > 1 else f"WorkflowId >= {ids[0]} AND WorkflowId <= {ids[0]}"
+    )
+    return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", which)
 
 
 def still_open_query(wanted: JobFilter, at: datetime) -> str:
@@ -134,6 +146,10 @@ def operations_query(db: str) -> str:
 
 def _job_parts(wanted: JobFilter) -> list[str]:
     """Return what a job must have in common with a filter, but for its state."""
+    return _parts(wanted, _between(TRIGGER_TIME.name, wanted.due_from, wanted.due_to))
+
+
+def _parts(wanted: JobFilter, due: list[str]) -> list[str]:
     parts = [_IS_JOB]
     if wanted.route_key is not None:
         parts.append(f"{ROUTE.name} = {_text(wanted.route_key)}")
@@ -147,7 +163,7 @@ def _job_parts(wanted: JobFilter) -> list[str]:
         parts.append(f"{LABELS.name} = {_text(wanted.label)}")
     if wanted.created_by is not None:
         parts.append(f"{CREATED_BY.name} = {_text(wanted.created_by)}")
-    return parts + _window_parts(wanted)
+    return parts + due + _between("CloseTime", wanted.ended_from, wanted.ended_to)
 
 
 def _is_in(attribute: str, group: str) -> str:
@@ -155,26 +171,31 @@ def _is_in(attribute: str, group: str) -> str:
     return f"({attribute} = {_text(group)} OR ({attribute} IS NULL AND WorkflowId STARTS_WITH {_text(f'{group}/')}))"
 
 
-def _window_parts(wanted: JobFilter) -> list[str]:
-    windows = ((TRIGGER_TIME.name, wanted.due_from, wanted.due_to), ("CloseTime", wanted.ended_from, wanted.ended_to))
+def _due_window(wanted: JobFilter, now: int) -> tuple[int | None, int | None]:
+    """Return the window in which the open jobs of a filter are due, of which its state is a part."""
+    since, until = wanted.due_from, wanted.due_to
+    if wanted.state is ListedState.SCHEDULED:
+        since = max(now + 1, since or 0)
+    if wanted.state is ListedState.DUE:
+        until = now + 1 if until is None else min(now + 1, until)
+    return since, until
+
+
+def _open_due(since: int | None, until: int | None) -> list[str]:
+    """Return that an open job is due within a window."""
+    if since is not None and until is None:
+        # Most jobs are. For `>=` the store in SQLite would sort all of them; for this it goes by its own order.
+        return [f"NOT {_before(TRIGGER_TIME.name, since)}"]
+    return _between(TRIGGER_TIME.name, since, until)
+
+
+def _between(attribute: str, since: int | None, until: int | None) -> list[str]:
     parts = []
-    for attribute, since, until in windows:
-        if since is not None:
-            parts.append(_from(attribute, since))
-        if until is not None:
-            parts.append(_before(attribute, until))
+    if since is not None:
+        parts.append(_from(attribute, since))
+    if until is not None:
+        parts.append(_before(attribute, until))
     return parts
-
-
-def _state_parts(state: ListedState, now: int) -> list[str]:
-    if not state.is_open:
-        return [f"ExecutionStatus IN ({', '.join(map(_text, _STATUSES[state]))})"]
-    if state is ListedState.HELD:
-        return [_IS_OPEN, f"{IS_HELD.name} = true"]
-    not_held = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
-    due_before = now + 1
-    is_due = _before(TRIGGER_TIME.name, due_before)
-    return [_IS_OPEN, not_held, is_due if state is ListedState.DUE else _from(TRIGGER_TIME.name, due_before)]
 
 
 def listed_job(run: WorkflowExecution, now: datetime) -> ListedJob:
@@ -230,6 +251,10 @@ def _created_at(run: WorkflowExecution) -> int:
         return to_ms(run.start_time)
     created_at: int = run.data_converter.payload_converter.from_payload(memo[stored_names.CREATED_AT], int)
     return created_at
+
+
+def _open(*parts: str) -> str:
+    return _all(_NOT_CLOSED, *parts, _IS_OPEN)
 
 
 def _all(*parts: str) -> str:
