@@ -20,7 +20,6 @@ from timemachine.domain import stored_names
 from timemachine.domain.job_filter import JobFilter, ListedState
 from timemachine.domain.jobs import Job
 from timemachine.settings import Settings
-from timemachine.temporal import job_lists as temporal_lists
 from timemachine.temporal.job_lists import list_jobs
 from timemachine.temporal.job_runs import start_job
 from timemachine.temporal.search_attributes import ROUTE as ROUTE_KEY
@@ -200,22 +199,16 @@ async def test_held_jobs_are_not_due(service: Service) -> None:
     assert (counts["states"]["held"], counts["states"]["due"], counts["states"]["scheduled"]) == (1, 1, 0)
 
 
-@pytest.mark.parametrize("asked_one_by_one", [0, 10])
-async def test_a_job_that_was_created_again_is_listed_as_it_is_now(
-    service: Service, monkeypatch: pytest.MonkeyPatch, asked_one_by_one: int
-) -> None:
-    monkeypatch.setattr(temporal_lists, "ASKED_ONE_BY_ONE", asked_one_by_one)
+async def test_a_job_that_was_created_again_is_listed_as_it_is_now(service: Service) -> None:
     job_id = await service.create(600)
     await service.cancel(job_id)
-    other = await service.create(600)
-    await service.cancel(other)
-    await listed(service, [other, job_id], state="cancelled")
+    await listed(service, [job_id], state="cancelled")
 
     await service.create(900, job_id=job_id)
 
     await listed(service, [job_id], state="scheduled")
-    await listed(service, [other], state="cancelled")
-    assert await ids(service) == [job_id, other]
+    await listed(service, [], state="cancelled")
+    assert await ids(service) == [job_id]
 
 
 async def test_jobs_from_before_the_attributes_are_listed(alone: Alone, client: Client) -> None:

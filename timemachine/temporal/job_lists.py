@@ -25,10 +25,6 @@ from timemachine.temporal.visibility import (
 MAX_PAGE = 1000
 """Runs that one query returns at most, as Temporal's own limit is."""
 
-ASKED_ONE_BY_ONE = 10
-"""Jobs of a page that are asked for one by one at most, and else together, whether they have a later run. The store in
-SQLite finds one by its index, and for several reads all that began since the first of them ended."""
-
 ENDED_LOOKS = 3
 """Times that a page asks for ended jobs at most. With fewer than it should have by then, the page is short."""
 
@@ -158,30 +154,20 @@ async def without_later_runs(client: Client, runs: Sequence[WorkflowExecution]) 
     Raises:
         RPCError: Temporal does not answer.
     """
-    if not runs:
-        return []
     latest: dict[str, datetime] = {}
     for run in runs:
         latest[run.id] = max(run.start_time, latest.get(run.id, run.start_time))
-    since = min(run.close_time or run.start_time for run in runs)
-    groups = [{workflow_id} for workflow_id in latest] if len(latest) <= ASKED_ONE_BY_ONE else [set(latest)]
-    for later in await asyncio.gather(*(_later_runs(client, ids, since) for ids in groups)):
+    undecided = set(latest)
+    while undecided:
+        since = min(run.close_time or run.start_time for run in runs)
+        later, more = await _look(client, later_runs_query(sorted(undecided), since), MAX_PAGE, b"")
         for run in later:
             latest[run.id] = max(run.start_time, latest[run.id])
-    return [run for run in runs if run.start_time >= latest[run.id]]
-
-
-async def _later_runs(client: Client, workflow_ids: set[str], since: datetime) -> list[WorkflowExecution]:
-    """Return the latest run of each of some jobs that has one since a time, and maybe others."""
-    found: list[WorkflowExecution] = []
-    while workflow_ids:
-        later, more = await _look(client, later_runs_query(sorted(workflow_ids), since), MAX_PAGE, b"")
-        found += later
         # The store lists the latest run of each job before its others.
-        workflow_ids = workflow_ids - {run.id for run in later}
+        undecided -= {run.id for run in later}
         if not more:
             break
-    return found
+    return [run for run in runs if run.start_time >= latest[run.id]]
 
 
 async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCounts:

@@ -5,7 +5,7 @@ checked with the filter's `includes` before it is shown or acted on. Times are c
 the store in SQLite takes two spellings of one time for two times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
@@ -100,14 +100,10 @@ def overdue_jobs_query(due_before: datetime) -> str:
     return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(due_before)))
 
 
-def later_runs_query(workflow_ids: Sequence[str], since: datetime) -> str:
+def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
     """Return the query that finds the runs of some jobs that began at a time or later."""
-    ids = [_text(workflow_id) for workflow_id in workflow_ids]
-    # For `=` the store in SQLite takes another index, that of an attribute which no job has.
-    which = (
-        f"WorkflowId IN ({', '.join(ids)})" if len(ids) > 1 else f"WorkflowId >= {ids[0]} AND WorkflowId <= {ids[0]}"
-    )
-    return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", which)
+    ids = ", ".join(map(_text, workflow_ids))
+    return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", f"WorkflowId IN ({ids})")
 
 
 def still_open_query(wanted: JobFilter, at: datetime) -> str:
