@@ -16,8 +16,18 @@ with workflow.unsafe.imports_passed_through():
     from activities.deliver import Deliveries, nothing
     from timemachine.domain import stored_names
     from timemachine.domain.delivery import AttemptsMade, Delivery
-    from timemachine.domain.jobs import Job, from_ms, message_id, to_ms
-    from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
+    from timemachine.domain.jobs import Job, message_id, to_ms
+    from timemachine.domain.outcomes import (
+        Cancelled,
+        Decision,
+        Deferred,
+        Delivered,
+        Failed,
+        Held,
+        Outcome,
+        Unknown,
+        wait_of,
+    )
     from timemachine.domain.releases import HOLD_CHECKS, release_window
     from timemachine.domain.wake import ContinuedRun
     from timemachine.temporal.search_attributes import IS_HELD, LABELS, ROUTE, TRIGGER_TIME
@@ -220,9 +230,9 @@ class JobWorkflow(JobBeforeLedger):
             match outcome:
                 case Delivered() | Held() | Failed(next_at=None):
                     return outcome
-                case Failed(next_at=int(next_at)) | Deferred(next_at=next_at):
-                    wait = from_ms(next_at) - workflow.now()
-                    await workflow.sleep(max(wait, timedelta(0)), summary=_summary(f"next attempt; {outcome.reason}"))
+                case Failed() | Deferred():
+                    wait = wait_of(outcome, workflow.now())
+                    await workflow.sleep(wait, summary=_summary(f"next attempt; {outcome.reason}"))
                 case Unknown():
                     # It may still begin with this version of the job, so no later change may be accepted.
                     self._first_attempt_may_be_under_way = True
