@@ -16,7 +16,6 @@ from timemachine.domain.retry import Retry
 from timemachine.domain.routes import has_scheme
 from timemachine.postgres.attempt_log import Attempt
 from timemachine.postgres.delivery_ledger import AttemptReport, Begun
-from timemachine.postgres.route_store import Target
 from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def expired_report(reason: str, number: int) -> AttemptReport:
     return AttemptReport(counts=True, attempts=number - 1, outcome=outcome)
 
 
-def request_report(delivery: Delivery, target: Target, begun: Begun, request: WebhookRequest) -> AttemptReport:
+def request_report(delivery: Delivery, begun: Begun, request: WebhookRequest) -> AttemptReport:
     """Return the end of an attempt whose request was made, of which only the log's entry may be missing."""
     job, result = delivery.job, request.result or RequestResult(kind=AttemptKind.PROTOCOL)
     row = None
@@ -69,7 +68,7 @@ def request_report(delivery: Delivery, target: Target, begun: Begun, request: We
         log.exception("attempt not logged", extra={"job_id": job.id, "route": job.route_key})
     if request.reason is None:
         return _taken_report(job, result, request.started_at, begun.number, row)
-    return failed_report(request.reason, job, job.retry or target.route.retry, begun, result, row)
+    return failed_report(request.reason, job, begun, result, row)
 
 
 def _taken_report(
@@ -85,10 +84,11 @@ def _taken_report(
 
 
 def failed_report(
-    reason: str, job: Job, retry: Retry, begun: Begun, result: RequestResult, row: Attempt | None = None
+    reason: str, job: Job, begun: Begun, result: RequestResult, row: Attempt | None = None
 ) -> AttemptReport:
     """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
     now, number = begun.now(), begun.number
+    retry = job.retry or (begun.target.route.retry if begun.target else Retry())
     wait = wait_after(result, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
     if wait is not None and expired(job, now + wait):
         wait, reason = None, f"{reason}; the deadline is before the next attempt"

@@ -29,7 +29,6 @@ from timemachine.domain.errors import (
 )
 from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import Deferred
-from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
 from timemachine.domain.signing import repeats_secret, signatures
 from timemachine.postgres.attempt_log import Attempt
@@ -70,23 +69,41 @@ class WebhookCalls:
             begin_by: Boot time after which it is not made any more.
             note_attempt: Called when the receiver is about to be called.
         """
-        job, target, request = delivery.job, begun.target, WebhookRequest()
-        if expired(job, begun.now()):
-            return expired_report("the deadline has passed", begun.number)
-        if target is None:
-            result = RequestResult(kind=AttemptKind.REFUSED)
-            return failed_report(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun, result)
+        job, request = delivery.job, WebhookRequest()
         try:
-            async with self._slot(delivery, target.route.max_in_flight):
-                if boot_time() > begin_by:
-                    raise NotSentError
-                note_attempt()
-                await self._post(delivery, target, begun.number, begin_by, request)
+            return await self._call(delivery, begun, begin_by, note_attempt, request)
         except Exception as error:
             if request.result is None:
                 return not_made(job, error)
             log.exception("attempt broke off", extra={"job_id": job.id, "route": job.route_key})
-        return request_report(delivery, target, begun, request)
+            return request_report(delivery, begun, request)
+
+    async def _call(
+        self,
+        delivery: Delivery,
+        begun: Begun,
+        begin_by: float,
+        note_attempt: Callable[[], None],
+        request: WebhookRequest,
+    ) -> AttemptReport:
+        """POST the job if it is to be, and note in `request` what becomes known of it.
+
+        Raises:
+            Exception: Anything; nothing was sent if `request` has no result.
+        """
+        job, target = delivery.job, begun.target
+        if expired(job, begun.now()):
+            return expired_report("the deadline has passed", begun.number)
+        if target is None:
+            return failed_report(
+                f"no route {job.route} in {job.db}", job, begun, RequestResult(kind=AttemptKind.REFUSED)
+            )
+        async with self._slot(delivery, target.route.max_in_flight):
+            if boot_time() > begin_by:
+                raise NotSentError
+            note_attempt()
+            await self._post(delivery, target, begun.number, begin_by, request)
+        return request_report(delivery, begun, request)
 
     @asynccontextmanager
     async def _slot(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
