@@ -174,8 +174,24 @@ class JobWorkflow(JobBeforeLedger):
 
         Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
         nothing that would undo the attempt is believed before the activity was asked.
+
+        A later run makes no attempt within its task. After an operator's reset Temporal hands it once more the changes
+        that were confirmed. They are to be taken, though the job as it was before them is due.
         """
+        if self._job.ledger and not self._is_first_run:
+            return False
         return self._attempt_in_task and workflow.now() >= self._job.trigger_at
+
+    @property
+    def _is_first_run(self) -> bool:
+        """Whether neither a reset nor continue-as-new has made another run of the one that was started."""
+        return workflow.info().run_id == workflow.info().first_execution_run_id
+
+    def _leaves_attempts_to_activity(self) -> bool:
+        """Return whether this run makes no attempt within its task: a later one, but for those of older workers."""
+        # The SDK's replayer takes every run for the first one, so that in a replay the history alone decides.
+        may_be_later = not self._is_first_run or workflow.unsafe.is_replaying()
+        return may_be_later and workflow.patched(stored_names.FIRST_RUN_ATTEMPTS_IN_TASK)
 
     async def _until_due(self) -> None:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
@@ -224,7 +240,7 @@ class JobWorkflow(JobBeforeLedger):
 
     async def _attempt(self) -> Decision | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
-        if self._attempt_in_task:
+        if self._attempt_in_task and not self._leaves_attempts_to_activity():
             outcome = await self._first_attempt()
             self._attempt_in_task = False
             match outcome:
