@@ -1,7 +1,6 @@
 """The DSN: what it says is found to be wrong before anything connects."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, unquote_plus, urlsplit
 
 import asyncpg
@@ -11,6 +10,9 @@ from timemachine.domain.errors import SettingsError
 from timemachine.settings import Settings
 
 _VARIABLE = "TIMEMACHINE_POSTGRES_DSN"
+
+_Address = str | tuple[str, int]
+"""A Unix socket, or a host and a port."""
 
 _CHANNEL_BINDING = "channel_binding"
 _ANY = None
@@ -57,11 +59,12 @@ def read_dsn(settings: Settings) -> str:
     try:
         _check_shape(dsn)
         known = _without_libpq_options(dsn)
-        hosts, session = _as_asyncpg_reads(known)
-        _check_text([*_texts(session), *hosts])
+        addresses, session = _as_asyncpg_reads(known)
+        for text in _texts(addresses, session):
+            _check_text(text)
     except ValueError:
         raise _unreadable() from None
-    _check_hosts(hosts)
+    _check_hosts(addresses)
     _check_libpq_options(dsn, verifies_server=session.sslmode is connect_utils.SSLMode.verify_full)
     return known
 
@@ -95,7 +98,7 @@ def _without_libpq_options(dsn: str) -> str:
     return f"{start}?{'&'.join(kept)}" if any(kept) else start
 
 
-def _as_asyncpg_reads(dsn: str) -> tuple[list[Any], connect_utils._ConnectionParameters]:
+def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._ConnectionParameters]:
     """Return the addresses and the parameters of a session, of the DSN and of what takes the place of its gaps.
 
     asyncpg does this by itself when it connects, too late. It has no public name.
@@ -117,34 +120,31 @@ def _as_asyncpg_reads(dsn: str) -> tuple[list[Any], connect_utils._ConnectionPar
         raise SettingsError(f"{_VARIABLE} names no user, and this process has none with a name") from None
 
 
-def _texts(session: connect_utils._ConnectionParameters) -> Iterator[str]:
+def _texts(addresses: list[_Address], session: connect_utils._ConnectionParameters) -> Iterator[str]:
+    yield from (address if isinstance(address, str) else address[0] for address in addresses)
     yield from (session.user, session.database)
     if isinstance(session.password, str):
         yield session.password
-    for name, value in (session.server_settings or {}).items():
-        yield from (name, value)
+    for setting in (session.server_settings or {}).items():
+        yield from setting
 
 
-def _check_text(texts: list[Any]) -> None:
-    """Raise ValueError for what the protocol has no way to send."""
-    for text in texts:
-        sent = str(text).encode()
-        if b"\0" in sent:
-            raise ValueError("a text of the protocol ends with its first zero byte")
+def _check_text(text: str) -> None:
+    """Raise ValueError for what neither a look-up nor the protocol can send."""
+    if b"\0" in text.encode():
+        raise ValueError("a text ends with its first zero byte")
 
 
-def _check_hosts(addresses: list[Any]) -> None:
-    for address in addresses:
-        if isinstance(address, tuple):
-            host, port = address
-            try:
-                host.encode("idna")
-            except UnicodeError:
-                raise SettingsError(
-                    f"{_VARIABLE}: a host is no name; what is between its dots has 1 to 63 characters"
-                ) from None
-            if not 0 < port <= 65_535:
-                raise SettingsError(f"{_VARIABLE}: a port must be 1 to 65535")
+def _check_hosts(addresses: list[_Address]) -> None:
+    for host, port in (address for address in addresses if not isinstance(address, str)):
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise SettingsError(
+                f"{_VARIABLE}: a host is no name; what is between its dots has 1 to 63 characters"
+            ) from None
+        if not 0 < port <= 65_535:
+            raise SettingsError(f"{_VARIABLE}: a port must be 1 to 65535")
 
 
 def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
