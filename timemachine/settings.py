@@ -170,7 +170,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `TIMEMACHINE_MAX_WORKFLOW_TASKS`."""
 
     metrics_address: str | None = None
-    """`address:port` where the worker serves metrics for Prometheus. Off by default."""
+    """`address:port` where the worker serves metrics for Prometheus, with an IP address, such as `0.0.0.0:9464`. Off by
+    default."""
 
     shutdown_grace: Duration = 60.0
     """Seconds that attempts in flight get to finish after SIGTERM; at least 45. The supervisor must wait longer than

@@ -141,10 +141,11 @@ async def test_a_session_that_postgres_refuses_is_503_and_ends_the_setup_with_th
     dsn = fragile.settings.postgres_dsn or ""
     if option.startswith("password="):
         dsn = re.sub(r"//(\w+):[^@]*@", r"//\1@", dsn)
+    job_id = await fragile.create(3600)
     refused_settings = replace(fragile.settings, postgres_dsn=f"{dsn}{'&' if '?' in dsn else '?'}{option}")
 
     async with serving(create_app(refused_settings)) as api:
-        for request in every_request(Service(api, fragile.db), "none").values():
+        for request in every_request(Service(api, fragile.db), job_id).values():
             assert (await timed(request())).status_code == 503
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
     with pytest.raises(UnavailableError) as refusal:
