@@ -25,7 +25,7 @@ from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.settings import service_settings
 from tests.support.waiting import eventually
-from timemachine.domain.errors import UnavailableError
+from timemachine.domain.errors import MigrationError, UnavailableError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
@@ -148,7 +148,7 @@ async def test_a_session_that_postgres_refuses_is_503_and_ends_the_setup_with_th
         for request in every_request(Service(api, fragile.db), job_id).values():
             assert (await timed(request())).status_code == 503
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
-    with pytest.raises(UnavailableError) as refusal:
+    with pytest.raises(MigrationError, match="Postgres refuses: ") as refusal:
         await migrate(refused_settings)
     assert reason in str(refusal.value)
 

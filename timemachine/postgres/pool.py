@@ -76,9 +76,9 @@ async def _leave_as_it_is(_: asyncpg.Connection) -> None:
 
 
 async def _connect(*to: Any, **how: Any) -> asyncpg.Connection:
-    """Connect, with a refusal of the session made what it is for whoever asks: no answer.
+    """Connect for the pool, whose users are not to blame for what the server refuses a session for.
 
-    An option of the DSN that the server does not know, or a value that it does not take, is such a refusal.
+    As an option of the DSN that it does not know, or a value that it does not take.
 
     Raises:
         ConnectionRefusedError: The server refuses the session.
@@ -173,7 +173,7 @@ async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """
     try:
         # Nothing is kept prepared, for a pooler in transaction mode.
-        own = await _connect(read_dsn(settings), timeout=10, statement_cache_size=0)
+        own = await asyncpg.connect(read_dsn(settings), timeout=10, statement_cache_size=0)
     except _AWAY as error:
         raise UnavailableError(f"Postgres does not answer: {error}") from error
     try:
