@@ -237,9 +237,9 @@ async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
         ("/x?host=db&port=65536", "a port must be 1 to 65535"),
         ("/x?host=one,two&port=1,2,3", "could not match 3 port numbers to 2 hosts"),
         ("db/x?sslmode=nonsense", "must be one of: disable, allow, prefer, require, verify-ca, verify-full"),
-        ("db/x?sslmode=verify-full&sslrootcert=/nowhere", "a certificate or key cannot be read"),
+        ("db/x?sslmode=verify-full&sslrootcert=/nowhere", "a certificate or key that it names"),
         ("db/x?sslmode=verify-full&sslrootcert=system", "sslrootcert=/etc/ssl/certs/ca-certificates.crt"),
-        ("db/x?sslcert=/nowhere", "a certificate or key cannot be read"),
+        ("db/x?sslcert=/nowhere", "a certificate or key that it names"),
         ("db/x?sslnegotiation=maybe", "must be one of: postgres, direct"),
         ("db/x?ssl_min_protocol_version=TLSv9", "No such TLS version"),
         ("db/x?target_session_attrs=nonsense", "target_session_attrs"),
@@ -264,6 +264,20 @@ def test_what_takes_the_place_of_the_gaps_of_a_dsn_is_checked_with_it(monkeypatc
     monkeypatch.setenv("PGSSLMODE", "nonsense")
 
     with pytest.raises(SettingsError, match="or a PG\\* variable that it leaves something to: `sslmode` parameter"):
+        read_dsn(replace(Settings(), postgres_dsn="postgresql://db/x"))
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found: 7"), OSError("No username set")], ids=["3.11", "3.13"])
+def test_a_dsn_without_a_user_is_refused_where_the_process_has_none(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def nobody() -> str:
+        raise error
+
+    monkeypatch.delenv("PGUSER", raising=False)
+    monkeypatch.setattr("getpass.getuser", nobody)
+
+    with pytest.raises(SettingsError, match=r"the user that it does not name, cannot be found: .*(not found|No user)"):
         read_dsn(replace(Settings(), postgres_dsn="postgresql://db/x"))
 
 

@@ -9,8 +9,17 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from timemachine.domain.errors import SettingsError, SetupError
-from timemachine.temporal.client import MAX_NAMESPACE, check_namespace, connection_settings
+from timemachine.domain.errors import SettingsError, SetupError, UnavailableError
+from timemachine.temporal.client import MAX_NAMESPACE, check_namespace, connection_settings, temporal_timeout
+
+# What is an answer about a job or a request, or has an error of its own.
+ANSWERS = {
+    RPCStatusCode.OK,
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.ALREADY_EXISTS,
+    RPCStatusCode.INVALID_ARGUMENT,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
 
 
 def answering(status: RPCStatusCode | None) -> tuple[Client, list[bool]]:
@@ -105,3 +114,10 @@ def test_a_line_of_the_profile_file_is_not_shown(monkeypatch: pytest.MonkeyPatch
         connection_settings()
 
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("status", sorted(set(RPCStatusCode) - ANSWERS), ids=lambda status: status.name)
+async def test_all_that_is_no_answer_is_an_outage(status: RPCStatusCode) -> None:
+    with pytest.raises(UnavailableError):
+        async with temporal_timeout(1):
+            raise RPCError("no", status, b"")

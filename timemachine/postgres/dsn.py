@@ -111,13 +111,11 @@ def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._Connecti
         return connect_utils._parse_connect_dsn_and_args(dsn=dsn, **_UNSAID)  # type: ignore[attr-defined, no-any-return]
     except asyncpg.ClientConfigurationError as error:
         raise SettingsError(f"{_VARIABLE}, or a PG* variable that it leaves something to: {error}") from None
-    except OSError as error:
+    except (OSError, KeyError) as error:  # the latter where the system has no name for this process's user
         raise SettingsError(
-            f"{_VARIABLE}: a certificate or key cannot be read ({error}); each must be a file, such as "
-            "`sslrootcert=/etc/ssl/certs/ca-certificates.crt`"
+            f"{_VARIABLE}: a certificate or key that it names, or the user that it does not name, cannot be found: "
+            f"{error}; a certificate must be a file, such as `sslrootcert=/etc/ssl/certs/ca-certificates.crt`"
         ) from None
-    except KeyError:
-        raise SettingsError(f"{_VARIABLE} names no user, and this process has none with a name") from None
 
 
 def _texts(addresses: list[_Address], session: connect_utils._ConnectionParameters) -> Iterator[str]:
