@@ -139,12 +139,45 @@ async def test_what_comes_after_an_answer_is_none_to_the_next_request(way: str, 
     assert wire.by == [0, 1]
 
 
+WITHOUT_BODY = b"HTTP/1.1 204 -\r\n%b\r\n"
+BODY_TO_COME = {
+    "a 204 with a length": WITHOUT_BODY % b"content-length: 2\r\n",
+    "a 204 with chunks": WITHOUT_BODY % b"Transfer-Encoding: chunked\r\n",
+    "a 204 with a folded length": WITHOUT_BODY % b"CONTENT-LENGTH:\r\n 2\r\n",
+    "a 204 with a length in line feeds": (WITHOUT_BODY % b"content-length:02\r\n").replace(b"\r\n", b"\n"),
+    "a 304 with a length": BUSY.replace(b"503", b"304").replace(b": 0", b": 2"),
+    "an interim answer with a length": b"HTTP/1.1 103 -\r\ncontent-length: 2\r\n\r\n" + BUSY,
+    "an interim answer with chunks": b"HTTP/1.1 100 -\r\ntransfer-encoding: chunked\r\n\r\n" + BUSY,
+    "a 205 with a length": BUSY.replace(b"503", b"205").replace(b": 0", b": 2"),
+    "a 205 without a length": b"HTTP/1.1 205 -\r\n\r\n",
+    "no length and chunks": BUSY.replace(b"\r\n", b"\r\ntransfer-encoding: chunked\r\n", 1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", BODY_TO_COME.values(), ids=BODY_TO_COME)
+async def test_a_body_that_may_still_come_is_no_answer_to_the_next_request(
+    first: bytes, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the next request has left, where nobody can tell it from an answer."""
+    monkeypatch.setattr(http, "BODY_TIME", 0.2)
+    wire = Wire(first, BROKEN)
+    async with reached(wire, way) as (client, url):
+        await post(client, url)
+        answer = await post(client, url)
+
+    assert (answer.status, answer.body) == (500, b"broken")
+    assert wire.by == [0, 1]
+
+
 GOOD = {
     "a length": BROKEN,
     "nothing": BUSY,
     "chunks": CHUNKED,
     "trailers": CHUNKED[:-2] + b"x: y\r\n\r\n",
     "a 204": b"HTTP/1.1 204 -\r\n\r\n",
+    "a 204 with a length of nothing": b"HTTP/1.1 204 -\r\nContent-Length:  0 \r\nx: y\r\n\r\n",
+    "an interim answer with a length of nothing": b"HTTP/1.1 100 -\r\ncontent-length: 0\r\n\r\n" + BUSY,
     "interim answers": b"HTTP/1.1 100 -\r\n\r\nHTTP/1.1 103 -\r\nlink: x\r\n\r\n" + BUSY,
     "line feeds": BUSY.replace(b"\r\n", b"\n"),
     "the largest body": b"HTTP/1.1 200 -\r\ncontent-length: 65536\r\n\r\n" + b"x" * 65_536,
