@@ -21,6 +21,7 @@ from timemachine.domain.address_guard import AddressGuard
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.webhooks import client as http
+from timemachine.webhooks import default_route
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.connection_pool import IDLE_TIME
 from timemachine.webhooks.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
@@ -755,6 +756,65 @@ async def test_a_machine_without_ipv6_is_no_fault_of_ours(monkeypatch: pytest.Mo
     async with make_client() as client:
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
         assert (await failure(client, "http://[::1]:1/")).kind is AttemptKind.CONNECT
+
+
+NEAR = ((socket.AF_INET, "127.0.0.1"),)
+HAD_ONE_AND_LOST_IT = pytest.param(NEAR, (), OwnFaultError, id="lost")
+HAS_ONE = pytest.param(NEAR, NEAR, NoAnswerError, id="there")
+NEVER_HAD_ONE = pytest.param((), (), NoAnswerError, id="never there")
+HAS_ONE_NOW = pytest.param((), NEAR, NoAnswerError, id="there now")
+Routes = tuple[tuple[socket.AddressFamily, str], ...]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "unknown.test", "near.test"])
+@pytest.mark.parametrize(("before", "now", "outcome"), [HAD_ONE_AND_LOST_IT, HAS_ONE, NEVER_HAD_ONE, HAS_ONE_NOW])
+async def test_only_a_machine_that_has_lost_its_network_makes_no_attempt(
+    before: Routes, now: Routes, outcome: type[Exception], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that this machine never had a route to, as one with IPv6 only, would be put off for ever."""
+
+    async def create_connection(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "it says")
+
+    async def resolve(name: str) -> list[str]:
+        if name == "unknown.test":
+            raise OSError("it says")
+        return ["192.0.2.1", "2001:db8::1"]
+
+    monkeypatch.setattr(default_route, "FAR_AWAY", before)
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE, resolve=resolve) as client:
+        monkeypatch.setattr(default_route, "FAR_AWAY", now)
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+        with pytest.raises(outcome):
+            await post(client, f"http://{host}/")
+
+
+async def test_a_network_that_came_after_the_start_can_be_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(_: str) -> list[str]:
+        raise OSError("it says")
+
+    monkeypatch.setattr(default_route, "FAR_AWAY", ())
+    async with (
+        reached(Wire(TAKEN)) as (_, url),
+        WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE, resolve=resolve) as client,
+    ):
+        monkeypatch.setattr(default_route, "FAR_AWAY", NEAR)
+        assert (await post(client, url)).taken
+        monkeypatch.setattr(default_route, "FAR_AWAY", ())
+        with pytest.raises(OwnFaultError):
+            await post(client, "http://unknown.test/")
+
+
+async def test_what_is_near_is_refused_by_itself_on_a_machine_that_has_lost_its_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(default_route, "FAR_AWAY", NEAR)
+    async with make_client() as client:
+        monkeypatch.setattr(default_route, "FAR_AWAY", ())
+        assert (await failure(client, f"http://127.0.0.1:{port}/")).kind is AttemptKind.CONNECT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "unknown.test"])
