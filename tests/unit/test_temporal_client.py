@@ -8,8 +8,17 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from timemachine.domain.errors import SetupError
-from timemachine.temporal.client import check_namespace
+from timemachine.domain.errors import SetupError, UnavailableError
+from timemachine.temporal.client import check_namespace, temporal_timeout
+
+# What is an answer about a job or a request, or has an error of its own.
+ANSWERS = {
+    RPCStatusCode.OK,
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.ALREADY_EXISTS,
+    RPCStatusCode.INVALID_ARGUMENT,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
 
 
 def answering(status: RPCStatusCode | None) -> tuple[Client, list[bool]]:
@@ -46,3 +55,10 @@ async def test_who_may_not_ask_for_a_namespace_may_yet_use_it() -> None:
     client, _ = answering(RPCStatusCode.PERMISSION_DENIED)
 
     await check_namespace(client)
+
+
+@pytest.mark.parametrize("status", sorted(set(RPCStatusCode) - ANSWERS), ids=lambda status: status.name)
+async def test_all_that_is_no_answer_is_an_outage(status: RPCStatusCode) -> None:
+    with pytest.raises(UnavailableError):
+        async with temporal_timeout(1):
+            raise RPCError("no", status, b"")

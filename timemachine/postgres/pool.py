@@ -100,22 +100,30 @@ def _unreadable() -> SettingsError:
     )
 
 
-# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
-# replica, or lets us not in; a lost race for a lock; tables that the setup of this version has not made yet; and, of a
-# pooler in transaction mode that the settings do not know of, a statement prepared in another session.
+# A session that was ended; a server or a pooler that starts, shuts down, is full, has lost its disk, was made read-only
+# or a replica, lets us not in, or is in trouble itself; a lost race for a lock; what the setup of this version has not
+# made yet, or makes in this moment; and, of a pooler in transaction mode that the settings do not know of, a statement
+# prepared in another session.
 _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
+    asyncpg.ConfigFileError,
+    asyncpg.SnapshotTooOldError,
     asyncpg.InvalidTransactionStateError,
     asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InsufficientPrivilegeError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.FeatureNotSupportedError,
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
 )

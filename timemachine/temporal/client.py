@@ -5,7 +5,8 @@ import re
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
@@ -32,6 +33,9 @@ _AWAY = frozenset(
         RPCStatusCode.FAILED_PRECONDITION,  # an update whose workflow task failed, and is run again without it
         RPCStatusCode.INTERNAL,
         RPCStatusCode.UNKNOWN,
+        RPCStatusCode.OUT_OF_RANGE,
+        RPCStatusCode.DATA_LOSS,
+        RPCStatusCode.UNIMPLEMENTED,  # a proxy that has no server to pass it on to
         RPCStatusCode.PERMISSION_DENIED,
         RPCStatusCode.UNAUTHENTICATED,
     }
@@ -144,6 +148,22 @@ async def check_namespace(client: Client, *, retry: bool = True) -> None:
             raise
 
 
+async def check_access(client: Client) -> None:
+    """Find out whether Temporal answers what requests ask of it, by a question about a workflow that is not there.
+
+    Raises:
+        temporalio.service.RPCError: It does not, or does not let us in.
+    """
+    nothing = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace, execution=WorkflowExecution(workflow_id="timemachine-readiness")
+    )
+    try:
+        await client.workflow_service.describe_workflow_execution(nothing, retry=False)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+
+
 @asynccontextmanager
 async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
     """Give Temporal `limit` seconds for what is done inside, with every way in which it can be away made one error.
@@ -161,7 +181,7 @@ async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterato
             yield
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         _OUTAGES.note(error)
-        raise UnavailableError("Temporal, or a worker that it needs, does not answer in time") from error
+        raise UnavailableError("Temporal, a worker that it needs, or Postgres does not answer in time") from error
     except RPCError as error:
         if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
             busy = "Temporal takes no more requests right now; repeat this one in a moment"
