@@ -350,7 +350,10 @@ async def test_names_that_nobody_answers_for_hold_up_no_other(names: DnsServer) 
             task.cancel()
 
 
-async def test_a_slow_name_is_found_where_others_are_answered_fast(names: DnsServer) -> None:
+async def test_a_slow_name_is_found_where_others_are_answered_fast(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.5)
     names.says(NAME, [PUBLIC])
     names.says("slow.test", [PUBLIC])
     names.delays = {"slow.test": 2.0}
