@@ -39,6 +39,7 @@ from timemachine.domain.errors import ForbiddenNameError
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.dsn import read_dsn
 from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -55,12 +56,14 @@ def create_app(settings: Settings) -> Litestar:
     It starts while they are away, too, and answers 503 until they come.
 
     Raises:
-        SettingsError: No encryption keys, or not ones that can be read; no way to connect to Temporal; or everybody
-            would be served, on any address.
+        SettingsError: No encryption keys, or not ones that can be read; no way to connect to Temporal or to Postgres;
+            or everybody would be served, on any address.
     """
     settings.check_auth()
     vault = Vault(settings)
-    connection_settings()  # what is wrong with them is told now, not by each request
+    # What is wrong with these is told now, not by each request.
+    connection_settings()
+    read_dsn(settings)
 
     @asynccontextmanager
     async def clients(app: Litestar) -> AsyncIterator[None]:

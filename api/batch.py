@@ -165,6 +165,7 @@ class Batch:
             if entry is None or len(entry) > MAX_JOB_BYTES:
                 raise TooLargeError(f"at most {MAX_JOB_BYTES} bytes are allowed for a job")
             data = _DECODER.decode(entry)
+            check_name("id", data.id, limit=MAX_JOB_ID)  # it is kept until the end
         except RefusedError as error:
             return result_of(error, _id_in(entry))
         await self._slots.acquire()
@@ -192,7 +193,10 @@ class Batch:
 
 
 _DECODER = ExactDecoder(JobIn)
-_ARRAY = msgspec.json.Decoder(list[Raw])
+_ARRAY = msgspec.json.Decoder(
+    # What comes after its fields is read, but not made: a list would have a million objects before they are counted.
+    msgspec.defstruct("_Array", [(f"job_{number}", Raw, Raw()) for number in range(MAX_JOBS + 1)], array_like=True)
+)
 
 
 class _Named(msgspec.Struct):
@@ -260,6 +264,7 @@ class BatchAnswer(ASGIResponse):
                     if number > MAX_JOBS:
                         raise TooLargeError(f"{_TOO_MANY}; what comes after them was not read")
                     begun.put_nowait(await self._batch.begin(entry, tasks))
+                    await _give_way()
         except TimeoutError:
             begun.put_nowait(result_of(BusyError("the batch takes too long; repeat what has no result"), None))
         except (RefusedError, UnavailableError) as error:
@@ -275,8 +280,14 @@ class BatchAnswer(ASGIResponse):
             result = entry if isinstance(entry, BatchResult) else await entry
             await _send_piece(send, before + msgspec.json.encode(result))
             before = self._form.separator
+            await _give_way()
         opening = self._form.opening if before == self._form.opening else b""
         await _send_piece(send, opening + self._form.closing, more_body=False)
+
+
+async def _give_way() -> None:
+    """Let others have their turn: neither a job that is refused nor a result that is sent waits for anything."""
+    await asyncio.sleep(0)
 
 
 async def _send_piece(send: Send, piece: bytes, *, more_body: bool = True) -> None:
@@ -344,13 +355,13 @@ async def _read_array(request: WholeRequest) -> list[Raw]:
     except TimeoutError as error:
         raise MalformedError("the body is cut short") from error
     try:
-        entries = _ARRAY.decode(body)
+        entries = [entry for entry in msgspec.structs.astuple(_ARRAY.decode(body)) if entry]
     except RecursionError as error:
         raise MalformedError("the body is nested too deeply") from error
     except msgspec.DecodeError as error:
         raise MalformedError(explain_body(error, body)) from error
     if len(entries) > MAX_JOBS:
-        raise TooLargeError(f"{_TOO_MANY}, this one has {len(entries)}")
+        raise TooLargeError(f"{_TOO_MANY}, this one has more")
     return entries
 
 

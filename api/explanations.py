@@ -13,7 +13,7 @@ from timemachine.domain.jobs import to_ms
 MAX_EXPLANATION = 300
 """Characters of an explanation; what a client sent may stand in it, and be long."""
 
-TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "due_to"})
+TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "due_to", "expires_at"})
 """Fields and parameters that are a time in milliseconds since the epoch."""
 
 _CHOICES = {
@@ -31,7 +31,9 @@ def _one_of(states: Iterable[ListedState]) -> str:
 _STATE_IN_BODY = _one_of(state for state in ListedState if state.is_open)
 _STATE_IN_QUERY = _one_of(ListedState)
 
-_INTEGER = re.compile(r"-?[0-9]+\Z")
+_INTEGER = re.compile(r"-?[0-9]{1,1000}")
+"""A number of no more digits than Python reads."""
+
 _AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
 
 
@@ -47,7 +49,7 @@ def explain_parameter(name: str, message: str, given: str | None) -> str:
     """Return what is wrong with a parameter of a query, of which the framework gives a message."""
     if name == "state":
         return _STATE_IN_QUERY
-    number = int(given) if given and _INTEGER.match(given[:MAX_EXPLANATION]) else None
+    number = int(given) if given and _INTEGER.fullmatch(given) else None
     return explain(name, given if number is None else number) or _short(f"{name}: {message}")
 
 

@@ -12,7 +12,7 @@ from api.schemas import Ok
 from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
-from timemachine.temporal.client import check_namespace, temporal_timeout
+from timemachine.temporal.client import check_access, check_namespace, temporal_timeout
 from timemachine.temporal.search_attributes import check_search_attributes
 
 
@@ -34,7 +34,10 @@ class Readiness:
         try:
             async with temporal_timeout(self._limit):
                 await asyncio.gather(
-                    check_namespace(self._client, retry=False), check_search_attributes(self._client), ping(self._pool)
+                    check_namespace(self._client, retry=False),
+                    check_search_attributes(self._client),
+                    check_access(self._client),
+                    ping(self._pool),
                 )
         except BusyError as error:
             raise UnavailableError(str(error)) from error

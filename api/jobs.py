@@ -59,7 +59,7 @@ from timemachine.postgres.delivery_ledger import LOST_REASON, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_runs import JobRun, first_run_id, latest_run, start_job
+from timemachine.temporal.job_runs import JobRun, describe_job, first_run_id, latest_run, start_job
 from workflows.job import JobWorkflow
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Jobs:
             NoSuchJobError: There is none.
             TooLateError: It is due or has been attempted.
         """
-        description = await self._describe(job.workflow_id)
+        description = await describe_job(self._client, job.workflow_id)
         try:
             await self._change(description, job, key_id)
         except TooLateError:
@@ -204,7 +204,9 @@ class Jobs:
                 await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse, created_by=key_id)
                 return True
             except WorkflowAlreadyStartedError:
-                existing = await read_job_status(self._client, self._ledger, job.workflow_id)
+                existing = await self._existing(job)
+            if existing is None:  # forgotten since, or no job of ours
+                continue
             if _is_same_create(existing, job):
                 return False
             reuse = existing.run.reuse
@@ -229,10 +231,15 @@ class Jobs:
 
     async def _is_already_created(self, job: Job) -> bool:
         """Return whether this very job is there, waiting or ended by itself."""
+        existing = await self._existing(job)
+        return existing is not None and _is_same_create(existing, job)
+
+    async def _existing(self, job: Job) -> JobStatus | None:
+        """Return what there is under a job's id, if there is a job."""
         try:
-            return _is_same_create(await read_job_status(self._client, self._ledger, job.workflow_id), job)
+            return await read_job_status(self._client, self._ledger, job.workflow_id)
         except NoSuchJobError:
-            return False
+            return None
 
     async def find(self, job_workflow_id: str) -> JobOut:
         """Return a job and where it is in its life. Needs no worker.
@@ -260,7 +267,7 @@ class Jobs:
         check_not_past(job.trigger_time, now, deadline=job.deadline)
         async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
-            await self._change(await self._describe(job.workflow_id), job, key_id)
+            await self._change(await describe_job(self._client, job.workflow_id), job, key_id)
 
     async def _change(self, description: WorkflowExecutionDescription, job: Job, key_id: str | None) -> None:
         """Replace a waiting job, by one whose route and time are fine.
@@ -302,7 +309,7 @@ class Jobs:
             while not await self._send_update(first_run, description, update):
                 # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
                 await asyncio.sleep(UPDATE_PAUSE)
-                description = await self._describe(description.id)
+                description = await describe_job(self._client, description.id)
                 if first_run_id(description) != first_run:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
 
@@ -341,7 +348,7 @@ class Jobs:
             UnavailableError: The outcome is not known in time; no other attempt begins.
         """
         async with temporal_timeout(self._limit):
-            description = await self._describe(job_workflow_id)
+            description = await describe_job(self._client, job_workflow_id)
             status, first_run = description.status, first_run_id(description)
             if status not in (WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.TERMINATED):
                 raise _too_late(await self._ledger.find(first_run), status)
@@ -349,19 +356,6 @@ class Jobs:
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
         log.info("job cancelled", extra={"workflow_id": job_workflow_id, "key": key_id})
-
-    async def _describe(self, job_workflow_id: str) -> WorkflowExecutionDescription:
-        """Return a job's latest run.
-
-        Raises:
-            NoSuchJobError: There is none.
-        """
-        try:
-            return await self._client.get_workflow_handle(job_workflow_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                raise NoSuchJobError from error
-            raise
 
 
 def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:

@@ -40,7 +40,7 @@ from timemachine.domain.routes import (
     target_url,
 )
 from timemachine.postgres.attempt_log import AttemptLog, Success
-from timemachine.postgres.route_store import RouteStore, StoredRoute
+from timemachine.postgres.route_store import RoutePosition, RouteStore, StoredRoute
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.operations import start_operation
@@ -112,14 +112,14 @@ class Routes:
             ForbiddenNameError, MalformedError: The db's name or the cursor is not allowed.
         """
         check_name("db", db)
-        after = "" if cursor is None else decode_cursor(cursor, str)
+        after = None if cursor is None else decode_cursor(cursor, RoutePosition)
         found = await self._store.of_db(db, limit=limit + 1, after=after)
         shown = found[:limit]
         since = datetime.now(UTC) - RATED_OVER
         success = await self._log.success(db, [stored.route.id for stored in shown], since)
         return RoutesPage(
             routes=[_list(stored, success[stored.route.id]) for stored in shown],
-            next=encode_cursor(shown[-1].route.id) if len(found) > limit else UNSET,
+            next=encode_cursor(RoutePosition(shown[-1].route.id)) if len(found) > limit else UNSET,
         )
 
     async def replace(self, db: str, route_id: str, data: RouteChange, caller: Caller) -> None:

@@ -146,7 +146,10 @@ class BatchStatus(StrEnum):
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one job of a batch."""
 
-    id: Annotated[str | None, Meta(description="The job's id; null where it cannot be read, or is not about one job.")]
+    id: Annotated[
+        str | None,
+        Meta(description="The job's id; null where it cannot be read or is too long, or is not about one job."),
+    ]
     status: Annotated[
         BatchStatus,
         Meta(

@@ -18,7 +18,7 @@ from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from devstack.parts import Program, Ready
-from timemachine.settings import Settings
+from timemachine.settings import Settings, variables
 
 ROOT = Path(__file__).parents[1]
 """The repository, which our programs are started in."""
@@ -85,7 +85,7 @@ def _get_ready(url: str) -> bool:
 
 
 async def _is_polled(env: Mapping[str, str], task_queue: str, since: datetime) -> bool:
-    config = ClientConfig.load_client_connect_config(override_env_vars=dict(env))
+    config = ClientConfig.load_client_connect_config(override_env_vars=variables(env, "TEMPORAL_"))
     config.setdefault("target_host", "localhost:7233")
     client = await Client.connect(**config)
     described = await client.workflow_service.describe_task_queue(

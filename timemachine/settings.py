@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -33,17 +34,25 @@ BESIDE_THE_REQUEST = 15.0
 
 _AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
+_SOCKET_ADDRESS = re.compile(r"((?P<v4>[\d.]+)|\[(?P<v6>[\da-fA-F:.]+)\]):(?P<port>\d{1,5})", re.ASCII)
+
 _TRUE_OR_FALSE = "it must be `true` or `false`"
 _EXPECTED = {
+    "auth": "it must be `keys`, `none` or `none-on-any-address`",
     "log_level": "it must be `debug`, `info`, `warning` or `error`",
     "default_scheme": "it must be `https` or `http`",
     "postgres_transaction_pooling": _TRUE_OR_FALSE,
     "allow_private_targets": _TRUE_OR_FALSE,
+    "task_queue": "it must have 1 to 240 characters, and not begin with `/_sys/`",
     "egress_proxy": "it must be `http://[user:password@]host[:port]`",
+    "metrics_address": "it must be `address:port`, such as `0.0.0.0:9464` or `[::]:9464`",
 }
 """What settings take of which the decoder says too little."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+# With what the queue of bulk work has behind it, this fits the 1,000 bytes that Temporal takes, and the 255 characters
+# that its visibility has room for in SQL. Names with the prefix are the server's own.
+TaskQueueName = Annotated[str, Meta(min_length=1, max_length=240, pattern=r"^(?!/_sys/)")]
 # More can be neither added to a date nor waited for, whether they are seconds, hours or days.
 Duration = Annotated[float, Meta(gt=0, le=100_000)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -100,8 +109,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Keys that encrypt the routes' secrets, separated by commas. The first key encrypts; all keys decrypt. `python -m
     timemachine.vault` generates one. The API and the worker require it; `make run` generates its own."""
 
-    task_queue: Annotated[str, Meta(min_length=1)] = "timemachine"
-    """Temporal task queue that the API starts jobs on and that the worker polls."""
+    task_queue: TaskQueueName = "timemachine"
+    """Temporal task queue that the API starts jobs on and that the worker polls; at most 240 characters."""
 
     request_timeout: Duration = 4.0
     """Seconds that the API waits for Temporal and PostgreSQL before it answers 503 (E015)."""
@@ -161,7 +170,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `TIMEMACHINE_MAX_WORKFLOW_TASKS`."""
 
     metrics_address: str | None = None
-    """`address:port` where the worker serves metrics for Prometheus. Off by default."""
+    """`address:port` where the worker serves metrics for Prometheus, with an IP address, such as `0.0.0.0:9464`. Off by
+    default."""
 
     shutdown_grace: Duration = 60.0
     """Seconds that attempts in flight get to finish after SIGTERM; at least 45. The supervisor must wait longer than
@@ -180,8 +190,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the `temporal` program for `make run`; else it is looked for, downloaded or built."""
 
     def __post_init__(self) -> None:
-        """Refuse networks that are none."""
+        """Refuse networks and addresses that are none."""
         _ = self.address_guard
+        if self.egress_proxy is not None and not _is_address_of_proxy(self.egress_proxy):
+            raise ValueError(f"{_variable('egress_proxy')}: {_EXPECTED['egress_proxy']}")
+        if self.metrics_address and not _is_socket_address(self.metrics_address):
+            raise ValueError(f"{_variable('metrics_address')}: {_EXPECTED['metrics_address']}")
 
     def check_auth(self) -> None:
         """Refuse to serve whoever comes where others than this machine can come.
@@ -223,7 +237,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             SettingsError: A value is malformed, or does not fit another; the message names the variable.
         """
-        given = {name.removeprefix(PREFIX).lower(): value for name, value in env.items() if name.startswith(PREFIX)}
+        given = {name.removeprefix(PREFIX).lower(): value for name, value in variables(env, PREFIX).items()}
         for name in sorted(given.keys() - set(cls.__struct_fields__)):
             log.warning("unknown setting ignored", extra={"setting": _variable(name)})
         try:
@@ -238,12 +252,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return settings
 
 
+def variables(env: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return the environment variables whose names begin with a prefix.
+
+    Raises:
+        SettingsError: One of them is not UTF-8; the message names it, and holds nothing of its value.
+    """
+    found = {name: value for name, value in env.items() if name.startswith(prefix)}
+    for name, value in found.items():
+        try:
+            (name + value).encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"{name.encode(errors='backslashreplace').decode()}: it is not UTF-8") from None
+    return found
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches what listens on a host: a name counts as one that others reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address_of_proxy(url: str) -> bool:
+    """Return whether a URL that is one names a host and a port that there may be."""
+    try:
+        parts = urlsplit(url)
+        return parts.port != 0 and bool((parts.hostname or "").encode("idna"))
+    except ValueError:
+        return False
+
+
+def _is_socket_address(text: str) -> bool:
+    """Return whether a text is the address and port of a socket: no name, for which Temporal's SDK has no use."""
+    given = _SOCKET_ADDRESS.fullmatch(text)
+    try:
+        return (
+            given is not None and bool(ipaddress.ip_address(given["v4"] or given["v6"])) and int(given["port"]) < 65_536
+        )
+    except ValueError:
+        return False
 
 
 def _networks(name: str, text: str | None) -> tuple[Network, ...]:

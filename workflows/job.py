@@ -230,8 +230,12 @@ class JobWorkflow(JobBeforeLedger):
             continued = ContinuedRun(
                 workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
             )
+            is_new = workflow.patched(stored_names.WAKER_IS_NO_JOB)
             _ = await workflow.start_child_workflow(
-                stored_names.WAKE_JOB, continued, id=continued.waker_id, parent_close_policy=ParentClosePolicy.ABANDON
+                stored_names.WAKE_JOB,
+                continued,
+                id=continued.waker_id if is_new else continued.former_waker_id,
+                parent_close_policy=ParentClosePolicy.ABANDON,
             )
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(

@@ -359,11 +359,13 @@ async def test_a_policy_of_a_route_that_is_refused(refusing: Service, field: str
 PAGED = [
     *("limit=0", "limit=-1", "limit=201", "limit=x", "limit=", "limit=1.5", "limit=1e400", "limit=NaN", "limit=%00"),
     *("limit=" + "9" * 400, "cursor=", "cursor=x", "cursor=%00", "cursor=%ff", "cursor=gA", "cursor=%F0%9F%98%80"),
-    *("cursor=" + "A" * 4096, "cursor=" + "A" * 4097),
+    *("cursor=" + "A" * 4096, "cursor=" + "A" * 4097, "cursor=kaEA", "cursor=kaNhAGI", "cursor=oQA"),
+    *("limit=" + "9" * 300 + "x", "limit=" + "9" * 4301),
 ]
 WINDOWED = [
     *("kind=", "kind=x", "kind=TAKEN", "kind=%00", "kind=refused", "since=-1", "since=x", "since=1.5", "until=-1"),
     *("since=253402300800000", "since=" + "9" * 400, "until=", "until=253402300800000", "until=%00"),
+    *("since=" + "9" * 300 + "x", "until=" + "9" * 4301),
 ]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import uvicorn
@@ -94,6 +95,18 @@ async def test_framing_that_breaks_after_the_answer_has_begun_ends_the_connectio
     assert b"HTTP/1.1" not in rest
     assert not rest.endswith(b"0\r\n\r\n")
     assert (await jobs.find("first"))["state"] == "scheduled"
+
+
+async def test_blank_lines_have_no_results_and_keep_nobody_waiting(jobs: Service, server: Server) -> None:
+    """However many there are: looked through again at each newline, these would take a minute."""
+    blanks = b" \r\n" * 100_000
+    body = blanks + job("only") + b"\n" + b" " * MIB + b"\n" + blanks
+    headers = {"content-type": "application/x-ndjson"}
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=20) as api:
+        answer = await api.post(batch_of(jobs), content=body, headers=headers)
+
+    assert [json.loads(each) for each in answer.content.splitlines()] == [{"id": "only", "status": "created"}]
 
 
 async def test_after_a_batch_the_connection_is_used_again(jobs: Service, server: Server) -> None:

@@ -41,17 +41,19 @@ async def run(command: list[str], **env: str) -> tuple[int | None, list[dict[str
     return process.returncode, [json.loads(line) for line in log.splitlines()]
 
 
-@pytest.mark.parametrize("command", [WORKER, SETUP], ids=" ".join)
+@pytest.mark.parametrize("command", [API, WORKER, SETUP], ids=" ".join)
 @pytest.mark.parametrize(
     ("env", "reason"),
     [
-        ({}, "TIMEMACHINE_POSTGRES_DSN is not set"),
+        (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": ""}, "TIMEMACHINE_POSTGRES_DSN is not set"),
+        (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": "postgresql://db..x/x"}, "TIMEMACHINE_POSTGRES_DSN: a host is no name"),
+        (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": "postgresql://db/\udcff"}, "TIMEMACHINE_POSTGRES_DSN: it is not UTF-8"),
         (NOWHERE | {"TIMEMACHINE_MAX_DELIVERIES": "many"}, "TIMEMACHINE_MAX_DELIVERIES"),
         (NOWHERE | {"TIMEMACHINE_DELIVERY_TIMEOUT": "31"}, "TIMEMACHINE_DELIVERY_TIMEOUT"),
         (NOWHERE | {"TIMEMACHINE_DEFAULT_SCHEME": "ftp"}, "TIMEMACHINE_DEFAULT_SCHEME"),
         (NOWHERE | {"TIMEMACHINE_SHUTDOWN_GRACE": "1"}, "TIMEMACHINE_SHUTDOWN_GRACE must not be shorter"),
     ],
-    ids=["nothing set", "no number", "out of bounds", "no such choice", "does not fit"],
+    ids=["nothing set", "no host", "no text", "no number", "out of bounds", "no such choice", "does not fit"],
 )
 async def test_wrong_settings_are_named(command: list[str], env: dict[str, str], reason: str) -> None:
     status, log = await run(command, **env)
@@ -77,10 +79,22 @@ async def test_what_reads_secrets_wants_keys(command: list[str], keys: str, reas
 
 
 async def test_the_worker_ends_when_there_is_no_temporal() -> None:
-    status, log = await run(WORKER, **NOWHERE)
+    status, log = await run(WORKER, **NOWHERE, FOO="\udcff")
 
     assert status == 1
     assert log[-1]["message"] == "cannot work"
+    assert "Temporal does not answer" in log[-1]["reason"]
+
+
+async def test_the_worker_ends_when_the_port_of_its_metrics_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        status, log = await run(WORKER, **NOWHERE, TIMEMACHINE_METRICS_ADDRESS=f"127.0.0.1:{taken.getsockname()[1]}")
+
+    assert status == 1
+    assert log[-1]["reason"].startswith("TIMEMACHINE_METRICS_ADDRESS: ")
 
 
 async def test_setup_ends_when_there_is_no_postgres() -> None:

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import aiodns
 import psutil
 import pytest
 import trustme
@@ -29,6 +30,7 @@ from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import BlockedAddressError, NoAnswerError, OwnFaultError
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.webhooks import dns
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.dns import ALONE, SystemResolver
 from timemachine.webhooks.network import Connector
@@ -39,6 +41,7 @@ TARGETS = AddressGuard(allowed=networks(f"{PUBLIC}, {ALSO_PUBLIC}"))
 ALL_OF_THEM = AddressGuard(allow_private=True)
 TIMEOUT = 2.0
 NAME = "hook.test"
+ROOT = "."
 REFUSED = """
 127.0.0.1 127.0.0.1. 127.1 2130706433 017700000001 0x7f000001 0x7f.1 0177.0.0.01 0 0.0.0.0
 [::1] [::] [::ffff:127.0.0.1] [::ffff:7f00:1] [::127.0.0.1] [2002:7f00:1::] [64:ff9b::7f00:1]
@@ -347,7 +350,10 @@ async def test_names_that_nobody_answers_for_hold_up_no_other(names: DnsServer) 
             task.cancel()
 
 
-async def test_a_slow_name_is_found_where_others_are_answered_fast(names: DnsServer) -> None:
+async def test_a_slow_name_is_found_where_others_are_answered_fast(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.5)
     names.says(NAME, [PUBLIC])
     names.says("slow.test", [PUBLIC])
     names.delays = {"slow.test": 2.0}
@@ -425,6 +431,62 @@ async def test_no_name_server_is_our_own_fault() -> None:
     with pytest.raises(OwnFaultError):
         await resolve(NAME)
     await resolve.aclose()
+
+
+@pytest.mark.parametrize("code", [aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_ETIMEOUT])
+async def test_name_servers_without_a_route_to_them_are_our_own_fault(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look-up and the question whether they answer anything end in different ways then."""
+
+    async def query(*_: object) -> None:
+        raise aiodns.error.DNSError(code, "it says")
+
+    monkeypatch.setattr(aiodns.DNSResolver, "query_dns", query)
+    resolve = SystemResolver([f"127.0.0.1:{closed_port(INSIDE)}"])
+    with pytest.raises(OwnFaultError):
+        await resolve(NAME)
+    await resolve.aclose()
+
+
+async def test_what_a_name_server_answered_once_is_no_answer_now(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.3)
+    names.lifetime = 300
+    names.truncated = "long.test"
+    names.says("long.test", [PUBLIC])
+    async with resolving(names) as resolve:
+        with pytest.raises(OSError, match=r"."):
+            await resolve("long.test")
+        names.silent_about = ROOT
+        with pytest.raises(OwnFaultError):
+            await resolve("long.test")
+
+
+async def test_name_servers_that_answer_nothing_are_our_own_fault(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.3)
+    names.silent = True
+    async with resolving(names) as resolve:
+        with pytest.raises(OwnFaultError):
+            await resolve(NAME)
+        names.silent = False
+        names.says(NAME, [PUBLIC])
+        assert await resolve(NAME) == [PUBLIC]
+
+
+async def test_a_name_that_nobody_answers_for_is_none(names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its job would be put off for ever."""
+    monkeypatch.setattr(dns, "SLOW", 0.3)
+    monkeypatch.setattr(dns, "TRIES", 1)
+    names.silent_about = "dead.test"
+    async with resolving(names) as resolve:
+        outcomes = await asyncio.gather(*[resolve(f"{n}.dead.test") for n in range(50)], return_exceptions=True)
+
+    assert {type(outcome) for outcome in outcomes} == {OSError}
+    assert names.queries.count((ROOT, "NS")) < 10
 
 
 @asynccontextmanager

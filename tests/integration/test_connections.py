@@ -21,6 +21,7 @@ from timemachine.domain.address_guard import AddressGuard
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import NoAnswerError, NotSentError, OwnFaultError
 from timemachine.webhooks import client as http
+from timemachine.webhooks import default_route
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.connection_pool import IDLE_TIME
 from timemachine.webhooks.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
@@ -139,12 +140,45 @@ async def test_what_comes_after_an_answer_is_none_to_the_next_request(way: str, 
     assert wire.by == [0, 1]
 
 
+WITHOUT_BODY = b"HTTP/1.1 204 -\r\n%b\r\n"
+BODY_TO_COME = {
+    "a 204 with a length": WITHOUT_BODY % b"content-length: 2\r\n",
+    "a 204 with chunks": WITHOUT_BODY % b"Transfer-Encoding: chunked\r\n",
+    "a 204 with a folded length": WITHOUT_BODY % b"CONTENT-LENGTH:\r\n 2\r\n",
+    "a 204 with a length in line feeds": (WITHOUT_BODY % b"content-length:02\r\n").replace(b"\r\n", b"\n"),
+    "a 304 with a length": BUSY.replace(b"503", b"304").replace(b": 0", b": 2"),
+    "an interim answer with a length": b"HTTP/1.1 103 -\r\ncontent-length: 2\r\n\r\n" + BUSY,
+    "an interim answer with chunks": b"HTTP/1.1 100 -\r\ntransfer-encoding: chunked\r\n\r\n" + BUSY,
+    "a 205 with a length": BUSY.replace(b"503", b"205").replace(b": 0", b": 2"),
+    "a 205 without a length": b"HTTP/1.1 205 -\r\n\r\n",
+    "no length and chunks": BUSY.replace(b"\r\n", b"\r\ntransfer-encoding: chunked\r\n", 1),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", BODY_TO_COME.values(), ids=BODY_TO_COME)
+async def test_a_body_that_may_still_come_is_no_answer_to_the_next_request(
+    first: bytes, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when the next request has left, where nobody can tell it from an answer."""
+    monkeypatch.setattr(http, "BODY_TIME", 0.2)
+    wire = Wire(first, BROKEN)
+    async with reached(wire, way) as (client, url):
+        await post(client, url)
+        answer = await post(client, url)
+
+    assert (answer.status, answer.body) == (500, b"broken")
+    assert wire.by == [0, 1]
+
+
 GOOD = {
     "a length": BROKEN,
     "nothing": BUSY,
     "chunks": CHUNKED,
     "trailers": CHUNKED[:-2] + b"x: y\r\n\r\n",
     "a 204": b"HTTP/1.1 204 -\r\n\r\n",
+    "a 204 with a length of nothing": b"HTTP/1.1 204 -\r\nContent-Length:  0 \r\nx: y\r\n\r\n",
+    "an interim answer with a length of nothing": b"HTTP/1.1 100 -\r\ncontent-length: 0\r\n\r\n" + BUSY,
     "interim answers": b"HTTP/1.1 100 -\r\n\r\nHTTP/1.1 103 -\r\nlink: x\r\n\r\n" + BUSY,
     "line feeds": BUSY.replace(b"\r\n", b"\n"),
     "the largest body": b"HTTP/1.1 200 -\r\ncontent-length: 65536\r\n\r\n" + b"x" * 65_536,
@@ -722,6 +756,65 @@ async def test_a_machine_without_ipv6_is_no_fault_of_ours(monkeypatch: pytest.Mo
     async with make_client() as client:
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
         assert (await failure(client, "http://[::1]:1/")).kind is AttemptKind.CONNECT
+
+
+NEAR = ((socket.AF_INET, "127.0.0.1"),)
+HAD_ONE_AND_LOST_IT = pytest.param(NEAR, (), OwnFaultError, id="lost")
+HAS_ONE = pytest.param(NEAR, NEAR, NoAnswerError, id="there")
+NEVER_HAD_ONE = pytest.param((), (), NoAnswerError, id="never there")
+HAS_ONE_NOW = pytest.param((), NEAR, NoAnswerError, id="there now")
+Routes = tuple[tuple[socket.AddressFamily, str], ...]
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "unknown.test", "near.test"])
+@pytest.mark.parametrize(("before", "now", "outcome"), [HAD_ONE_AND_LOST_IT, HAS_ONE, NEVER_HAD_ONE, HAS_ONE_NOW])
+async def test_only_a_machine_that_has_lost_its_network_makes_no_attempt(
+    before: Routes, now: Routes, outcome: type[Exception], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receiver that this machine never had a route to, as one with IPv6 only, would be put off for ever."""
+
+    async def create_connection(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "it says")
+
+    async def resolve(name: str) -> list[str]:
+        if name == "unknown.test":
+            raise OSError("it says")
+        return ["192.0.2.1", "2001:db8::1"]
+
+    monkeypatch.setattr(default_route, "FAR_AWAY", before)
+    async with WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE, resolve=resolve) as client:
+        monkeypatch.setattr(default_route, "FAR_AWAY", now)
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+        with pytest.raises(outcome):
+            await post(client, f"http://{host}/")
+
+
+async def test_a_network_that_came_after_the_start_can_be_lost_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(_: str) -> list[str]:
+        raise OSError("it says")
+
+    monkeypatch.setattr(default_route, "FAR_AWAY", ())
+    async with (
+        reached(Wire(TAKEN)) as (_, url),
+        WebhookClient(timeout=TIMEOUT, max_connections=1, address_guard=ANYWHERE, resolve=resolve) as client,
+    ):
+        monkeypatch.setattr(default_route, "FAR_AWAY", NEAR)
+        assert (await post(client, url)).taken
+        monkeypatch.setattr(default_route, "FAR_AWAY", ())
+        with pytest.raises(OwnFaultError):
+            await post(client, "http://unknown.test/")
+
+
+async def test_what_is_near_is_refused_by_itself_on_a_machine_that_has_lost_its_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(default_route, "FAR_AWAY", NEAR)
+    async with make_client() as client:
+        monkeypatch.setattr(default_route, "FAR_AWAY", ())
+        assert (await failure(client, f"http://127.0.0.1:{port}/")).kind is AttemptKind.CONNECT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "unknown.test"])

@@ -8,11 +8,11 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecutionDescription
 
-from api.jobs import Jobs
 from tests.support.holds import wait_until_held
 from tests.support.receiver import Receiver
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import ROUTE, Service, refused
+from timemachine.temporal.job_runs import describe_job
 
 JOBS = 40
 HELD_JOBS = 12
@@ -72,17 +72,17 @@ async def test_a_job_that_is_cut_after_its_cancel_looked_at_it_is_cancelled(
     cut: Service, cutting_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = await cut.create(3600)
-    describe, job = Jobs._describe, cutting_client.get_workflow_handle(f"{cut.db}/c/{job_id}")
+    describe, job = describe_job, cutting_client.get_workflow_handle(f"{cut.db}/c/{job_id}")
 
-    async def describe_and_cut(jobs: Jobs, workflow_id: str) -> WorkflowExecutionDescription:
-        found = await describe(jobs, workflow_id)
+    async def describe_and_cut(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
+        found = await describe(client, workflow_id)
         with pytest.MonkeyPatch.context() as undo:
-            undo.setattr(Jobs, "_describe", describe)
+            undo.setattr("api.jobs.describe_job", describe)
             while (await job.describe()).run_id == found.run_id:
                 await cut.change(job_id, 1800)
         return found
 
-    monkeypatch.setattr(Jobs, "_describe", describe_and_cut)
+    monkeypatch.setattr("api.jobs.describe_job", describe_and_cut)
 
     assert answer_of(await cut.cancel(job_id)) == (200, None)
     assert (await cut.find(job_id))["state"] == "cancelled"

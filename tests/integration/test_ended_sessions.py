@@ -26,6 +26,9 @@ AWAY = {"error": "Postgres does not answer", "code": "E015"}
 ROUTE = {"id": "r", "type": "REST", "webhook_url": "example.org"}
 
 
+pytestmark = pytest.mark.usefixtures("client")  # which prepares Temporal, so that only Postgres is in trouble
+
+
 @pytest.fixture
 async def admin(postgres: Postgres) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(postgres.dsn)
@@ -124,6 +127,27 @@ async def test_none_of_the_words_of_postgres_is_shown(
 
     reasons = [vars(record).get("reason", "") for record in caplog.records if record.name == "timemachine.outages"]
     assert any(role in reason or database(own) in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "sqlstate",
+    [
+        *("57P01", "58P01", "25006", "08P01", "53300", "42501", "3F000", "42704", "42883", "42P01", "55000", "55P03"),
+        *("0A000", "F0000", "72000", "XX000", "XX001"),
+    ],
+)
+async def test_what_a_server_or_a_pooler_in_trouble_says_is_an_outage(own: Settings, sqlstate: str) -> None:
+    async with open_pool(own) as pool:
+        with pytest.raises(UnavailableError):
+            async with connection(pool) as postgres:
+                await postgres.execute(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{sqlstate}'; END $$")
+
+
+async def test_a_faulty_statement_is_no_outage(own: Settings) -> None:
+    async with open_pool(own) as pool:
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            async with connection(pool) as postgres:
+                await postgres.execute("SELEC 1")
 
 
 async def test_an_api_without_its_tables_is_not_ready(

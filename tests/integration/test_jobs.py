@@ -456,12 +456,14 @@ async def test_a_job_that_is_created_anew_twice_at_once_is_delivered_once(
         ("list_search_attributes", RPCStatusCode.RESOURCE_EXHAUSTED, 200),
         ("describe_namespace", RPCStatusCode.PERMISSION_DENIED, 200),
         ("describe_namespace", RPCStatusCode.RESOURCE_EXHAUSTED, 503),
+        ("describe_workflow_execution", RPCStatusCode.PERMISSION_DENIED, 503),
+        ("describe_workflow_execution", RPCStatusCode.UNIMPLEMENTED, 503),
     ],
 )
 async def test_an_operators_question_that_is_refused_does_not_take_the_api_out(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, call: str, refusal: RPCStatusCode, answer: int
 ) -> None:
-    """Such questions have a limit of their own, while those of requests are answered."""
+    """Such questions have a limit of their own, while those of requests are answered, of which one is asked as well."""
     rpc_call = FailFastServiceClient._rpc_call
 
     async def refuse(client: Any, rpc: str, *args: Any, **how: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
 from temporalio.client import Client
 
@@ -23,7 +25,7 @@ from tests.support.receiver import Receiver
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.settings import service_settings
 from tests.support.waiting import eventually
-from timemachine.domain.errors import UnavailableError
+from timemachine.domain.errors import MigrationError, UnavailableError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
@@ -121,6 +123,44 @@ async def revive(part: Part, how: signal.Signals) -> None:
         send(part, signal.SIGCONT)
     else:
         await part.restart()
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("stetement_timeout=1", 'unrecognized configuration parameter "stetement_timeout"'),
+        ("work_mem=lots", 'invalid value for parameter "work_mem"'),
+        ("shared_buffers=1GB", 'parameter "shared_buffers" cannot be changed'),
+        ("options=-c%20x%3Dy", 'unrecognized configuration parameter "x"'),
+        ("password=wrong", "password authentication failed"),
+    ],
+)
+async def test_a_session_that_postgres_refuses_is_503_and_ends_the_setup_with_the_reason(
+    fragile: Fragile, caplog: pytest.LogCaptureFixture, option: str, reason: str
+) -> None:
+    dsn = fragile.settings.postgres_dsn or ""
+    if option.startswith("password="):
+        dsn = re.sub(r"//(\w+):[^@]*@", r"//\1@", dsn)
+    job_id = await fragile.create(3600)
+    refused_settings = replace(fragile.settings, postgres_dsn=f"{dsn}{'&' if '?' in dsn else '?'}{option}")
+
+    async with serving(create_app(refused_settings)) as api:
+        for request in every_request(Service(api, fragile.db), job_id).values():
+            assert (await timed(request())).status_code == 503
+    assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
+    with pytest.raises(MigrationError, match="Postgres refuses: ") as refusal:
+        await migrate(refused_settings)
+    assert reason in str(refusal.value)
+
+
+async def test_a_dsn_with_options_that_only_libpq_knows_is_served(fragile: Fragile) -> None:
+    dsn = fragile.settings.postgres_dsn or ""
+    options = "connect_timeout=10&channel_binding=prefer&keepalives=1"
+    own = replace(fragile.settings, postgres_dsn=f"{dsn}{'&' if '?' in dsn else '?'}{options}")
+
+    await migrate(own)
+    async with serving(create_app(own)) as api:
+        assert (await timed(api.get("/readyz"))).status_code == 200
 
 
 AWAY = {"error": "Temporal does not answer", "code": "E015"}

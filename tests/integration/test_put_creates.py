@@ -4,14 +4,14 @@ import asyncio
 
 import httpx
 import pytest
-from temporalio.client import WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecutionDescription
 
-from api.jobs import Jobs
 from tests.support.holds import pause, wait_until_held
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import BAD_TIME, MALFORMED, NO_SUCH_JOB, TOO_LATE
 from tests.support.service import Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.temporal.job_runs import describe_job
 
 OK = {"status": "ok"}
 
@@ -148,19 +148,19 @@ async def test_a_job_that_is_created_again_in_this_moment_is_changed(
 ) -> None:
     """Others cancel the job, and create it again, between two looks of this request."""
     job_id = await service.create(3600)
-    describe = Jobs._describe
+    describe = describe_job
 
-    async def described_too_early(jobs: Jobs, workflow_id: str) -> WorkflowExecutionDescription:
-        monkeypatch.setattr(Jobs, "_describe", describe)
+    async def described_too_early(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
+        monkeypatch.setattr("api.jobs.describe_job", describe)
         if is_cancelled_first:
             await service.cancel(job_id)
-        description = await describe(jobs, workflow_id)
+        description = await describe(client, workflow_id)
         if not is_cancelled_first:
             await service.cancel(job_id)
         await service.create(3600, job_id=job_id, meta="of others")
         return description
 
-    monkeypatch.setattr(Jobs, "_describe", described_too_early)
+    monkeypatch.setattr("api.jobs.describe_job", described_too_early)
     answer = await service.put(job_id, a_job(7200, id=job_id, meta="mine"))
 
     assert written(answer) == "changed"

@@ -1,14 +1,21 @@
 """Waking a job that goes on as a new run ends, whatever has become of the job meanwhile."""
 
 import asyncio
+import uuid
 
+import httpx
+import pytest
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
 from activities.wake import Wakes
 from tests.support.job_histories import workflow_of
 from tests.support.ledger import first_run
-from tests.support.service import Service, new_id
+from tests.support.receiver import Receiver
+from tests.support.refusals import JOB_EXISTS, NO_SUCH_JOB
+from tests.support.service import Service, a_job, new_id, refused
+from timemachine.domain import stored_names
+from timemachine.domain.jobs import split_workflow_id
 from timemachine.domain.wake import ContinuedRun
 
 
@@ -35,6 +42,36 @@ async def test_a_job_that_has_ended_is_left_alone(service: Service, client: Clie
     await workflow_of(client, service, job_id).result()
 
     await wake(client, f"{service.db}/c/{job_id}", await first_run(client, service, job_id))
+
+
+async def test_what_is_no_job_is_not_reached_as_one(api: httpx.AsyncClient, client: Client, receiver: Receiver) -> None:
+    """Wakers that an earlier version started have ids that jobs may have as well."""
+    run = str(uuid.uuid4())
+    continued = ContinuedRun(workflow_id="another-db/c/job", first_run_id=run, run_id=run)
+    waker = await client.start_workflow(
+        stored_names.WAKE_JOB, continued, id=continued.former_waker_id, task_queue=f"nobodys-{run}"
+    )
+    service = Service(api, "timemachine")
+    service.jobs = "/job/timemachine/wake"
+    await service.add_route(receiver.url)
+
+    assert refused(await api.get(f"{service.jobs}/{run}")) == NO_SUCH_JOB
+    assert refused(await api.get(f"{service.jobs}/{run}/attempts")) == NO_SUCH_JOB
+    assert refused(await service.change(run, 60)) == NO_SUCH_JOB
+    assert refused(await service.trigger(run)) == NO_SUCH_JOB
+    assert refused(await service.cancel(run)) == NO_SUCH_JOB
+    assert refused(await api.post(service.jobs, json=a_job(60, id=run))) == JOB_EXISTS
+
+    await api.delete("/route/timemachine/hook")
+    description = await waker.describe()
+    assert not description.raw_description.workflow_extended_info.cancel_requested
+    await waker.terminate()
+
+
+def test_a_waker_has_no_jobs_id() -> None:
+    continued = ContinuedRun(workflow_id="db/c/job", first_run_id="first", run_id="second")
+    with pytest.raises(ValueError, match="unpack"):
+        split_workflow_id(continued.waker_id)
 
 
 async def test_a_job_that_is_gone_is_left_alone(client: Client, db: str) -> None:

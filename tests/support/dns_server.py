@@ -30,6 +30,8 @@ class DnsServer(asyncio.DatagramProtocol):
         """A name whose answer is too long, so that it has to be asked for over a connection, which nobody takes."""
         self.delays: dict[str, float] = {}
         """Seconds after which names are answered for."""
+        self.lifetime = 0
+        """Seconds for which an answer may be remembered."""
         self.queries: list[tuple[str, str]] = []
         self._answers: defaultdict[str, list[list[str]]] = defaultdict(list)
         self._transport: asyncio.DatagramTransport | None = None
@@ -60,13 +62,15 @@ class DnsServer(asyncio.DatagramProtocol):
         if name == self.truncated:
             response.flags |= dns.flags.TC
         known = self._answers.get(name)
-        if not known:
+        if kind == "NS":
+            response.answer.append(dns.rrset.from_text(question.name, self.lifetime, "IN", "NS", "ns.test."))
+        elif not known:
             response.set_rcode(dns.rcode.NXDOMAIN)
         else:
             version = 4 if kind == "A" else 6
             found = [text for text in known[0] if ip_address(text).version == version]
             if found:
-                response.answer.append(dns.rrset.from_text(question.name, 0, "IN", kind, *found))
+                response.answer.append(dns.rrset.from_text(question.name, self.lifetime, "IN", kind, *found))
             if kind == "A" and len(known) > 1:  # AAAA is asked before
                 known.pop(0)
         asyncio.get_running_loop().call_later(self.delays.get(name, 0), self._send, response.to_wire(), addr)

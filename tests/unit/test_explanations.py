@@ -52,6 +52,11 @@ def test_a_time_out_of_bounds_is_told_its_unit(microseconds: str) -> None:
     assert explain_parameter("since", "x", microseconds) == expected
 
 
+@pytest.mark.parametrize("digits", ["9" * 4301, "9" * 300 + "x", "-" + "0" * 100_000])
+def test_a_number_of_any_length_is_told(digits: str) -> None:
+    assert explain_parameter("limit", "Expected `int`, got `str`", digits) == "limit: Expected `int`, got `str`"
+
+
 def test_choices_and_limits_are_told_in_words() -> None:
     assert explain_parameter("force", "Expected `bool`, got `str`", "yes") == "force: it must be `true` or `false`"
     reason = explain_body(ValueError("Expected `str` matching regex - at `$.reason`"), b'{"reason": "\\u0000"}')

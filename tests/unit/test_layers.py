@@ -41,7 +41,10 @@ USERS = {
     "platformdirs": ["devstack"],
     "psutil": ["devstack"],
 }
-ENVIRONMENT = ["api.__main__", "worker", "timemachine.keys", "timemachine.rekey", "timemachine.setup", "devstack"]
+ENVIRONMENT = [
+    *("api.__main__", "worker", "timemachine.keys", "timemachine.rekey", "timemachine.setup", "devstack"),
+    "timemachine.temporal.client",  # Temporal's own variables, as its loader would without it
+]
 # Rules do no I/O, so that the workflow sandbox may load them and their tests need nothing.
 PURE = (sys.stdlib_module_names | {"msgspec"}) - {
     "asyncio",

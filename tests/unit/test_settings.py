@@ -1,9 +1,11 @@
+import certifi
 import msgspec.inspect
 import pytest
 from msgspec.structs import asdict, replace
 
 from api.schemas import Timeout
 from timemachine.domain.errors import SettingsError
+from timemachine.postgres.dsn import read_dsn
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings, is_loopback
 
@@ -70,8 +72,11 @@ def test_what_is_malformed_is_not_shown(field: str) -> None:
         ("DEFAULT_SCHEME", "ftp"),
         *(("AUTH", value) for value in ("", "no", "None", "off", "key", "none ")),
         ("ALLOW_PRIVATE_TARGETS", "maybe"),
-        ("TASK_QUEUE", ""),
-        ("EGRESS_PROXY", "ftp://proxy"),
+        *(("TASK_QUEUE", value) for value in ("", "q" * 241, "/_sys/jobs")),
+        *(("EGRESS_PROXY", value) for value in ("ftp://proxy", "http://us:pw@proxy:65536", "http://us:pw@proxy..x")),
+        ("EGRESS_PROXY", f"http://us:pw@{'p' * 64}:3128"),
+        *(("METRICS_ADDRESS", value) for value in ("abc", "9464", ":9464", "localhost:9464", "1.2.3:9464", "::1:9464")),
+        *(("METRICS_ADDRESS", value) for value in ("127.0.0.1:65536", "[::g]:9464", "127.0.0.1:9464 ")),
         ("ALLOWED_TARGETS", "10.0.0.1/8"),
         ("DENIED_TARGETS", "example.org"),
         ("POSTGRES_TRANSACTION_POOLING", "pgbouncer"),
@@ -89,6 +94,7 @@ def test_a_malformed_value_is_told_by_its_variable(setting: str, value: str) -> 
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [
+        *(("AUTH", value, "`keys`, `none` or `none-on-any-address`") for value in ("None", "off", "")),
         *(("LOG_LEVEL", value, "`debug`, `info`, `warning` or `error`") for value in ("verbose", "INFO", "")),
         *(("DEFAULT_SCHEME", value, "`https` or `http`") for value in ("ftp", "HTTPS", "https://")),
         *(("ALLOW_PRIVATE_TARGETS", value, "`true` or `false`") for value in ("yes", "on", "")),
@@ -101,6 +107,43 @@ def test_a_value_that_is_none_of_a_few_is_told_which_they_are(setting: str, valu
         Settings.from_env({f"TIMEMACHINE_{setting}": value})
 
     assert str(refusal.value) == f"TIMEMACHINE_{setting}: it must be {expected}"
+
+
+def test_whatever_has_a_few_values_says_which() -> None:
+    few = msgspec.inspect.EnumType | msgspec.inspect.LiteralType | msgspec.inspect.BoolType
+    info = msgspec.inspect.type_info(Settings)
+    assert isinstance(info, msgspec.inspect.StructType)
+    fields = [field.name for field in info.fields if isinstance(field.type, few)]
+
+    assert len(fields) == 5
+    for name in fields:
+        with pytest.raises(SettingsError, match=f"^TIMEMACHINE_{name.upper()}: it must be `\\w+`.* or `"):
+            Settings.from_env({f"TIMEMACHINE_{name.upper()}": "nonsense"})
+
+
+@pytest.mark.parametrize("value", ["", "0.0.0.0:9464", "127.0.0.1:0", "[::]:9464", "[2001:db8::1]:65535"])
+def test_metrics_are_served_at_any_address(value: str) -> None:
+    assert Settings.from_env({"TIMEMACHINE_METRICS_ADDRESS": value}).metrics_address == value
+
+
+@pytest.mark.parametrize(
+    "value", ["http://proxy", "http://us:p%40w@proxy.example.org:65535/", "http://[2001:db8::1]:1"]
+)
+def test_a_proxy_is_at_any_address(value: str) -> None:
+    assert Settings.from_env({"TIMEMACHINE_EGRESS_PROXY": value}).egress_proxy == value
+
+
+@pytest.mark.parametrize("name", ["TIMEMACHINE_POSTGRES_DSN", "TIMEMACHINE_LOG_LEVEL", "TIMEMACHINE_SERVICE_HOST"])
+def test_a_variable_that_is_not_utf_8_is_named_and_not_shown(name: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        Settings.from_env({name: f"{PASSWORD}\udcff"})
+
+    assert str(refusal.value) == f"{name}: it is not UTF-8"
+    assert refusal.value.__suppress_context__
+
+
+def test_what_others_set_need_not_be_utf_8() -> None:
+    assert Settings.from_env({"FOO": "\udcff", "TIMEMACHINE_HTTP_PORT": "1"}).http_port == 1
 
 
 LOOPBACK = ("127.0.0.1", "127.9.9.9", "::1", "localhost")
@@ -149,6 +192,12 @@ def test_a_malformed_proxy_is_not_shown() -> None:
         "postgresql://us:hunter2[x@db/x",
         "postgresql://us:x@db:hunter2/x",
         "postgresql://us@db/x?hunter2",
+        "postgresql://us:hunter2@x@db/x",
+        "postgresql://us:hunter2%ff@db/x",
+        "postgresql://us:hunter2%00@db/x",
+        "postgresql://us:hunter2@db/x%00y",
+        "postgresql://us:hunter2@db%00/x",
+        "postgresql://us:hunter2@db/x?application_name=%00",
         "hunter2",
     ],
 )
@@ -169,8 +218,95 @@ async def test_a_malformed_dsn_is_refused_at_once_and_not_shown(dsn: str) -> Non
         "postgresql://us:pw@one:5432,two:5433/x",
         "postgres://us:pw@[::1]:5432/x",
         "postgresql:///x?host=/run/postgresql",
+        "postgresql://us:pw@db.example.org./x?options=endpoint%3Done&search_path=here",
     ],
 )
 async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
     async with open_pool(replace(Settings(), postgres_dsn=dsn)):
         pass
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        ("db..example/x", "a host is no name"),
+        (f"{'d' * 64}.example/x", "a host is no name"),
+        (f"one,{'d' * 64}/x", "a host is no name"),
+        ("/x?host=db..example", "a host is no name"),
+        ("db:0/x", "a port must be 1 to 65535"),
+        ("/x?host=db&port=65536", "a port must be 1 to 65535"),
+        ("/x?host=one,two&port=1,2,3", "could not match 3 port numbers to 2 hosts"),
+        ("db/x?sslmode=nonsense", "must be one of: disable, allow, prefer, require, verify-ca, verify-full"),
+        ("db/x?sslmode=verify-full&sslrootcert=/nowhere", "a certificate or key that it names"),
+        ("db/x?sslmode=verify-full&sslrootcert=system", "sslrootcert=/etc/ssl/certs/ca-certificates.crt"),
+        ("db/x?sslcert=/nowhere", "a certificate or key that it names"),
+        ("db/x?sslnegotiation=maybe", "must be one of: postgres, direct"),
+        ("db/x?ssl_min_protocol_version=TLSv9", "No such TLS version"),
+        ("db/x?target_session_attrs=nonsense", "target_session_attrs"),
+        ("db/x?sslmode=require&channel_binding=require", "asyncpg has no channel binding"),
+        ("db/x?channel_binding=prefer&channel_binding=require", "asyncpg has no channel binding"),
+        ("db/x?gssencmode=require", "the option `gssencmode`"),
+        ("db/x?hostaddr=192.0.2.1", "the option `hostaddr`"),
+        ("db/x?require_auth=scram-sha-256", "the option `require_auth`"),
+        ("db/x?client_encoding=latin1", "the option `client_encoding`"),
+    ],
+)
+def test_a_dsn_that_nothing_could_connect_with_is_refused_with_the_reason(rest: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_POSTGRES_DSN") as refusal:
+        read_dsn(replace(Settings(), postgres_dsn=f"postgresql://us:{PASSWORD}@{rest}"))
+
+    assert reason in str(refusal.value)
+    assert PASSWORD not in str(refusal.value)
+    assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+def test_what_takes_the_place_of_the_gaps_of_a_dsn_is_checked_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMODE", "nonsense")
+
+    with pytest.raises(SettingsError, match="or a PG\\* variable that it leaves something to: `sslmode` parameter"):
+        read_dsn(replace(Settings(), postgres_dsn="postgresql://db/x"))
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found: 7"), OSError("No username set")], ids=["3.11", "3.13"])
+def test_a_dsn_without_a_user_is_refused_where_the_process_has_none(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def nobody() -> str:
+        raise error
+
+    monkeypatch.delenv("PGUSER", raising=False)
+    monkeypatch.setattr("getpass.getuser", nobody)
+
+    with pytest.raises(SettingsError, match=r"the user that it does not name, cannot be found: .*(not found|No user)"):
+        read_dsn(replace(Settings(), postgres_dsn="postgresql://db/x"))
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("?connect_timeout=10", ""),
+        ("?sslmode=require&channel_binding=prefer&application_name=a%20b", "?sslmode=require&application_name=a%20b"),
+        ("?connect%5Ftimeout=10&keepalives=1&options=-c%20x%3Dy", "?options=-c%20x%3Dy"),
+        ("?gssencmode=disable&client_encoding=UTF8&sslmode=disable#gone", "?sslmode=disable"),
+    ],
+)
+async def test_options_that_only_libpq_knows_are_left_out_and_told(
+    given: str, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(Settings(), postgres_dsn=f"postgresql://us:{PASSWORD}@db/x{given}")
+    caplog.set_level("INFO")
+
+    async with open_pool(settings):
+        pass
+
+    assert read_dsn(settings) == f"postgresql://us:{PASSWORD}@db/x{taken}"
+    (line,) = [record for record in caplog.records if "are left out" in record.message]
+    assert vars(line)["options"]
+    assert PASSWORD not in str(vars(line))
+
+
+def test_channel_binding_may_be_asked_for_where_the_server_is_verified_in_full() -> None:
+    options = f"sslmode=verify-full&sslrootcert={certifi.where()}"
+    settings = replace(Settings(), postgres_dsn=f"postgresql://us:pw@db/x?{options}&channel_binding=require")
+
+    assert read_dsn(settings) == f"postgresql://us:pw@db/x?{options}"

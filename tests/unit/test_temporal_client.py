@@ -1,6 +1,7 @@
 """How Temporal is asked for what programs need at their start."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,8 +9,17 @@ import pytest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from timemachine.domain.errors import SetupError
-from timemachine.temporal.client import check_namespace
+from timemachine.domain.errors import SettingsError, SetupError, UnavailableError
+from timemachine.temporal.client import MAX_NAMESPACE, check_namespace, connection_settings, temporal_timeout
+
+# What is an answer about a job or a request, or has an error of its own.
+ANSWERS = {
+    RPCStatusCode.OK,
+    RPCStatusCode.NOT_FOUND,
+    RPCStatusCode.ALREADY_EXISTS,
+    RPCStatusCode.INVALID_ARGUMENT,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+}
 
 
 def answering(status: RPCStatusCode | None) -> tuple[Client, list[bool]]:
@@ -46,3 +56,68 @@ async def test_who_may_not_ask_for_a_namespace_may_yet_use_it() -> None:
     client, _ = answering(RPCStatusCode.PERMISSION_DENIED)
 
     await check_namespace(client)
+
+
+def test_a_variable_of_others_that_is_not_utf_8_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOO", "\udcff")
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", "here")
+
+    assert connection_settings() == {"target_host": "localhost:7233", "namespace": "here"}
+
+
+def test_the_profile_file_is_found_where_it_is_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (tmp_path, tmp_path / "Library/Application Support"):
+        (folder / "temporalio").mkdir(parents=True)
+        (folder / "temporalio/temporal.toml").write_text('[profile.default]\nnamespace = "there"\n')
+
+    assert connection_settings()["namespace"] == "there"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("TEMPORAL_API_KEY", "hunter2\udcff", "TEMPORAL_API_KEY: it is not UTF-8"),
+        ("TEMPORAL_API_KEY", "hunter2\n", "the API key must be printable ASCII, without a line break"),
+        ("TEMPORAL_API_KEY", "hunter2é", "the API key must be printable ASCII, without a line break"),
+        (
+            "TEMPORAL_GRPC_META_X_Y",
+            "hunter2\n",
+            "the gRPC metadata `x-y` must be printable ASCII, without a line break",
+        ),
+        ("TEMPORAL_NAMESPACE", "n" * (MAX_NAMESPACE + 1), "the namespace must have 1 to 1000 bytes"),
+        ("TEMPORAL_NAMESPACE", "é" * (MAX_NAMESPACE // 2 + 1), "the namespace must have 1 to 1000 bytes"),
+        ("TEMPORAL_NAMESPACE", "", "the namespace must have 1 to 1000 bytes"),
+        ("TEMPORAL_ADDRESS", "localhost:65536", "the address must be host:port, not `localhost:65536`"),
+    ],
+)
+def test_what_temporal_never_takes_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(SettingsError) as refusal:
+        connection_settings()
+
+    assert str(refusal.value).endswith(reason)
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("line", ['api_key = "hunter2', 'api_key = ["hunter2"]'])
+def test_a_line_of_the_profile_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str) -> None:
+    file = tmp_path / "temporal.toml"
+    file.write_text(f"[profile.default]\n{line}\n")
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(file))
+
+    with pytest.raises(SettingsError, match="TOML parse error at line 2") as refusal:
+        connection_settings()
+
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("status", sorted(set(RPCStatusCode) - ANSWERS), ids=lambda status: status.name)
+async def test_all_that_is_no_answer_is_an_outage(status: RPCStatusCode) -> None:
+    with pytest.raises(UnavailableError):
+        async with temporal_timeout(1):
+            raise RPCError("no", status, b"")

@@ -1,17 +1,20 @@
 """The door to Postgres: pool and connections."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
 from timemachine.clean_up import clean_up
-from timemachine.domain.errors import SettingsError, SlowStatementError, UnavailableError
+from timemachine.domain.errors import SlowStatementError, UnavailableError
 from timemachine.outages import OutageLog
+from timemachine.postgres.dsn import left_out, read_dsn
 from timemachine.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Pool = asyncpg.Pool
 
@@ -32,19 +35,22 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
     Raises:
         SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
     """
-    try:
-        pool = await asyncpg.create_pool(
-            _dsn(settings),
-            min_size=0,
-            max_size=settings.postgres_pool_size,
-            # Nothing of ours changes what a connection is set to, so that there is nothing to undo at its return.
-            reset=_leave_as_it_is,
-            timeout=STATEMENT_TIMEOUT,
-            command_timeout=STATEMENT_TIMEOUT,
-            **_of_sessions(settings),
+    dsn = read_dsn(settings)
+    if options := left_out(settings.postgres_dsn or ""):
+        log.info(
+            "options that asyncpg does not know are left out of TIMEMACHINE_POSTGRES_DSN", extra={"options": options}
         )
-    except ValueError:
-        raise _unreadable() from None
+    pool = await asyncpg.create_pool(
+        dsn,
+        connect=_connect,
+        min_size=0,
+        max_size=settings.postgres_pool_size,
+        # Nothing of ours changes what a connection is set to, so that there is nothing to undo at its return.
+        reset=_leave_as_it_is,
+        timeout=STATEMENT_TIMEOUT,
+        command_timeout=STATEMENT_TIMEOUT,
+        **_of_sessions(settings),
+    )
     try:
         yield pool
     finally:
@@ -69,53 +75,44 @@ async def _leave_as_it_is(_: asyncpg.Connection) -> None:
     """Do nothing, in place of the query that asyncpg sends whenever a connection is given back."""
 
 
-def _dsn(settings: Settings) -> str:
-    if not settings.postgres_dsn:
-        raise SettingsError("TIMEMACHINE_POSTGRES_DSN is not set")
-    if not settings.postgres_dsn.startswith(("postgresql://", "postgres://")):
-        raise SettingsError("TIMEMACHINE_POSTGRES_DSN must begin with postgresql://")
+async def _connect(*to: Any, **how: Any) -> asyncpg.Connection:
+    """Connect for the pool, whose users are not to blame for what the server refuses a session for.
+
+    As an option of the DSN that it does not know, or a value that it does not take.
+
+    Raises:
+        ConnectionRefusedError: The server refuses the session.
+    """
     try:
-        _check_dsn(settings.postgres_dsn)
-    except ValueError:
-        raise _unreadable() from None
-    return settings.postgres_dsn
+        return await asyncpg.connect(*to, **how)
+    except asyncpg.PostgresError as error:
+        raise ConnectionRefusedError(f"the session is refused: {type(error).__name__}: {error}") from error
 
 
-def _check_dsn(dsn: str) -> None:
-    """Raise ValueError for what asyncpg would find out when it first connects only."""
-    parts = urlsplit(dsn)
-    _, has_user, hosts = parts.netloc.rpartition("@")
-    if not has_user and "@" in dsn:
-        raise ValueError("what should be the user and the password ends too early")
-    for host in hosts.split(","):
-        _ = urlsplit(f"//{host}").port
-    if parts.query:
-        parse_qs(parts.query, strict_parsing=True)
-
-
-def _unreadable() -> SettingsError:
-    """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
-    return SettingsError(
-        "TIMEMACHINE_POSTGRES_DSN is malformed; the characters / ? # @ : % [ ] of a password must be percent-encoded"
-    )
-
-
-# A session that was ended; a server that starts, shuts down, is full, has lost its disk, was made read-only or a
-# replica, or lets us not in; a lost race for a lock; tables that the setup of this version has not made yet; and, of a
-# pooler in transaction mode that the settings do not know of, a statement prepared in another session.
+# A session that was ended; a server or a pooler that starts, shuts down, is full, has lost its disk, was made read-only
+# or a replica, lets us not in, or is in trouble itself; a lost race for a lock; what the setup of this version has not
+# made yet, or makes in this moment; and, of a pooler in transaction mode that the settings do not know of, a statement
+# prepared in another session.
 _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
+    asyncpg.InternalServerError,
+    asyncpg.ConfigFileError,
+    asyncpg.SnapshotTooOldError,
     asyncpg.InvalidTransactionStateError,
     asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InsufficientPrivilegeError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.FeatureNotSupportedError,
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedObjectError,
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
 )
@@ -184,9 +181,7 @@ async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
     """
     try:
         # Nothing is kept prepared, for a pooler in transaction mode.
-        own = await asyncpg.connect(_dsn(settings), timeout=10, statement_cache_size=0)
-    except ValueError:
-        raise _unreadable() from None
+        own = await asyncpg.connect(read_dsn(settings), timeout=10, statement_cache_size=0)
     except _AWAY as error:
         raise UnavailableError(f"Postgres does not answer: {error}") from error
     try:

@@ -7,11 +7,13 @@ import secrets as randomness
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
 from weakref import WeakValueDictionary
 
 import msgspec
 from asyncpg import Pool, Record
 from asyncpg.pool import PoolConnectionProxy
+from msgspec import Meta
 
 from timemachine.clean_up import clean_up
 from timemachine.domain.audit import AuditAction, Caller
@@ -22,6 +24,7 @@ from timemachine.domain.errors import (
     TooManySecretsError,
     UnavailableError,
 )
+from timemachine.domain.jobs import MAX_NAME, NAME_PATTERN
 from timemachine.domain.routes import Route, RouteState, RouteStatus
 from timemachine.domain.signing import SECRET_BYTES
 from timemachine.postgres.audit_log import write_audit
@@ -40,6 +43,12 @@ PLACE_WAIT = 1.0
 """Seconds that an attempt waits in place for others that ask for a slot of the same route."""
 
 _PLACE_PAUSE = 0.02
+
+
+class RoutePosition(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page ended. Handed out as a cursor, so that what comes back may be anything."""
+
+    id: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_NAME)]
 
 
 class StoredRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +103,10 @@ class RouteStore:
             raise NoSuchRouteError(f"no route {route_id} in {db}")
         return StoredRoute(route=msgspec.json.decode(row["route"], type=Route), status=_standing(row))
 
-    async def of_db(self, db: str, *, limit: int, after: str = "") -> list[StoredRoute]:
+    async def of_db(self, db: str, *, limit: int, after: RoutePosition | None = None) -> list[StoredRoute]:
         """Return routes of a db in the order of their ids, those after one."""
         async with connection(self._pool) as postgres:
-            rows = await postgres.fetch(_OF_DB, db, after, limit)
+            rows = await postgres.fetch(_OF_DB, db, after.id if after else "", limit)
         return [StoredRoute(route=msgspec.json.decode(row["route"], type=Route), status=_standing(row)) for row in rows]
 
     async def check(self, db: str, route_id: str) -> None:

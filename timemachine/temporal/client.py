@@ -1,11 +1,13 @@
 """The door to Temporal: connection, payloads, search attributes."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import asynccontextmanager
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
@@ -13,6 +15,7 @@ from temporalio.service import GrpcCompression, RPCError, RPCStatusCode, TLSConf
 
 from timemachine.domain.errors import BusyError, SettingsError, SetupError, UnavailableError
 from timemachine.outages import OutageLog
+from timemachine.settings import variables
 from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.payloads import DATA_CONVERTER
 
@@ -32,6 +35,9 @@ _AWAY = frozenset(
         RPCStatusCode.FAILED_PRECONDITION,  # an update whose workflow task failed, and is run again without it
         RPCStatusCode.INTERNAL,
         RPCStatusCode.UNKNOWN,
+        RPCStatusCode.OUT_OF_RANGE,
+        RPCStatusCode.DATA_LOSS,
+        RPCStatusCode.UNIMPLEMENTED,  # a proxy that has no server to pass it on to
         RPCStatusCode.PERMISSION_DENIED,
         RPCStatusCode.UNAUTHENTICATED,
     }
@@ -39,7 +45,12 @@ _AWAY = frozenset(
 
 _OUTAGES = OutageLog("Temporal does not answer")
 
-_ADDRESS = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}")
+_ADDRESS = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})")
+
+_SHOWN_LINE = re.compile(r"^ *\d* *\|.*\n", re.MULTILINE)
+
+MAX_NAMESPACE = 1000
+"""Most bytes that Temporal's server takes for a name, unless it is configured otherwise."""
 
 _ON_THIS_MACHINE = ("localhost:", "127.0.0.1:", "[::1]:")
 """How the addresses of servers begin that what is sent to need not be compressed."""
@@ -58,19 +69,38 @@ def connection_settings() -> ClientConnectConfig:
     """Return how to connect to Temporal, as its own `TEMPORAL_*` variables or profile file say.
 
     Raises:
-        SettingsError: They cannot be read, or do not go together.
+        SettingsError: They cannot be read, do not go together, or are what Temporal never takes.
     """
+    # Its loader ends the program, and shows the value, for any variable that is not UTF-8, whosever it is.
+    own = variables(os.environ, "TEMPORAL_")
     try:
-        config = ClientConfig.load_client_connect_config()
+        config = ClientConfig.load_client_connect_config(override_env_vars=own)
     except (RuntimeError, ValueError, OSError) as error:
         raise _wrong_settings(error) from error
     address = config.setdefault("target_host", "localhost:7233")
-    if not _ADDRESS.fullmatch(address):
+    found = _ADDRESS.fullmatch(address)
+    if not found or int(found["port"]) > 65_535:
         raise _wrong_settings(f"the address must be host:port, not `{address}`")
+    if not 0 < len(config.setdefault("namespace", "default").encode()) <= MAX_NAMESPACE:
+        raise _wrong_settings(f"the namespace must have 1 to {MAX_NAMESPACE} bytes")
+    _check_headers(config)
     tls = config.get("tls")
     if isinstance(tls, TLSConfig) and bool(tls.client_cert) != bool(tls.client_private_key):
         raise _wrong_settings("a client certificate and its private key need each other")
     return config
+
+
+def _check_headers(config: ClientConnectConfig) -> None:
+    """Refuse what cannot be sent with each call. A key is often read from a file, with the line break at its end."""
+    if not _is_header(config.get("api_key") or ""):
+        raise _wrong_settings("the API key must be printable ASCII, without a line break")
+    for name, value in config.get("rpc_metadata", {}).items():
+        if not _is_header(value):
+            raise _wrong_settings(f"the gRPC metadata `{name}` must be printable ASCII, without a line break")
+
+
+def _is_header(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_address: str | None = None) -> Client:
@@ -82,7 +112,8 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
         metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
 
     Raises:
-        SettingsError: The variables or the file cannot be read, or do not go together.
+        SettingsError: The variables or the file cannot be read, or do not go together; or the metrics' address is none
+            of this machine's, or taken.
         UnavailableError: Not lazy, and Temporal does not answer.
     """
     runtime = None
@@ -90,7 +121,10 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
         prometheus = PrometheusConfig(
             bind_address=metrics_address, histogram_bucket_overrides={LATENESS: _LATENESS_BUCKETS}
         )
-        runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
+        try:
+            runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
+        except ValueError as error:
+            raise SettingsError(f"TIMEMACHINE_METRICS_ADDRESS: {error}") from error
     config = connection_settings()
     address = config["target_host"]
     try:
@@ -110,7 +144,8 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
 
 
 def _wrong_settings(reason: object) -> SettingsError:
-    return SettingsError(f"TEMPORAL_* variables or Temporal's profile file: {reason}")
+    """Return the error for a reason, without the line of the profile file that it may show, which may hold a key."""
+    return SettingsError(f"TEMPORAL_* variables or Temporal's profile file: {_SHOWN_LINE.sub('', str(reason))}")
 
 
 def _with_fail_fast(client: Client) -> Client:
@@ -144,6 +179,22 @@ async def check_namespace(client: Client, *, retry: bool = True) -> None:
             raise
 
 
+async def check_access(client: Client) -> None:
+    """Find out whether Temporal answers what requests ask of it, by a question about a workflow that is not there.
+
+    Raises:
+        temporalio.service.RPCError: It does not, or does not let us in.
+    """
+    nothing = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace, execution=WorkflowExecution(workflow_id="timemachine-readiness")
+    )
+    try:
+        await client.workflow_service.describe_workflow_execution(nothing, retry=False)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+
+
 @asynccontextmanager
 async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterator[None]:
     """Give Temporal `limit` seconds for what is done inside, with every way in which it can be away made one error.
@@ -161,7 +212,7 @@ async def temporal_timeout(limit: float, *, begun: bool = False) -> AsyncIterato
             yield
     except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
         _OUTAGES.note(error)
-        raise UnavailableError("Temporal, or a worker that it needs, does not answer in time") from error
+        raise UnavailableError("Temporal, a worker that it needs, or Postgres does not answer in time") from error
     except RPCError as error:
         if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
             busy = "Temporal takes no more requests right now; repeat this one in a moment"

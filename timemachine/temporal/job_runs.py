@@ -88,15 +88,34 @@ def first_run_id(description: WorkflowExecutionDescription) -> str:
     return description.raw_description.workflow_execution_info.first_run_id
 
 
-async def latest_run(client: Client, workflow_id: str) -> JobRun:
-    """Return the latest run of a job.
+async def describe_job(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
+    """Return what Temporal tells of a job's latest run.
 
     Raises:
-        NoSuchJobError: There is none, or it ended longer ago than the namespace's retention.
+        NoSuchJobError: There is none, or it ended longer ago than the namespace's retention; or the workflow is no job.
+    """
+    try:
+        description = await client.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NoSuchJobError from error
+        raise
+    if description.workflow_type != stored_names.JOB:
+        raise NoSuchJobError
+    return description
+
+
+async def latest_run(client: Client, workflow_id: str) -> JobRun:
+    """Return the latest run of a job, and the job as it was last changed.
+
+    Raises:
+        NoSuchJobError: As `describe_job` does.
     """
     handle = client.get_workflow_handle(workflow_id)
     try:
-        description, (started_run, job) = await asyncio.gather(handle.describe(), _started_with(client, handle))
+        description, (started_run, job) = await asyncio.gather(
+            describe_job(client, workflow_id), _started_with(client, handle)
+        )
         if started_run != description.run_id:
             _, job = await _started_with(client, client.get_workflow_handle(workflow_id, run_id=description.run_id))
         if stored_names.CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:
@@ -109,9 +128,15 @@ async def latest_run(client: Client, workflow_id: str) -> JobRun:
 
 
 async def _started_with(client: Client, handle: WorkflowHandle[object, object]) -> tuple[str, Job]:
-    """Return the run id and the input of a run, from its first event."""
+    """Return the run id and the input of a run, from its first event.
+
+    Raises:
+        NoSuchJobError: It is no job's.
+    """
     event = await anext(handle.fetch_history_events(page_size=1))
     started = event.workflow_execution_started_event_attributes
+    if started.workflow_type.name != stored_names.JOB:
+        raise NoSuchJobError
     (job,) = await client.data_converter.decode(started.input.payloads, [Job])
     return started.original_execution_run_id, job
 

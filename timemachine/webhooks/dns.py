@@ -3,7 +3,8 @@
 import asyncio
 import random
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 import aiodns
@@ -11,7 +12,8 @@ from aiodns import error as dns
 
 from timemachine.domain.errors import OwnFaultError
 
-_OUR_DNS_FAULTS = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ENOMEM, dns.ARES_EFILE})
+_UNANSWERED = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ETIMEOUT, dns.ARES_ENOMEM, dns.ARES_EFILE})
+"""How a look-up ends that no name server has answered. Without a route it is any of the first two."""
 
 TRIES = 8
 """How often a name server is asked for a name. The first tries are short where it answered other names fast, so that
@@ -22,6 +24,9 @@ ALONE = 16
 
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds, a half more or less, after which a name is asked for again that cannot be looked up alone: too many are."""
+
+SLOW = 5.0
+"""Seconds after which it is asked whether the name servers answer anything at all, and how long that may take."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
@@ -41,13 +46,14 @@ class SystemResolver:
         self._resolvers = set[aiodns.DNSResolver]()
         self._alone = asyncio.Semaphore(ALONE)
         self._running: dict[str, asyncio.Future[list[str]]] = {}
+        self._answering: asyncio.Future[bool] | None = None
 
     async def __call__(self, host: str) -> list[str]:
         """Return the addresses of a host.
 
         Raises:
             OSError: It has none, or no name server says so; or look-ups have been ended.
-            OwnFaultError: There is no name server to ask.
+            OwnFaultError: No name server answers anything.
         """
         if host not in self._running:
             looking = asyncio.ensure_future(self._look_up(host))
@@ -62,15 +68,21 @@ class SystemResolver:
 
     async def _look_up(self, host: str) -> list[str]:
         self._shared = self._shared or self._open()
+        asking = asyncio.ensure_future(self._ask(self._shared, host))
         try:
-            return await self._ask(self._shared, host)
+            await asyncio.wait({asking}, timeout=SLOW)
+            if not asking.done() and not await self._answers() and not asking.done():
+                raise OwnFaultError("no name server answers")
+            return await asking
         except aiodns.error.DNSError as error:
             code, reason = error.args
-            if code in _OUR_DNS_FAULTS and not await self._is_answered(self._shared):
+            if code in _UNANSWERED and not await self._answers():
                 raise OwnFaultError(f"no name server can be asked: {reason}") from error
             raise OSError(reason) from error
         except RuntimeError as error:  # closed while the name waited to be asked for once more
             raise OSError(str(error)) from error
+        finally:
+            asking.cancel()
 
     def _open(self) -> aiodns.DNSResolver:
         try:
@@ -101,23 +113,37 @@ class SystemResolver:
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - guards nothing
 
     async def _ask_alone(self, host: str) -> list[str]:
-        async with self._alone:
-            resolver = self._open()
-            try:
-                return await _addresses(resolver, host)
-            finally:
-                self._resolvers.remove(resolver)
-                await resolver.close()
+        async with self._alone, self._opened() as resolver:
+            return await _addresses(resolver, host)
 
-    async def _is_answered(self, resolver: aiodns.DNSResolver) -> bool:
-        """Return whether a name server can be asked, though not for all: it may not take a long answer's connection.
-
-        That may be so for ever, so it is no fault that passes.
-        """
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[aiodns.DNSResolver]:
+        resolver = self._open()
         try:
-            await resolver.query_dns(".", "NS")
+            yield resolver
+        finally:
+            self._resolvers.remove(resolver)
+            await resolver.close()
+
+    async def _answers(self) -> bool:
+        """Return whether a name server answers anything, though not for one name.
+
+        That name's own name servers may be down, or a long answer's connection not be taken. It may be so for ever, so
+        it is no fault that passes.
+        """
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.ensure_future(self._is_answered())
+        return await asyncio.shield(self._answering)
+
+    async def _is_answered(self) -> bool:
+        """Ask for what every name server knows, but not the resolver that is shared, which remembers answers."""
+        try:
+            async with self._opened() as resolver, asyncio.timeout(SLOW):
+                await resolver.query_dns(".", "NS")
         except aiodns.error.DNSError as error:
-            return error.args[0] not in _OUR_DNS_FAULTS
+            return error.args[0] not in _UNANSWERED
+        except (TimeoutError, OwnFaultError):
+            return False
         return True
 
     def _done(self, host: str, looked: asyncio.Future[list[str]]) -> None:

@@ -40,17 +40,17 @@ class EgressProxy(msgspec.Struct, frozen=True, kw_only=True):
         """
         stream.write(Exchange("CONNECT", to, [(b"Host", to.encode()), *self.headers]).request)
         try:
-            status, head, rest = await read_head(stream)
+            head = await read_head(stream)
         except NoHttpError as error:
             raise proxy_failed(f"gave no HTTP answer: {error}") from error
         except OSError as error:
             raise proxy_failed("hung up") from error
-        if not 200 <= status < 300:
-            reason = head.partition(b"\n")[0].decode("latin-1").strip().partition(" ")[2]
+        if not 200 <= head.status < 300:
+            reason = head.lines.partition(b"\n")[0].decode("latin-1").strip().partition(" ")[2]
             hidden = any(secret in unquote(reason).lower() for secret in self.secrets)
-            raise proxy_failed(f"refused: {status if hidden else reason[:_REASON_LENGTH]}")
+            raise proxy_failed(f"refused: {head.status if hidden else reason[:_REASON_LENGTH]}")
         # Whoever is on the way to the proxy could have put it there: it is no answer of the receiver's.
-        if rest or not stream.at_rest():
+        if head.rest or not stream.at_rest():
             raise proxy_failed("hung up, or sent more than its answer")
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 import h11
+import msgspec
 
 from timemachine import h11_patterns  # noqa: F401 - replaced where h11 reads
 from timemachine.webhooks.network import Stream
@@ -29,6 +30,8 @@ _BEGIN = b"HTTP/"
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _RETRY_AFTER = re.compile(rb"(?i)\nretry-after[ \t]*:((?:[^\r\n]|\r?\n[ \t])*)")
 _SWITCHING_PROTOCOLS = 101
+_WITHOUT_BODY = frozenset({*range(100, 200), 204, 304})
+_DECLARES_BODY = re.compile(rb"(?i)\n(?:transfer-encoding|content-length(?![ \t]*:[ \t]*0+[ \t]*\r?\n))[ \t]*:")
 
 
 class HungUpError(ConnectionError):
@@ -37,6 +40,20 @@ class HungUpError(ConnectionError):
 
 class NoHttpError(Exception):
     """What came is no HTTP answer. The message repeats nothing of it, which may be what we have sent."""
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """The head of an answer, and what is known of what comes with it."""
+
+    status: int
+    lines: bytes
+    rest: bytes
+    """What came after the head so far."""
+    body_unread: bool
+    """Whether this answer, or an interim one before it, declares a body though its status has none (RFC 9112, 6.3).
+
+    Nobody reads such a body, and it may still come.
+    """
 
 
 class Exchange:
@@ -56,13 +73,13 @@ class Exchange:
             raise ValueError("the request cannot be put into HTTP") from error
         self.retry_afters: list[bytes] = []
         self.body = bytearray()
-        self._framed_twice = False
+        self._end_unclear = False
 
     @property
     def complete(self) -> bool:
         """Whether the answer was read to its end and nothing came after it, so that another request may follow."""
         states, left = self._http.states.values(), self._http.trailing_data
-        return set(states) == {h11.DONE} and left == (b"", False) and not self._framed_twice
+        return set(states) == {h11.DONE} and left == (b"", False) and not self._end_unclear
 
     async def read_head(self, stream: Stream) -> int:
         """Read the answer's head and return its status. Its first line decides that, whatever stands below.
@@ -72,19 +89,20 @@ class Exchange:
             OSError: The connection broke within the head.
             NoHttpError: It is no HTTP answer, or its head is too long.
         """
-        status, head, rest = await read_head(stream)
+        head = await read_head(stream)
         # Not left to h11, which reads nothing of a head with anything odd in it.
-        self.retry_afters = _RETRY_AFTER.findall(head)
-        if head.count(b"\n") > MAX_HEAD_LINES:
-            return status
-        self._http.receive_data(head + rest)
+        self.retry_afters = _RETRY_AFTER.findall(head.lines)
+        if head.lines.count(b"\n") > MAX_HEAD_LINES:
+            return head.status
+        self._http.receive_data(head.lines + head.rest)
         try:
             answer = self._http.next_event()
         except h11.RemoteProtocolError:  # where the answer ends is not known then: it has no body and is not complete
-            return status
+            return head.status
         if isinstance(answer, h11.Response):
-            self._framed_twice = {b"content-length", b"transfer-encoding"} <= dict(answer.headers).keys()
-        return status
+            framed_twice = {b"content-length", b"transfer-encoding"} <= dict(answer.headers).keys()
+            self._end_unclear = framed_twice or head.body_unread
+        return head.status
 
     async def read_body(self, stream: Stream, most: int) -> None:
         """Read the answer's body into `body`, until it ends or there is more than `most` bytes of it.
@@ -109,8 +127,8 @@ class Exchange:
                 await asyncio.sleep(0)
 
 
-async def read_head(stream: Stream) -> tuple[int, bytes, bytes]:
-    """Return an answer's status, its head, and what came after that. Interim answers are passed over.
+async def read_head(stream: Stream) -> Head:
+    """Return an answer's head, and what came after that. Interim answers are passed over.
 
     Raises:
         HungUpError: Nothing came, and nothing will.
@@ -118,11 +136,13 @@ async def read_head(stream: Stream) -> tuple[int, bytes, bytes]:
         NoHttpError: It is no HTTP answer, or its head is too long.
     """
     came = bytearray(await _first_bytes(stream))
-    allowed = MAX_HEAD_BYTES
+    allowed, body_unread = MAX_HEAD_BYTES, False
     for _ in range(MAX_INTERIM + 1):
         status, end = await _next_head(stream, came, allowed)
+        lines = bytes(came[:end])
+        body_unread = body_unread or (status in _WITHOUT_BODY and bool(_DECLARES_BODY.search(lines)))
         if status >= 200 or status == _SWITCHING_PROTOCOLS:
-            return status, bytes(came[:end]), bytes(came[end:])
+            return Head(status=status, lines=lines, rest=bytes(came[end:]), body_unread=body_unread)
         del came[:end]
         allowed -= end
     raise NoHttpError("too many interim answers")

@@ -18,6 +18,7 @@ from typing import cast
 from timemachine.domain.address_guard import Address, literal_address
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import BlockedAddressError, NoAnswerError, OwnFaultError
+from timemachine.webhooks.default_route import DefaultRoute
 from timemachine.webhooks.dns import Resolve
 
 CONNECT_TIME = 5.0
@@ -149,6 +150,7 @@ class Connector:
         self._resolve = resolve
         self._may_call = may_call
         self._peer = peer
+        self._default_route = DefaultRoute()
 
     async def connect(self, host: str, port: int, deadline: float) -> Stream:
         """Look the host up, check all that it stands for, and connect to the first that answers.
@@ -159,11 +161,13 @@ class Connector:
         Raises:
             BlockedAddressError: One of the addresses may not be called.
             NoAnswerError: There is none, or none that takes the connection.
-            OwnFaultError: This machine lacks what it takes.
+            OwnFaultError: This machine lacks what it takes, or has lost its network.
         """
         loop = asyncio.get_running_loop()
+        self._default_route.look()
         addresses = await self._checked(host)
         error: OSError | None = None
+        unroutable = False
         for left in range(len(addresses), 0, -1):
             limit = min(CONNECT_TIME, max(deadline - loop.time(), 0) / (left + 1))
             try:
@@ -171,9 +175,11 @@ class Connector:
                     _, stream = await loop.create_connection(Stream, str(addresses[-left]), port)
             except OSError as failure:
                 _check_ours(failure, addresses[-left])
-                error = failure
+                error, unroutable = failure, unroutable or failure.errno == errno.ENETUNREACH
             else:
                 return stream
+        if unroutable:
+            self._check_network()
         raise self._unreachable(error)
 
     async def _checked(self, host: str) -> list[Address]:
@@ -182,6 +188,7 @@ class Connector:
             literal = literal_address(host)
             found = [literal] if literal else [ip_address(answer) for answer in await self._resolve(host)]
         except (OSError, ValueError) as error:
+            self._check_network()
             reason = getattr(error, "strerror", None) or str(error)
             raise NoAnswerError(
                 f"the host name of {self._peer} is not found: {reason}", kind=AttemptKind.DNS
@@ -192,6 +199,11 @@ class Connector:
             if not self._may_call(address):
                 raise BlockedAddressError(kind=AttemptKind.BLOCKED, detail=f"{host} stands for {address}")
         return _taking_turns(found)[:MOST_ADDRESSES]
+
+    def _check_network(self) -> None:
+        """Raise OwnFaultError if this machine has lost its network, so that what failed says nothing of its peer."""
+        if self._default_route.lost():
+            raise OwnFaultError("this machine has lost its default route")
 
     def _unreachable(self, error: OSError | None) -> NoAnswerError:
         if isinstance(error, TimeoutError):

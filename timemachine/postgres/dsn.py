@@ -1,0 +1,171 @@
+"""The DSN: what it says is found to be wrong before anything connects."""
+
+from collections.abc import Iterator, Mapping
+from urllib.parse import parse_qs, parse_qsl, unquote, unquote_plus, urlsplit
+
+import asyncpg
+from asyncpg import connect_utils
+
+from timemachine.domain.errors import SettingsError
+from timemachine.settings import Settings
+
+_VARIABLE = "TIMEMACHINE_POSTGRES_DSN"
+
+_Address = str | tuple[str, int]
+"""A Unix socket, or a host and a port."""
+
+_CHANNEL_BINDING = "channel_binding"
+_ANY = None
+_NONE = frozenset[str]()
+
+# What libpq takes and asyncpg does not: it would send these to the server, which refuses the session for them. With
+# these values each asks for no more than asyncpg does anyway, or for what our own limits on time do.
+_OF_LIBPQ_ALONE: Mapping[str, frozenset[str] | None] = {
+    **dict.fromkeys(("connect_timeout", "tcp_user_timeout", "load_balance_hosts", "fallback_application_name"), _ANY),
+    **dict.fromkeys(("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"), _ANY),
+    **dict.fromkeys(("sslcompression", "sslsni", "sslkeylogfile", "gssdelegation"), _ANY),
+    **dict.fromkeys(("min_protocol_version", "max_protocol_version"), _ANY),
+    "client_encoding": frozenset({"auto", "utf8", "utf-8", "unicode"}),
+    _CHANNEL_BINDING: frozenset({"disable", "prefer"}),
+    "gssencmode": frozenset({"disable", "prefer"}),
+    "sslcertmode": frozenset({"disable", "allow"}),
+    "requiressl": frozenset({"0"}),
+    "replication": frozenset({"false", "off", "no", "0"}),
+    **dict.fromkeys(("hostaddr", "requirepeer", "require_auth", "scram_client_key", "scram_server_key"), _NONE),
+    **dict.fromkeys(("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "servicefile"), _NONE),
+}
+
+# What the DSN alone has to say, of all that asyncpg takes besides.
+_UNSAID = dict.fromkeys(
+    (
+        *("host", "port", "user", "password", "passfile", "database", "ssl", "service", "servicefile", "direct_tls"),
+        *("server_settings", "target_session_attrs", "krbsrvname", "gsslib"),
+    )
+)
+
+
+def read_dsn(settings: Settings) -> str:
+    """Return the DSN for asyncpg, without the options that it does not know and that are safe to leave out.
+
+    Raises:
+        SettingsError: There is none, it cannot be read, or nothing could ever connect with it. The message never holds
+            a part of the password.
+    """
+    dsn = settings.postgres_dsn
+    if not dsn:
+        raise SettingsError(f"{_VARIABLE} is not set")
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        raise SettingsError(f"{_VARIABLE} must begin with postgresql://")
+    try:
+        _check_shape(dsn)
+        known = _without_libpq_options(dsn)
+        addresses, session = _as_asyncpg_reads(known)
+        for text in _texts(addresses, session):
+            _check_text(text)
+    except ValueError:
+        raise _unreadable() from None
+    _check_hosts(addresses)
+    _check_libpq_options(dsn, verifies_server=session.sslmode is connect_utils.SSLMode.verify_full)
+    return known
+
+
+def left_out(dsn: str) -> list[str]:
+    """Return the names of the options of a DSN that `read_dsn` leaves out."""
+    return [name for name, _ in _options(dsn) if name in _OF_LIBPQ_ALONE]
+
+
+def _check_shape(dsn: str) -> None:
+    """Raise ValueError for what ends too early, or is not UTF-8 once it is decoded."""
+    parts = urlsplit(dsn)
+    user, has_user, hosts = parts.netloc.rpartition("@")
+    if (not has_user and "@" in dsn) or "@" in user:
+        raise ValueError("what should be the user and the password ends elsewhere")
+    for host in hosts.split(","):
+        _ = urlsplit(f"//{host}").port
+    if parts.query:
+        parse_qs(parts.query, strict_parsing=True)
+    unquote(dsn, errors="strict")
+
+
+def _options(dsn: str) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(dsn).query, keep_blank_values=True)
+
+
+def _without_libpq_options(dsn: str) -> str:
+    """Return a DSN whose other parts are as they were, byte for byte."""
+    start, _, query = dsn.partition("#")[0].partition("?")
+    kept = [option for option in query.split("&") if unquote_plus(option.partition("=")[0]) not in _OF_LIBPQ_ALONE]
+    return f"{start}?{'&'.join(kept)}" if any(kept) else start
+
+
+def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._ConnectionParameters]:
+    """Return the addresses and the parameters of a session, of the DSN and of what takes the place of its gaps.
+
+    asyncpg does this by itself when it connects, too late. It has no public name.
+
+    Raises:
+        SettingsError: asyncpg says what is wrong.
+        ValueError: The reason may hold a part of the password.
+    """
+    try:
+        return connect_utils._parse_connect_dsn_and_args(dsn=dsn, **_UNSAID)  # type: ignore[attr-defined, no-any-return]
+    except asyncpg.ClientConfigurationError as error:
+        raise SettingsError(f"{_VARIABLE}, or a PG* variable that it leaves something to: {error}") from None
+    except (OSError, KeyError) as error:  # the latter where the system has no name for this process's user
+        raise SettingsError(
+            f"{_VARIABLE}: a certificate or key that it names, or the user that it does not name, cannot be found: "
+            f"{error}; a certificate must be a file, such as `sslrootcert=/etc/ssl/certs/ca-certificates.crt`"
+        ) from None
+
+
+def _texts(addresses: list[_Address], session: connect_utils._ConnectionParameters) -> Iterator[str]:
+    yield from (address if isinstance(address, str) else address[0] for address in addresses)
+    yield from (session.user, session.database)
+    if isinstance(session.password, str):
+        yield session.password
+    for setting in (session.server_settings or {}).items():
+        yield from setting
+
+
+def _check_text(text: str) -> None:
+    """Raise ValueError for what neither a look-up nor the protocol can send."""
+    if b"\0" in text.encode():
+        raise ValueError("a text ends with its first zero byte")
+
+
+def _check_hosts(addresses: list[_Address]) -> None:
+    for host, port in (address for address in addresses if not isinstance(address, str)):
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise SettingsError(
+                f"{_VARIABLE}: a host is no name; what is between its dots has 1 to 63 characters"
+            ) from None
+        if not 0 < port <= 65_535:
+            raise SettingsError(f"{_VARIABLE}: a port must be 1 to 65535")
+
+
+def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
+    """Refuse options that ask for more than asyncpg does.
+
+    Channel binding keeps whoever is in between out, and asyncpg has none. A certificate that is verified in full does
+    so, too: with one nothing is lost. Without one a program would be less safe than its operator believes.
+    """
+    for name, value in _options(dsn):
+        values = _OF_LIBPQ_ALONE.get(name, _ANY)
+        if values is _ANY or value.lower() in values or (name == _CHANNEL_BINDING and verifies_server):
+            continue
+        if name == _CHANNEL_BINDING:
+            raise SettingsError(
+                f"{_VARIABLE}: asyncpg has no channel binding, so `channel_binding=require` cannot be kept; write "
+                "`sslmode=verify-full&sslrootcert=FILE`, with the certificates of your provider or of the system, by "
+                "which the server proves itself as well, or take `channel_binding` out"
+            )
+        raise SettingsError(f"{_VARIABLE}: asyncpg cannot do what the option `{name}` asks for; take it out")
+
+
+def _unreadable() -> SettingsError:
+    """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
+    return SettingsError(
+        f"{_VARIABLE} is malformed; the characters / ? # @ : % [ ] of a password must be percent-encoded, as UTF-8"
+    )
