@@ -178,9 +178,8 @@ class JobWorkflow(JobBeforeLedger):
         A later run makes no attempt within its task. After an operator's reset Temporal hands it once more the changes
         that were confirmed. They are to be taken, though the job as it was before them is due.
         """
-        if self._job.ledger and not self._is_first_run:
-            return False
-        return self._attempt_in_task and workflow.now() >= self._job.trigger_at
+        is_due = self._attempt_in_task and workflow.now() >= self._job.trigger_at
+        return is_due and (self._is_first_run or not self._job.ledger)
 
     @property
     def _is_first_run(self) -> bool:
