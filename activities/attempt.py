@@ -14,7 +14,8 @@ from activities.attempt_report import (
 )
 from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
-from activities.webhook_call import INTERNAL_ERROR, POSTGRES_RETRY, WebhookCalls
+from activities.webhook_call import POSTGRES_RETRY, WebhookCalls
+from activities.webhook_request import INTERNAL_ERROR
 from timemachine.clock import boot_time
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import (

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from temporalio import activity
 
+from activities.webhook_request import WebhookRequest
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import Delivery, RequestResult, expired, wait_after
 from timemachine.domain.errors import NoAnswerError
@@ -14,7 +15,7 @@ from timemachine.domain.outcomes import AttemptResult, Deferred
 from timemachine.domain.retry import Retry
 from timemachine.domain.routes import has_scheme
 from timemachine.postgres.attempt_log import Attempt
-from timemachine.postgres.delivery_ledger import AttemptReport
+from timemachine.postgres.delivery_ledger import AttemptReport, Begun
 from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def now_ms() -> int:
 
 def deferral(reason: str, wait: float) -> Deferred:
     """Return that no attempt was made. Those that were put off together do not come back together."""
-    return Deferred(reason=reason, next_at=now_ms() + int(1000 * wait * random.uniform(1, 1.2)))  # noqa: S311
+    next_in = wait * random.uniform(1, 1.2)  # noqa: S311 - guards nothing
+    return Deferred(reason=reason, next_at=now_ms() + int(1000 * next_in), next_in=next_in)
 
 
 def explain_tls_error(error: NoAnswerError, webhook_url: str) -> str:
@@ -54,21 +56,39 @@ def expired_report(reason: str, number: int) -> AttemptReport:
     return AttemptReport(counts=True, attempts=number - 1, outcome=outcome)
 
 
-def taken_report(job: Job, row: Attempt, number: int) -> AttemptReport:
+def request_report(delivery: Delivery, begun: Begun, request: WebhookRequest) -> AttemptReport:
+    """Return the end of an attempt whose request was made, of which only the log's entry may be missing."""
+    job, result = delivery.job, request.result or RequestResult(kind=AttemptKind.PROTOCOL)
+    row = None
+    try:
+        row = _log_entry(delivery, begun.number, result, request)
+        if begun.number == 1 and not job.message_id:
+            _record_lateness(job, request.started_at)
+    except Exception:
+        log.exception("attempt not logged", extra={"job_id": job.id, "route": job.route_key})
+    if request.reason is None:
+        return _taken_report(job, result, request.started_at, begun.number, row)
+    return failed_report(request.reason, job, begun, result, row)
+
+
+def _taken_report(
+    job: Job, result: RequestResult, started: datetime, number: int, row: Attempt | None
+) -> AttemptReport:
     """Return the end of an attempt by which the receiver took the job."""
-    late_ms = to_ms(row.started_at) - job.trigger_time
+    late_ms = to_ms(started) - job.trigger_time
     outcome = AttemptResult(
-        number=number, kind=AttemptKind.TAKEN, status=row.status, ended_at=now_ms(), late_ms=late_ms
+        number=number, kind=AttemptKind.TAKEN, status=result.status, ended_at=now_ms(), late_ms=late_ms
     )
     log.info("job delivered", extra=job.log_fields | {"attempt_number": number, "late_ms": late_ms})
     return AttemptReport(counts=True, attempts=number, outcome=outcome, logged=row)
 
 
 def failed_report(
-    reason: str, job: Job, retry: Retry, number: int, result: RequestResult, row: Attempt | None = None
+    reason: str, job: Job, begun: Begun, result: RequestResult, row: Attempt | None = None
 ) -> AttemptReport:
     """Return the end of an attempt that failed, with the wait until the next one, if there is to be one."""
-    now = datetime.now(UTC)
+    now, number = begun.now(), begun.number
+    retry = job.retry or (begun.target.route.retry if begun.target else Retry())
     wait = wait_after(result, retry, number, now=now, jitter=random.random())  # noqa: S311 - guards nothing
     if wait is not None and expired(job, now + wait):
         wait, reason = None, f"{reason}; the deadline is before the next attempt"
@@ -85,20 +105,8 @@ def failed_report(
     return AttemptReport(counts=True, attempts=number, outcome=outcome, wait=wait, logged=row)
 
 
-def log_entry(
-    delivery: Delivery,
-    number: int,
-    started: datetime,
-    took: float,
-    result: RequestResult,
-    reason: str | None,
-    body: bytes,
-) -> Attempt:
-    """Return the attempt as the log keeps it.
-
-    Args:
-        took: Seconds of the request, by a clock that nobody sets.
-    """
+def _log_entry(delivery: Delivery, number: int, result: RequestResult, request: WebhookRequest) -> Attempt:
+    """Return the attempt as the log keeps it."""
     job = delivery.job
     return Attempt(
         db=job.db,
@@ -108,17 +116,17 @@ def log_entry(
         run_id=activity.info().workflow_run_id or delivery.run_id,
         message_id=delivery.message_id,
         attempt=number,
-        started_at=started,
-        duration_ms=int(took * 1000),
+        started_at=request.started_at,
+        duration_ms=int(request.seconds * 1000),
         status=result.status,
         kind=result.kind,
-        error=reason,
-        answer=body,
+        error=request.reason,
+        answer=request.body,
         worker=activity.client().identity,
     )
 
 
-def record_lateness(job: Job, started: datetime) -> None:
+def _record_lateness(job: Job, started: datetime) -> None:
     """Export how late a job's first attempt began, whatever became of it."""
     lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
     lateness.record(max(0, to_ms(started) - job.trigger_time))

@@ -9,8 +9,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from timemachine.domain import stored_names
 from timemachine.domain.delivery import AttemptsMade
-from timemachine.domain.jobs import from_ms
-from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
+from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown, wait_of
 
 ASK_AGAIN = timedelta(seconds=5)
 """Time after which a run is looked at again that was cancelled, and has been asked to close."""
@@ -32,10 +31,10 @@ def error_of(outcome: Failed | Held | Deferred | Unknown | Cancelled) -> Applica
     match outcome:
         case Failed(next_at=None):
             return _final(outcome.reason, outcome.attempts, type=stored_names.ATTEMPT_FAILED)
-        case Failed(next_at=int(next_at)):
-            return retryable(outcome.reason, from_ms(next_at) - datetime.now(UTC), type=stored_names.ATTEMPT_FAILED)
+        case Failed():
+            return retryable(outcome.reason, wait_of(outcome, datetime.now(UTC)), type=stored_names.ATTEMPT_FAILED)
         case Deferred():
-            return retryable(outcome.reason, from_ms(outcome.next_at) - datetime.now(UTC), type=stored_names.DEFERRED)
+            return retryable(outcome.reason, wait_of(outcome, datetime.now(UTC)), type=stored_names.DEFERRED)
         case Held():
             return _final(outcome.reason, outcome.attempts_made, type=stored_names.HELD)
         case Unknown():

@@ -4,18 +4,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from activities.attempt_report import (
     deferral,
     expired_report,
     explain_tls_error,
     failed_report,
-    log_entry,
-    record_lateness,
-    taken_report,
+    request_report,
 )
 from activities.route_slots import RouteSlots
+from activities.webhook_request import INTERNAL_ERROR, WebhookRequest
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import GONE, Delivery, RequestResult, attempt_headers, describe, expired, without
@@ -28,8 +27,8 @@ from timemachine.domain.errors import (
     UnavailableError,
     WebhookUrlError,
 )
+from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import Deferred
-from timemachine.domain.retry import Retry
 from timemachine.domain.routes import RouteState, target_url
 from timemachine.domain.signing import repeats_secret, signatures
 from timemachine.postgres.attempt_log import Attempt
@@ -39,8 +38,6 @@ from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 
 log = logging.getLogger(__name__)
-
-INTERNAL_ERROR = "an internal error; the worker's log has it"
 
 POSTGRES_RETRY = 5.0
 OWN_FAULT_RETRY = 5.0
@@ -63,33 +60,50 @@ class WebhookCalls:
     async def call(
         self, delivery: Delivery, begun: Begun, begin_by: float, note_attempt: Callable[[], None]
     ) -> AttemptReport | Deferred:
-        """POST the job, and return how the attempt ended, or why it was not made.
+        """POST the job, and return how the attempt ended, or why it was not made. Raises nothing, whatever goes wrong.
+
+        What goes wrong before the receiver is called uses no attempt up. What goes wrong after that does not take back
+        what the receiver answered.
 
         Args:
             begin_by: Boot time after which it is not made any more.
             note_attempt: Called when the receiver is about to be called.
         """
+        job, request = delivery.job, WebhookRequest()
+        try:
+            return await self._call(delivery, begun, begin_by, note_attempt, request)
+        except Exception as error:
+            if request.result is None:
+                return not_made(job, error)
+            log.exception("attempt broke off", extra={"job_id": job.id, "route": job.route_key})
+            return request_report(delivery, begun, request)
+
+    async def _call(
+        self,
+        delivery: Delivery,
+        begun: Begun,
+        begin_by: float,
+        note_attempt: Callable[[], None],
+        request: WebhookRequest,
+    ) -> AttemptReport:
+        """POST the job if it is to be, and note in `request` what becomes known of it.
+
+        Raises:
+            Exception: Anything; nothing was sent if `request` has no result.
+        """
         job, target = delivery.job, begun.target
-        if expired(job, datetime.now(UTC)):
+        if expired(job, begun.now()):
             return expired_report("the deadline has passed", begun.number)
         if target is None:
-            result = RequestResult(kind=AttemptKind.REFUSED)
-            return failed_report(f"no route {job.route} in {job.db}", job, job.retry or Retry(), begun.number, result)
-        try:
-            async with self._slot(delivery, target.route.max_in_flight):
-                if boot_time() > begin_by:
-                    return deferral("the worker was stopped meanwhile", 1.0)
-                note_attempt()
-                return await self._post(delivery, target, begun.number, begin_by)
-        except NoSlotError as error:
-            return deferral(str(error), error.after)
-        except UnavailableError as error:
-            return deferral(str(error), POSTGRES_RETRY)
-        except NotSentError:
-            return deferral("the worker was stopped meanwhile", 1.0)
-        except OwnFaultError as error:
-            log.error("attempt not made", extra={"reason": str(error), "job_id": job.id, "route": job.route_key})
-            return deferral(str(error), OWN_FAULT_RETRY)
+            return failed_report(
+                f"no route {job.route} in {job.db}", job, begun, RequestResult(kind=AttemptKind.REFUSED)
+            )
+        async with self._slot(delivery, target.route.max_in_flight):
+            if boot_time() > begin_by:
+                raise NotSentError
+            note_attempt()
+            await self._post(delivery, target, begun.number, begin_by, request)
+        return request_report(delivery, begun, request)
 
     @asynccontextmanager
     async def _slot(self, delivery: Delivery, limit: int | None) -> AsyncIterator[None]:
@@ -110,48 +124,31 @@ class WebhookCalls:
             note_attempt()
             yield
 
-    async def _post(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> AttemptReport:
-        """POST once.
+    async def _post(
+        self, delivery: Delivery, target: Target, number: int, begin_by: float, request: WebhookRequest
+    ) -> None:
+        """POST once, and note in `request` what becomes known of it.
 
         Raises:
             NotSentError, OwnFaultError: Nothing was sent.
         """
-        job, started, began = delivery.job, datetime.now(UTC), boot_time()
-        result, reason, body = await self._result(delivery, target, number, begin_by)
-        if number == 1 and not job.message_id:
-            record_lateness(job, started)
-        row = log_entry(delivery, number, started, boot_time() - began, result, reason, body)
-        if reason is None:
-            return taken_report(job, row, number)
-        return failed_report(reason, job, job.retry or target.route.retry, number, result, row)
-
-    async def _result(
-        self, delivery: Delivery, target: Target, number: int, begin_by: float
-    ) -> tuple[RequestResult, str | None, bytes]:
-        """Return how a request ended, why the receiver did not take the job, and what is kept of its response."""
         try:
-            response = await self._response(delivery, target, number, begin_by)
+            response = await self._response(delivery, target, number, begin_by, request)
         except NoAnswerError as error:
             if isinstance(error, BlockedAddressError):
                 log.warning("target blocked", extra={"detail": error.detail, "route": delivery.job.route_key})
-            return RequestResult(kind=error.kind), explain_tls_error(error, target.route.webhook_url), b""
+            request.end(RequestResult(kind=error.kind), explain_tls_error(error, target.route.webhook_url))
         except WebhookUrlError as error:
-            return RequestResult(kind=AttemptKind.BLOCKED), str(error), b""
+            request.end(RequestResult(kind=AttemptKind.BLOCKED), str(error))
         except (NotSentError, OwnFaultError):
+            request.give_back()
             raise
-        except Exception:
-            # Not known to be taken, as when a connection breaks; and an attempt, or it would be made for ever.
-            log.exception("attempt broke off", extra={"job_id": delivery.job.id, "route": delivery.job.route_key})
-            return RequestResult(kind=AttemptKind.PROTOCOL), INTERNAL_ERROR, b""
-        body = without(response.body, target.headers.values())
-        if repeats_secret(body, target.secrets):  # a page for debugging may show what a receiver is set up with
-            body = b""
-        if response.taken:
-            return RequestResult(kind=AttemptKind.TAKEN, status=response.status), None, body
-        refused = RequestResult(kind=AttemptKind.REFUSED, status=response.status, retry_after=response.retry_after)
-        return refused, describe(response.status, body), body
+        else:
+            _read(response, target, request)
 
-    async def _response(self, delivery: Delivery, target: Target, number: int, begin_by: float) -> WebhookResponse:
+    async def _response(
+        self, delivery: Delivery, target: Target, number: int, begin_by: float, request: WebhookRequest
+    ) -> WebhookResponse:
         url = target_url(target.route.webhook_url, default_scheme=self._default_scheme)
         body, timestamp = bytes(delivery.job.meta), int(time.time())
         signed = signatures(target.secrets, delivery.message_id, timestamp, body)
@@ -159,7 +156,8 @@ class WebhookCalls:
         timeout = target.route.timeout or self._default_timeout
         # It is over by then if this process runs; and if it does not, the claim holds for some seconds more.
         until = begin_by + timeout
-        return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
+        with request.under_way():
+            return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
 
     async def note(self, target: Target, attempt: Attempt) -> None:
         """Note what an attempt means for its route. Best effort: the ledger has the outcome."""
@@ -175,3 +173,32 @@ class WebhookCalls:
                 await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
         except Exception as error:
             log.warning("route's failures not noted", extra={"reason": str(error), "job_id": attempt.job_id})
+
+
+def _read(response: WebhookResponse, target: Target, request: WebhookRequest) -> None:
+    """Note what a receiver answered, first what decides, and what is kept of the answer's body."""
+    if response.taken:
+        request.end(RequestResult(kind=AttemptKind.TAKEN, status=response.status), None)
+    else:
+        refused = RequestResult(kind=AttemptKind.REFUSED, status=response.status, retry_after=response.retry_after)
+        request.end(refused, describe(response.status, b""))
+    body = without(response.body, target.headers.values())
+    if not repeats_secret(body, target.secrets):  # a page for debugging may show what a receiver is set up with
+        request.body = body
+        request.reason = None if response.taken else describe(response.status, body)
+
+
+def not_made(job: Job, error: Exception) -> Deferred:
+    """Return that an attempt was not made, because of an error that came before the receiver was called."""
+    if isinstance(error, NoSlotError):
+        return deferral(str(error), error.after)
+    if isinstance(error, UnavailableError):
+        return deferral(str(error), POSTGRES_RETRY)
+    if isinstance(error, NotSentError):
+        return deferral("the worker was stopped meanwhile", 1.0)
+    extra = {"reason": str(error), "job_id": job.id, "route": job.route_key}
+    if isinstance(error, OwnFaultError):
+        log.error("attempt not made", extra=extra)
+        return deferral(str(error), OWN_FAULT_RETRY)
+    log.error("attempt not made", exc_info=error, extra=extra)
+    return deferral(INTERNAL_ERROR, OWN_FAULT_RETRY)

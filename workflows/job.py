@@ -16,8 +16,18 @@ with workflow.unsafe.imports_passed_through():
     from activities.deliver import Deliveries, nothing
     from timemachine.domain import stored_names
     from timemachine.domain.delivery import AttemptsMade, Delivery
-    from timemachine.domain.jobs import Job, from_ms, message_id, to_ms
-    from timemachine.domain.outcomes import Cancelled, Decision, Deferred, Delivered, Failed, Held, Outcome, Unknown
+    from timemachine.domain.jobs import Job, message_id, to_ms
+    from timemachine.domain.outcomes import (
+        Cancelled,
+        Decision,
+        Deferred,
+        Delivered,
+        Failed,
+        Held,
+        Outcome,
+        Unknown,
+        wait_of,
+    )
     from timemachine.domain.releases import HOLD_CHECKS, release_window
     from timemachine.domain.wake import ContinuedRun
     from timemachine.temporal.search_attributes import IS_HELD, LABELS, ROUTE, TRIGGER_TIME
@@ -164,8 +174,23 @@ class JobWorkflow(JobBeforeLedger):
 
         Of such a task nothing is known here: the workflow has been set back to before it. So once the job is due,
         nothing that would undo the attempt is believed before the activity was asked.
+
+        A later run makes no attempt within its task. After an operator's reset Temporal hands it once more the changes
+        that were confirmed. They are to be taken, though the job as it was before them is due.
         """
-        return self._attempt_in_task and workflow.now() >= self._job.trigger_at
+        is_due = self._attempt_in_task and workflow.now() >= self._job.trigger_at
+        return is_due and (self._is_first_run or not self._job.ledger)
+
+    @property
+    def _is_first_run(self) -> bool:
+        """Whether neither a reset nor continue-as-new has made another run of the one that was started."""
+        return workflow.info().run_id == workflow.info().first_execution_run_id
+
+    def _leaves_attempts_to_activity(self) -> bool:
+        """Return whether this run makes no attempt within its task: a later one, but for those of older workers."""
+        # The SDK's replayer takes every run for the first one, so that in a replay the history alone decides.
+        may_be_later = not self._is_first_run or workflow.unsafe.is_replaying()
+        return may_be_later and workflow.patched(stored_names.FIRST_RUN_ATTEMPTS_IN_TASK)
 
     async def _until_due(self) -> None:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
@@ -218,15 +243,15 @@ class JobWorkflow(JobBeforeLedger):
 
     async def _attempt(self) -> Decision | Held:
         """Make the first attempt within this workflow task, and have an activity make what further ones it takes."""
-        if self._attempt_in_task:
+        if self._attempt_in_task and not self._leaves_attempts_to_activity():
             outcome = await self._first_attempt()
             self._attempt_in_task = False
             match outcome:
                 case Delivered() | Held() | Failed(next_at=None):
                     return outcome
-                case Failed(next_at=int(next_at)) | Deferred(next_at=next_at):
-                    wait = from_ms(next_at) - workflow.now()
-                    await workflow.sleep(max(wait, timedelta(0)), summary=_summary(f"next attempt; {outcome.reason}"))
+                case Failed() | Deferred():
+                    wait = wait_of(outcome, workflow.now())
+                    await workflow.sleep(wait, summary=_summary(f"next attempt; {outcome.reason}"))
                 case Unknown():
                     # It may still begin with this version of the job, so no later change may be accepted.
                     self._first_attempt_may_be_under_way = True

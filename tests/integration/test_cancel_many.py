@@ -10,8 +10,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
-from temporalio.api.common.v1 import WorkflowExecution as Execution
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecution, WorkflowHandle
 from temporalio.testing import ActivityEnvironment
 
@@ -25,6 +23,7 @@ from tests.support.ledger import AnotherWorker, first_run, taken
 from tests.support.postgres_proxy import Cut, PostgresProxy
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import FORBIDDEN_NAME, MALFORMED
+from tests.support.resets import reset
 from tests.support.service import ROUTE, Service, a_job, now_ms, refused
 from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
@@ -359,24 +358,6 @@ async def test_a_job_that_has_continued_as_new_meanwhile_is_cancelled(
     assert progress == CancelProgress(matched=2, cancelled=1, delivered=1)
     assert await state_of(cut, there) == "cancelled"
     assert await state_of(cut, later) == "scheduled"
-
-
-async def reset(client: Client, job: WorkflowHandle[Any, Any]) -> None:
-    """Have a job go on as another run from its first workflow task on, as an operator can."""
-    run = await job.describe()
-    tasks = [
-        event.event_id
-        async for event in job.fetch_history_events()
-        if event.HasField("workflow_task_completed_event_attributes")
-    ]
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=Execution(workflow_id=run.id, run_id=run.run_id),
-            workflow_task_finish_event_id=tasks[0],
-            request_id=uuid.uuid4().hex,
-        )
-    )
 
 
 async def test_a_job_that_an_operator_has_reset_meanwhile_is_cancelled_and_one_that_was_terminated_is_counted(

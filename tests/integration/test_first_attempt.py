@@ -1,7 +1,8 @@
 """What the attempt within the workflow task comes to: values, since an error would be retried or end the workflow."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,15 +14,17 @@ from msgspec.structs import replace
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities import attempt, webhook_call
+from activities import attempt, attempt_report, webhook_call
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.in_progress import InProgress
+from tests.support.clocks import set_worker_clock
 from tests.support.ledger import AnotherWorker, refused_by_receiver, taken
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import ROUTE, Service, now_ms
 from timemachine.clock import boot_time
 from timemachine.domain.delivery import Delivery
+from timemachine.domain.errors import UnavailableError
 from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import (
     Cancelled,
@@ -149,6 +152,21 @@ async def test_a_deadline_before_the_next_attempt_fails_at_once(
 
     reason = "500 from the receiver: why; the deadline is before the next attempt"
     assert outcome == Failed(reason=reason, attempts=1)
+
+
+async def test_deadlines_are_compared_with_the_clock_of_postgres(
+    service: Service, receiver: Receiver, first: FirstAttempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.answer = temporal_timeout(500)
+    set_worker_clock(monkeypatch, -200)
+    passed = a_delivery(service.db, due_in=-900, deadline=now_ms(-100))
+    assert await first.make(passed) == Failed(reason="the deadline has passed", attempts=0)
+
+    set_worker_clock(monkeypatch, 200)
+    outcome = await first.make(a_delivery(service.db, deadline=now_ms(100), retry=Retry(waits=(60,))))
+    assert isinstance(outcome, Failed)
+    assert outcome.next_in
+    assert 50 < outcome.next_in < 73
 
 
 async def test_a_route_that_is_gone_fails_and_is_tried_again(
@@ -281,6 +299,89 @@ async def test_a_lost_attempt_is_taken_over_after_a_while(
     assert [received.headers["timemachine-attempt"] for received in receiver.received] == ["1"]
 
 
+async def no_slot_for_an_unforeseen_reason(*_: Any) -> bool:
+    raise RuntimeError("unforeseen")
+
+
+def unforeseen(*_: Any, **__: Any) -> None:
+    raise RuntimeError("unforeseen")
+
+
+BEFORE_THE_REQUEST = [
+    (RouteStore, "_try_acquire", no_slot_for_an_unforeseen_reason),
+    (webhook_call, "signatures", unforeseen),
+    (webhook_call, "expired", unforeseen),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "broken"), BEFORE_THE_REQUEST)
+async def test_what_goes_wrong_before_the_receiver_is_called_gives_the_claim_back(
+    service: Service,
+    receiver: Receiver,
+    first: FirstAttempts,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    broken: Callable[..., Any],
+) -> None:
+    """Or the job could neither be tried again for a while, nor be cancelled as one that nobody has been sent."""
+    await service.add_route(receiver.url, "narrow", max_in_flight=2)
+    delivery = a_delivery(service.db, route="narrow")
+    monkeypatch.setattr(where, name, broken)
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Deferred)
+    assert "internal error" in outcome.reason
+    assert (await another.row(delivery.run_id)).is_unattempted
+    assert receiver.received == []
+    row = await another.ledger.cancel(delivery.run_id, due=datetime.now(UTC))
+    assert row.state is RowState.CANCELLED
+
+
+@asynccontextmanager
+async def slot_that_cannot_be_given_back(*_: Any) -> AsyncIterator[None]:
+    yield
+    raise UnavailableError
+
+
+AFTER_THE_ANSWER = [
+    (RouteStore, "in_flight_slot", slot_that_cannot_be_given_back),
+    (webhook_call, "without", unforeseen),
+    (attempt_report, "_log_entry", unforeseen),
+    (attempt_report, "_record_lateness", unforeseen),
+]
+
+
+@pytest.mark.parametrize("status", [200, 410])
+@pytest.mark.parametrize(("where", "name", "broken"), AFTER_THE_ANSWER)
+async def test_what_goes_wrong_after_the_answer_does_not_take_it_back(
+    service: Service,
+    receiver: Receiver,
+    first: FirstAttempts,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    broken: Callable[..., Any],
+    status: int,
+) -> None:
+    receiver.answer = temporal_timeout(status)
+    await service.add_route(receiver.url, "narrow", max_in_flight=2)
+    delivery = a_delivery(service.db, route="narrow")
+    monkeypatch.setattr(where, name, broken)
+
+    await first.make(delivery)
+
+    row = await another.row(delivery.run_id)
+    assert row.state is (RowState.TAKEN if status == 200 else RowState.FAILED)
+    assert row.end
+    assert (row.attempts_made, row.end.status) == (1, status)
+    assert status == 200 or str(row.end.reason).startswith("410 from the receiver")
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalServerError("refused"), RuntimeError("unforeseen")], ids=repr)
 async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
     service: Service,
     receiver: Receiver,
@@ -288,8 +389,9 @@ async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
     another: AnotherWorker,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    error: Exception,
 ) -> None:
-    write, refusals = DeliveryLedger._write_end, [asyncpg.InternalServerError("refused") for _ in range(4)]
+    write, refusals = DeliveryLedger._write_end, [error] * 4
 
     async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         if refusals:

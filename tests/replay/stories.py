@@ -12,6 +12,7 @@ from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
 
 from tests.support.receiver import Received, Receiver, response
+from tests.support.resets import reset
 from tests.support.service import ROUTE, Service, now_ms
 from timemachine.domain.operations import parse_operation_id
 from timemachine.domain.redelivery import redelivery_key
@@ -62,6 +63,15 @@ async def changed_then_delivered(stage: Stage) -> Handle:
     job_id = await stage.service.create(3600)
     await stage.service.change(job_id, 7200, meta="second")
     await stage.service.change(job_id, 1, meta="third")
+    return await closed(stage.job(job_id))
+
+
+async def changed_then_reset(stage: Stage) -> Handle:
+    """The change comes again, when the time that it changed is past."""
+    job_id = await stage.service.create(1, meta="old")
+    await stage.service.change(job_id, 3, meta="new")
+    await asyncio.sleep(1.5)
+    await reset(stage.client, stage.job(job_id), task=-1)
     return await closed(stage.job(job_id))
 
 
@@ -224,6 +234,7 @@ STORIES: list[Story] = [
     held_then_cancelled,
     triggered_then_delivered,
     changed_then_triggered,
+    changed_then_reset,
     held_then_triggered,
     released_then_triggered,
 ]

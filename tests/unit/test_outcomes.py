@@ -46,14 +46,14 @@ DECIDED: list[tuple[LedgerRow, Decision]] = [
 UNDECIDED: list[tuple[LedgerRow, Outcome]] = [
     (
         a_row(RowState.WAITING, REFUSED, attempts_made=2),
-        Failed(reason="500 from the receiver", attempts=2, next_at=NOW + 5000),
+        Failed(reason="500 from the receiver", attempts=2, next_at=NOW + 5000, next_in=5),
     ),
     (
         a_row(RowState.WAITING, REFUSED, attempts_made=2, seconds_left=-9),
-        Failed(reason=REFUSED.reason or "", attempts=2, next_at=NOW),
+        Failed(reason=REFUSED.reason or "", attempts=2, next_at=NOW, next_in=0),
     ),
-    (a_row(RowState.WAITING), Deferred(reason="no attempt was made yet", next_at=NOW + 5000)),
-    (a_row(RowState.WAITING, seconds_left=-1), Deferred(reason="no attempt was made yet", next_at=NOW)),
+    (a_row(RowState.WAITING), Deferred(reason="no attempt was made yet", next_at=NOW + 5000, next_in=5)),
+    (a_row(RowState.WAITING, seconds_left=-1), Deferred(reason="no attempt was made yet", next_at=NOW, next_in=0)),
     *(
         (a_row(state, seconds_left=left), Unknown(reason="an attempt is under way", ask_after=ask_after))
         for state in (RowState.UNDER_WAY, RowState.CANCELLING)

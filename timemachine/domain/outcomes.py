@@ -1,11 +1,12 @@
 """Outcomes: what an attempt, or a cancel, came to. Values, which activities return and the workflow matches."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 import msgspec
 
 from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.jobs import from_ms
 
 
 class Delivered(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="delivered"):
@@ -39,7 +40,10 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag
     attempts: int
     """Attempts made in all."""
     next_at: int | None = None
-    """When the next attempt may be made, in milliseconds since the epoch; None when there is to be no other."""
+    """When the next attempt may be made, in milliseconds since the epoch, by the clock of who tells; None when there is
+    to be no other."""
+    next_in: float | None = None
+    """Seconds until then, which no clock can falsify. None also where it was stored before there was this field."""
 
 
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="deferred"):
@@ -47,7 +51,9 @@ class Deferred(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", t
 
     reason: str
     next_at: int
-    """When to try again, in milliseconds since the epoch."""
+    """When to try again, in milliseconds since the epoch, by the clock of who tells."""
+    next_in: float | None = None
+    """Seconds until then, as in `Failed`."""
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="unknown"):
@@ -138,6 +144,17 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.state is RowState.FAILED and self.end is not None and self.end.kind is AttemptKind.LOST
 
 
+def wait_of(outcome: Failed | Deferred, now: datetime) -> timedelta:
+    """Return how long to wait until the next attempt: 0 or more, and 0 where there is to be none.
+
+    Args:
+        now: Needed for an outcome of before `next_in`, whose time is compared with another clock's.
+    """
+    if outcome.next_in is not None:
+        return timedelta(seconds=outcome.next_in)
+    return max(from_ms(outcome.next_at) - now, timedelta(0)) if outcome.next_at is not None else timedelta(0)
+
+
 def outcome_of(row: LedgerRow, now: int) -> Outcome:
     """Return what a row says of a run.
 
@@ -145,14 +162,15 @@ def outcome_of(row: LedgerRow, now: int) -> Outcome:
         now: Milliseconds since the epoch.
     """
     reason = (row.end.reason if row.end else None) or "no attempt was made yet"
-    next_at = now + max(0, int(row.seconds_left * 1000))
+    next_in = max(0.0, row.seconds_left)
+    next_at = now + int(next_in * 1000)
     match row.state:
         case RowState.TAKEN | RowState.FAILED | RowState.CANCELLED:
             return decision_of(row)
         case RowState.WAITING if row.attempts_made:
-            return Failed(reason=reason, attempts=row.attempts_made, next_at=next_at)
+            return Failed(reason=reason, attempts=row.attempts_made, next_at=next_at, next_in=next_in)
         case RowState.WAITING:
-            return Deferred(reason=reason, next_at=next_at)
+            return Deferred(reason=reason, next_at=next_at, next_in=next_in)
         case _:
             return Unknown(reason="an attempt is under way", ask_after=min(2.0, max(0.1, row.seconds_left)))
 

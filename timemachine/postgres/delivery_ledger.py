@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import asyncpg
 import msgspec
 from asyncpg import Pool, Record
 from msgspec.structs import replace
 
+from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
@@ -49,6 +49,13 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """Of the attempt, from 1."""
     target: Target | None
     """Where it goes; None when there is no such route."""
+    at: datetime
+    """When it was begun, by the clock of Postgres, which all workers share."""
+    _boot_time: float = msgspec.field(default_factory=boot_time)
+
+    def now(self) -> datetime:
+        """Return the time by the clock of Postgres; the worker's own may be wrong."""
+        return self.at + timedelta(seconds=boot_time() - self._boot_time)
 
 
 class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +135,7 @@ class DeliveryLedger:
             raise UnavailableError("Postgres returned no row")
         if answer["run_state"] == RowState.UNDER_WAY:
             target = await self._routes.open_target(db, route_id, answer) if answer["state"] else None
-            return Begun(number=answer["made"] + 1, target=target)
+            return Begun(number=answer["made"] + 1, target=target, at=answer["now"])
         row = await self.find(run_id)
         if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             # Begun, without our knowing, before the route was closed.
@@ -152,11 +159,15 @@ class DeliveryLedger:
         """
         try:
             return await self._write_end(run_id, claim, end)
-        except asyncpg.PostgresError as error:
+        except UnavailableError:
+            raise
+        except Exception as error:
             log.error("end of an attempt refused", extra={"reason": str(error), "run_id": run_id})
         try:
             return await self._write_end(run_id, claim, _without_words(end))
-        except asyncpg.PostgresError as error:
+        except UnavailableError:
+            raise
+        except Exception as error:
             raise UnavailableError("Postgres refuses the end of an attempt") from error
 
     async def _write_end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
@@ -301,7 +312,8 @@ _BEGIN = f"""
             OR (run.state IN ('under_way', 'cancelling') AND (run.claim = excluded.claim OR {_BY_BEGIN}))
         RETURNING run.state AS run_state, run.made
     )
-    SELECT begun.*, target.* FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
+    SELECT begun.*, target.*, clock_timestamp() AS now
+    FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
 """  # noqa: S608 - constants
 
 # $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none); then the log's.
