@@ -101,6 +101,8 @@ class WebhookCalls:
         async with self._slot(delivery, target.route.max_in_flight):
             if boot_time() > begin_by:
                 raise NotSentError
+            if expired(job, begun.now()):
+                return expired_report("the deadline has passed", begun.number)
             note_attempt()
             await self._post(delivery, target, begun.number, begin_by, request)
         return request_report(delivery, begun, request)

@@ -70,6 +70,9 @@ UNDECIDED = (JobState.SCHEDULED, JobState.DELIVERING)
 START_TRIES = 3
 """Times that a job is tried to be started, when its id is taken by one that has ended, or by yet another one then."""
 
+PUT_TRIES = 10
+"""Times that a job is tried to be started or else changed, when what was there is gone in between."""
+
 CANCEL_SHARE = 0.9
 """Part of the time limit of a request in which a cancel has to be decided; the rest is for the calls around it."""
 
@@ -139,19 +142,21 @@ class Jobs:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
             NoSuchRouteError: Its route does not exist.
             TooLateError: Another job with this id is due or has been attempted.
+            JobExistsError: What has this id is no job, or one job after another has it.
         """
         check_job(job, datetime.now(UTC))
         async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
             if await self._is_late_repetition(job):
                 return JobWritten.UNCHANGED
-            while True:
+            for _ in range(PUT_TRIES):
                 with suppress(JobExistsError):
                     return await self._create(job, key_id)
                 # Each look may be outdated by others that create, change, cancel and deliver the job meanwhile.
                 with suppress(NoSuchJobError):
                     if await self._change_unless_ended(job, key_id):
                         return JobWritten.CHANGED
+        raise JobExistsError(f"{job.id} is no job, or is created and ended all the time in {job.db}/{job.collection}")
 
     async def _change_unless_ended(self, job: Job, key_id: str | None) -> bool:
         """Replace a waiting job, and return False where it has ended: there is room for another one.
@@ -531,6 +536,7 @@ class JobController(Controller):
             ForbiddenNameError,
             TriggerTimeError,
             NoSuchJobError,
+            JobExistsError,
             TooLateError,
             NoSuchRouteError,
             TooLargeError,

@@ -229,11 +229,14 @@ class JobWorkflow(JobBeforeLedger):
             continued = ContinuedRun(
                 workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
             )
-            is_new = workflow.patched(stored_names.WAKER_IS_NO_JOB)
+            # Not the run's id: after an operator's reset to this point the history is another run's.
+            waker_id = f"{stored_names.WAKE_ID_PREFIX}{workflow.uuid4()}"
+            if not workflow.patched(stored_names.WAKER_IS_NO_JOB):
+                waker_id = continued.former_waker_id
             _ = await workflow.start_child_workflow(
                 stored_names.WAKE_JOB,
                 continued,
-                id=continued.waker_id if is_new else continued.former_waker_id,
+                id=waker_id,
                 parent_close_policy=ParentClosePolicy.ABANDON,
             )
         await workflow.wait_condition(workflow.all_handlers_finished)

@@ -477,6 +477,45 @@ async def test_name_servers_that_answer_nothing_are_our_own_fault(
         assert await resolve(NAME) == [PUBLIC]
 
 
+async def test_a_late_answer_is_not_held_back_by_the_question_whether_any_comes(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.5)
+    names.says(NAME, [PUBLIC])
+    names.delays[NAME] = 0.7
+    names.silent_about = ROOT
+    async with resolving(names) as resolve:
+        assert await resolve(NAME) == [PUBLIC]
+        assert resolve._answering
+        assert not resolve._answering.done()
+
+
+async def test_an_answer_that_is_too_long_shows_that_a_name_server_answers(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.3)
+    monkeypatch.setattr(dns, "TRIES", 1)
+    names.silent_about, names.truncated = "dead.test", ROOT
+    async with resolving(names) as resolve:
+        with pytest.raises(OSError, match=r"."):
+            await resolve("long.dead.test")
+
+
+async def test_a_second_name_server_is_asked_whether_it_answers(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 1.0)
+    monkeypatch.setattr(dns, "ONE_TURN", 0.3)
+    monkeypatch.setattr(dns, "TRIES", 1)
+    names.silent_about = "dead.test"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        resolve = SystemResolver([f"127.0.0.1:{port}" for port in (silent.getsockname()[1], names.port)])
+        with pytest.raises(OSError, match=r"."):
+            await resolve("some.dead.test")
+        await resolve.aclose()
+
+
 async def test_a_name_that_nobody_answers_for_is_none(names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or its job would be put off for ever."""
     monkeypatch.setattr(dns, "SLOW", 0.3)

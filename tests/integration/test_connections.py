@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 import trustme
@@ -25,7 +26,7 @@ from timemachine.webhooks import default_route
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 from timemachine.webhooks.connection_pool import IDLE_TIME
 from timemachine.webhooks.exchange import MAX_HEAD_BYTES, MAX_HEAD_LINES, MAX_INTERIM
-from timemachine.webhooks.network import Stream
+from timemachine.webhooks.network import Connector, Stream
 
 TIMEOUT = 2.0
 ANYWHERE = AddressGuard(allow_private=True)
@@ -292,6 +293,20 @@ async def test_the_replacement_is_not_replaced() -> None:
         assert (await failure(client, url)).kind is AttemptKind.PROTOCOL
 
     assert closing.served == 2
+
+
+async def test_a_request_that_a_kept_connection_took_was_sent_though_no_other_can_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def lacking(*_: object) -> NoReturn:
+        raise OwnFaultError("no descriptors")
+
+    async with reached(Closing(BUSY, TAKEN, how="end")) as (client, url):
+        assert (await post(client, url)).status == 503
+        monkeypatch.setattr(Connector, "connect", lacking)
+        assert (await failure(client, url)).kind is AttemptKind.PROTOCOL
+        with pytest.raises(OwnFaultError):
+            await post(client, url)
 
 
 async def test_a_kept_connection_that_breaks_within_an_answer_is_not_replaced() -> None:

@@ -133,7 +133,7 @@ async def test_none_of_the_words_of_postgres_is_shown(
     "sqlstate",
     [
         *("57P01", "58P01", "25006", "08P01", "53300", "42501", "3F000", "42704", "42883", "42P01", "55000", "55P03"),
-        *("0A000", "F0000", "72000", "XX000", "XX001"),
+        *("0A000", "F0000", "72000", "XX000", "XX001", "XC000", "08P02"),
     ],
 )
 async def test_what_a_server_or_a_pooler_in_trouble_says_is_an_outage(own: Settings, sqlstate: str) -> None:

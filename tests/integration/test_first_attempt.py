@@ -169,6 +169,24 @@ async def test_deadlines_are_compared_with_the_clock_of_postgres(
     assert 50 < outcome.next_in < 73
 
 
+async def test_a_deadline_that_passes_while_a_slot_is_waited_for_lets_no_attempt_begin(
+    service: Service, receiver: Receiver, first: FirstAttempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.add_route(receiver.url, "narrow", max_in_flight=2)
+    late, in_flight_slot = a_delivery(service.db, route="narrow", deadline=now_ms(0.5)), RouteStore.in_flight_slot
+
+    @asynccontextmanager
+    async def slot(*of: Any) -> AsyncIterator[None]:
+        await asyncio.sleep(0.6)  # until the deadline has passed
+        async with in_flight_slot(*of):
+            yield
+
+    monkeypatch.setattr(RouteStore, "in_flight_slot", slot)
+
+    assert await first.make(late) == Failed(reason="the deadline has passed", attempts=0)
+    assert receiver.received == []
+
+
 async def test_a_route_that_is_gone_fails_and_is_tried_again(
     service: Service, receiver: Receiver, first: FirstAttempts
 ) -> None:

@@ -1,9 +1,10 @@
 """An operator's reset of a job: what was confirmed to its client holds on."""
 
 import asyncio
+from typing import Any
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 
 from tests.support.job_histories import Events, events, workflow_of
 from tests.support.receiver import Receiver
@@ -77,19 +78,32 @@ async def test_the_last_of_several_changes_holds(service: Service, receiver: Rec
     await check_waits_as_changed(service, receiver, job_id)
 
 
-async def until_continued(cut: Service, client: Client, job_id: str) -> None:
-    """Change a job, last to 5 s from now, until it goes on as another run."""
+async def until_continued(cut: Service, client: Client, job_id: str, *, due_in: float) -> WorkflowHandle[Any, Any]:
+    """Change a job to some seconds from now, until it goes on as another run. Return the one of before."""
     job = workflow_of(client, cut, job_id)
-    first = (await job.describe()).run_id
-    history = client.get_workflow_handle(job.id, run_id=first).fetch_history_events
-    while not [event async for event in history() if event.event_type == CUT_BEGINS]:
-        assert (await cut.change(job_id, 5)).status_code == 200
-    await eventually(job.describe, lambda run: run.run_id != first)
+    first = client.get_workflow_handle(job.id, run_id=(await job.describe()).run_id)
+    while not [event async for event in first.fetch_history_events() if event.event_type == CUT_BEGINS]:
+        assert (await cut.change(job_id, due_in)).status_code == 200
+    await eventually(job.describe, lambda run: run.run_id != first.run_id)
+    return first
+
+
+async def test_a_job_that_is_set_back_to_where_it_was_continued_goes_on_again(
+    cut: Service, receiver: Receiver, cutting_client: Client
+) -> None:
+    job_id = await cut.create(3600, meta="old")
+    first = await until_continued(cut, cutting_client, job_id, due_in=3600)
+    assert (await cut.change(job_id, 3600, meta="new")).status_code == 200
+
+    await reset(cutting_client, first, task=-1)
+
+    await eventually(lambda: cut.find(job_id), lambda job: job["meta"] == "new")
+    await check_waits_as_changed(cut, receiver, job_id)
 
 
 async def test_a_change_of_a_continued_job_holds(cut: Service, receiver: Receiver, cutting_client: Client) -> None:
     job_id = await cut.create(3600, meta="old")
-    await until_continued(cut, cutting_client, job_id)
+    await until_continued(cut, cutting_client, job_id, due_in=5)
     assert (await cut.change(job_id, 3600, meta="new")).status_code == 200
     await until_fired(cutting_client, cut, job_id)
 

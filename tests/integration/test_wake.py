@@ -61,6 +61,7 @@ async def test_what_is_no_job_is_not_reached_as_one(api: httpx.AsyncClient, clie
     assert refused(await service.trigger(run)) == NO_SUCH_JOB
     assert refused(await service.cancel(run)) == NO_SUCH_JOB
     assert refused(await api.post(service.jobs, json=a_job(60, id=run))) == JOB_EXISTS
+    assert refused(await service.put(run, a_job(60, id=run))) == JOB_EXISTS
 
     await api.delete("/route/timemachine/hook")
     description = await waker.describe()
@@ -69,9 +70,8 @@ async def test_what_is_no_job_is_not_reached_as_one(api: httpx.AsyncClient, clie
 
 
 def test_a_waker_has_no_jobs_id() -> None:
-    continued = ContinuedRun(workflow_id="db/c/job", first_run_id="first", run_id="second")
     with pytest.raises(ValueError, match="unpack"):
-        split_workflow_id(continued.waker_id)
+        split_workflow_id(f"{stored_names.WAKE_ID_PREFIX}{uuid.uuid4()}")
 
 
 async def test_a_job_that_is_gone_is_left_alone(client: Client, db: str) -> None:

@@ -17,7 +17,6 @@ from tests.support.service import ROUTE, Service, now_ms
 from timemachine.domain.operations import parse_operation_id
 from timemachine.domain.redelivery import redelivery_key
 from timemachine.domain.releases import ReleaseHeld
-from timemachine.domain.wake import ContinuedRun
 
 Handle = WorkflowHandle[Any, Any]
 
@@ -273,9 +272,12 @@ async def continued_then_delivered(stage: Stage) -> Handle:
 
 async def woken(stage: Stage) -> Handle:
     first, _ = await _changed_until_cut(stage)
-    assert first.run_id
-    continued = ContinuedRun(workflow_id=first.id, first_run_id=first.run_id, run_id=first.run_id)
-    return await closed(stage.client.get_workflow_handle(continued.waker_id))
+    (waker,) = [
+        event.child_workflow_execution_started_event_attributes.workflow_execution
+        async for event in first.fetch_history_events()
+        if event.HasField("child_workflow_execution_started_event_attributes")
+    ]
+    return await closed(stage.client.get_workflow_handle(waker.workflow_id))
 
 
 CUT_STORIES: list[Story] = [changed_until_cut, cut_with_a_waker_of_no_jobs_id, continued_then_delivered, woken]

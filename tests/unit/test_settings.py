@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import certifi
 import msgspec.inspect
 import pytest
@@ -258,6 +260,28 @@ def test_a_dsn_that_nothing_could_connect_with_is_refused_with_the_reason(rest: 
     assert reason in str(refusal.value)
     assert PASSWORD not in str(refusal.value)
     assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize("rest", ["a,b,/x", "a,,b/x", "/x?host=a,", "db/x?sslmode=parse"])
+def test_what_asyncpg_breaks_off_at_is_refused(rest: str) -> None:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_POSTGRES_DSN") as refusal:
+        read_dsn(replace(Settings(), postgres_dsn=f"postgresql://us:{PASSWORD}@{rest}"))
+
+    assert PASSWORD not in str(refusal.value)
+
+
+@pytest.mark.parametrize("lines", [f"[s]\npassword {PASSWORD}\n", f"[s]\npassword=%{PASSWORD}\n", "host=h\n"])
+def test_of_a_malformed_service_file_nothing_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: str
+) -> None:
+    file = tmp_path / "services"
+    file.write_text(lines)
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+
+    with pytest.raises(SettingsError, match="or a PG\\* variable or file") as refusal:
+        read_dsn(replace(Settings(), postgres_dsn="postgresql:///?service=s"))
+
+    assert PASSWORD not in str(refusal.value)
 
 
 def test_what_takes_the_place_of_the_gaps_of_a_dsn_is_checked_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

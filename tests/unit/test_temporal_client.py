@@ -89,7 +89,15 @@ def test_the_profile_file_is_found_where_it_is_by_default(monkeypatch: pytest.Mo
         ("TEMPORAL_NAMESPACE", "n" * (MAX_NAMESPACE + 1), "the namespace must have 1 to 1000 bytes"),
         ("TEMPORAL_NAMESPACE", "é" * (MAX_NAMESPACE // 2 + 1), "the namespace must have 1 to 1000 bytes"),
         ("TEMPORAL_NAMESPACE", "", "the namespace must have 1 to 1000 bytes"),
-        ("TEMPORAL_ADDRESS", "localhost:65536", "the address must be host:port, not `localhost:65536`"),
+        *(
+            ("TEMPORAL_ADDRESS", address, f"the address must be host:port, not `{address}`")
+            for address in (
+                *("localhost:65536", "localhost:0", "10.0.0.256:7233", "1.2.3.4.5:7233", "127.0.0.1:٧٢٣٣"),
+                *("[fd00::1::2]:7233", "[10.0.0.1]:7233", "[:::::]:7233"),
+            )
+        ),
+        ("TEMPORAL_GRPC_META_FOO_BIN", "hunter2", "not end with -bin"),
+        ("TEMPORAL_GRPC_META_Ä", "hunter2", "not end with -bin"),
     ],
 )
 def test_what_temporal_never_takes_is_named_and_not_shown(
@@ -104,7 +112,23 @@ def test_what_temporal_never_takes_is_named_and_not_shown(
     assert "hunter2" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("line", ['api_key = "hunter2', 'api_key = ["hunter2"]'])
+@pytest.mark.parametrize("address", ["localhost:1", "10.0.0.255:7233", "https://a.b-c.d:443", "[::1]:7233", "1.a:7233"])
+def test_an_address_of_any_shape_is_taken(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", address)
+
+    assert connection_settings()["target_host"] == address
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'api_key = "hunter2',
+        'api_key = ["hunter2"]',
+        'grpc_meta = "Bearer hunter2"',
+        'tls = "hunter2"',
+        'tls = "a\\"hunter2"',
+    ],
+)
 def test_a_line_of_the_profile_file_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str) -> None:
     file = tmp_path / "temporal.toml"
     file.write_text(f"[profile.default]\n{line}\n")

@@ -13,11 +13,6 @@ class ContinuedRun(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
 
     @property
-    def waker_id(self) -> str:
-        """The id of the workflow that wakes the new run. It has four parts, and is no job's id, which has three."""
-        return f"{stored_names.WAKE_ID_PREFIX}{self.run_id}"
-
-    @property
     def former_waker_id(self) -> str:
         """What that id was, which a job could have as well."""
         return f"{stored_names.FORMER_WAKE_ID_PREFIX}{self.run_id}"

@@ -105,7 +105,7 @@ def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._Connecti
 
     Raises:
         SettingsError: asyncpg says what is wrong.
-        ValueError: The reason may hold a part of the password.
+        ValueError: The reason may hold a part of the password, also one of a service file.
     """
     try:
         return connect_utils._parse_connect_dsn_and_args(dsn=dsn, **_UNSAID)  # type: ignore[attr-defined, no-any-return]
@@ -116,6 +116,8 @@ def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._Connecti
             f"{_VARIABLE}: a certificate or key that it names, or the user that it does not name, cannot be found: "
             f"{error}; a certificate must be a file, such as `sslrootcert=/etc/ssl/certs/ca-certificates.crt`"
         ) from None
+    except Exception:  # whatever a parser that was not made to be called raises
+        raise ValueError("asyncpg cannot read it") from None
 
 
 def _texts(addresses: list[_Address], session: connect_utils._ConnectionParameters) -> Iterator[str]:
@@ -167,5 +169,6 @@ def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
 def _unreadable() -> SettingsError:
     """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
     return SettingsError(
-        f"{_VARIABLE} is malformed; the characters / ? # @ : % [ ] of a password must be percent-encoded, as UTF-8"
+        f"{_VARIABLE}, or a PG* variable or file that it leaves something to, is malformed; the characters "
+        "/ ? # @ : % [ ] of a password must be percent-encoded, as UTF-8"
     )

@@ -99,6 +99,7 @@ _PASSING = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
     asyncpg.InternalServerError,
+    asyncpg.UnknownPostgresError,
     asyncpg.ConfigFileError,
     asyncpg.SnapshotTooOldError,
     asyncpg.InvalidTransactionStateError,

@@ -1,6 +1,7 @@
 """The door to Temporal: connection, payloads, search attributes."""
 
 import asyncio
+import ipaddress
 import os
 import re
 from collections.abc import AsyncIterator, MutableMapping
@@ -45,7 +46,13 @@ _AWAY = frozenset(
 
 _OUTAGES = OutageLog("Temporal does not answer")
 
-_ADDRESS = re.compile(r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(https?://)?((?P<host>[\w.-]+)|\[(?P<v6>[\da-fA-F:.]+)\]):(?P<port>\d{1,5})", re.ASCII)
+
+_LIKE_IPV4 = re.compile(r"[\d.]+", re.ASCII)
+
+_METADATA_NAME = re.compile(r"[a-z0-9_.-]+(?<!-bin)")
+
+_SHOWN_VALUE = re.compile(r"(invalid (?:type|value): .*?)(?:\".*\"|`.*`)", re.DOTALL)
 
 _SHOWN_LINE = re.compile(r"^ *\d* *\|.*\n", re.MULTILINE)
 
@@ -78,8 +85,7 @@ def connection_settings() -> ClientConnectConfig:
     except (RuntimeError, ValueError, OSError) as error:
         raise _wrong_settings(error) from error
     address = config.setdefault("target_host", "localhost:7233")
-    found = _ADDRESS.fullmatch(address)
-    if not found or int(found["port"]) > 65_535:
+    if not _is_address(address):
         raise _wrong_settings(f"the address must be host:port, not `{address}`")
     if not 0 < len(config.setdefault("namespace", "default").encode()) <= MAX_NAMESPACE:
         raise _wrong_settings(f"the namespace must have 1 to {MAX_NAMESPACE} bytes")
@@ -90,11 +96,28 @@ def connection_settings() -> ClientConnectConfig:
     return config
 
 
+def _is_address(text: str) -> bool:
+    """Return whether a text is an address that the SDK will not refuse when it first connects."""
+    found = _ADDRESS.fullmatch(text)
+    if not found or not 0 < int(found["port"]) < 65_536:
+        return False
+    try:
+        if found["v6"]:
+            ipaddress.IPv6Address(found["v6"])
+        elif _LIKE_IPV4.fullmatch(found["host"]):
+            ipaddress.IPv4Address(found["host"])
+    except ValueError:
+        return False
+    return True
+
+
 def _check_headers(config: ClientConnectConfig) -> None:
     """Refuse what cannot be sent with each call. A key is often read from a file, with the line break at its end."""
     if not _is_header(config.get("api_key") or ""):
         raise _wrong_settings("the API key must be printable ASCII, without a line break")
     for name, value in config.get("rpc_metadata", {}).items():
+        if not _METADATA_NAME.fullmatch(name):
+            raise _wrong_settings("a name of gRPC metadata must have letters, digits, - _ . only, not end with -bin")
         if not _is_header(value):
             raise _wrong_settings(f"the gRPC metadata `{name}` must be printable ASCII, without a line break")
 
@@ -144,8 +167,9 @@ async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_addres
 
 
 def _wrong_settings(reason: object) -> SettingsError:
-    """Return the error for a reason, without the line of the profile file that it may show, which may hold a key."""
-    return SettingsError(f"TEMPORAL_* variables or Temporal's profile file: {_SHOWN_LINE.sub('', str(reason))}")
+    """Return the error for a reason, without the profile file's line or value that it may show: a key perhaps."""
+    shown = _SHOWN_VALUE.sub(r"\1…", _SHOWN_LINE.sub("", str(reason)))
+    return SettingsError(f"TEMPORAL_* variables or Temporal's profile file: {shown}")
 
 
 def _with_fail_fast(client: Client) -> Client:

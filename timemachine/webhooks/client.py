@@ -224,8 +224,13 @@ class WebhookTransport(httpx.AsyncBaseTransport):
         if kept := self._pool.acquire(post.endpoint.receiver):
             with suppress(HungUpError):
                 return await self._answer_over(kept, post)
-        async with _until(post.deadline):
-            stream = await self._open(post)
+        try:
+            async with _until(post.deadline):
+                stream = await self._open(post)
+        except OwnFaultError as error:
+            if post.is_sent:  # who closed the connection that was kept may have read it
+                raise HungUpError from error
+            raise
         return await self._answer_over(stream, post)
 
     async def _answer_over(self, stream: Stream, post: "_Post") -> httpx.Response:
@@ -294,7 +299,7 @@ class _Post:
         """Whether the egress proxy reads the request, and answers it."""
         self.waits_for = _RECEIVER
         self._may_send = may_send
-        self._sent = False
+        self.is_sent = False
 
     def send(self, stream: Stream) -> None:
         """Write the request, if it may still be sent.
@@ -304,8 +309,8 @@ class _Post:
             HungUpError: It may not be, after it was written to a connection that gave no answer.
         """
         if self._may_send and not self._may_send():
-            raise HungUpError if self._sent else NotSentError
-        self._sent = True
+            raise HungUpError if self.is_sent else NotSentError
+        self.is_sent = True
         stream.write(self.exchange.request)
 
 

@@ -6,8 +6,10 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import aiodns
+import pycares
 from aiodns import error as dns
 
 from timemachine.domain.errors import OwnFaultError
@@ -27,6 +29,9 @@ PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 SLOW = 5.0
 """Seconds after which it is asked whether the name servers answer anything at all, and how long that may take."""
+
+ONE_TURN = 1.0
+"""Seconds that each name server is given for that, the first time."""
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
@@ -71,12 +76,15 @@ class SystemResolver:
         asking = asyncio.ensure_future(self._ask(self._shared, host))
         try:
             await asyncio.wait({asking}, timeout=SLOW)
-            if not asking.done() and not await self._answers() and not asking.done():
-                raise OwnFaultError("no name server answers")
+            if not asking.done():
+                answering = self._answers()
+                await asyncio.wait((asking, answering), return_when=asyncio.FIRST_COMPLETED)
+                if not asking.done() and not answering.result():
+                    raise OwnFaultError("no name server answers")
             return await asking
         except aiodns.error.DNSError as error:
             code, reason = error.args
-            if code in _UNANSWERED and not await self._answers():
+            if code in _UNANSWERED and not await asyncio.shield(self._answers()):
                 raise OwnFaultError(f"no name server can be asked: {reason}") from error
             raise OSError(reason) from error
         except RuntimeError as error:  # closed while the name waited to be asked for once more
@@ -84,9 +92,9 @@ class SystemResolver:
         finally:
             asking.cancel()
 
-    def _open(self) -> aiodns.DNSResolver:
+    def _open(self, **how: Any) -> aiodns.DNSResolver:
         try:
-            resolver = aiodns.DNSResolver(self._name_servers, tries=TRIES)
+            resolver = aiodns.DNSResolver(self._name_servers, **{"tries": TRIES, **how})
         except Exception as error:  # whatever the library has found lacking here
             raise OwnFaultError(f"names cannot be looked up here: {error}") from error
         self._resolvers.add(resolver)
@@ -117,28 +125,35 @@ class SystemResolver:
             return await _addresses(resolver, host)
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[aiodns.DNSResolver]:
-        resolver = self._open()
+    async def _opened(self, **how: Any) -> AsyncIterator[aiodns.DNSResolver]:
+        resolver = self._open(**how)
         try:
             yield resolver
         finally:
             self._resolvers.remove(resolver)
             await resolver.close()
 
-    async def _answers(self) -> bool:
-        """Return whether a name server answers anything, though not for one name.
+    def _answers(self) -> asyncio.Future[bool]:
+        """Find out whether a name server answers anything, though not for one name.
 
         That name's own name servers may be down, or a long answer's connection not be taken. It may be so for ever, so
         it is no fault that passes.
         """
         if self._answering is None or self._answering.done():
             self._answering = asyncio.ensure_future(self._is_answered())
-        return await asyncio.shield(self._answering)
+        return self._answering
 
     async def _is_answered(self) -> bool:
-        """Ask for what every name server knows, but not the resolver that is shared, which remembers answers."""
+        """Ask for what every name server knows, but not the resolver that is shared, which remembers answers.
+
+        Each name server has its turn, whatever the system's own time for each: others may be there. An answer that is
+        too long is one.
+        """
         try:
-            async with self._opened() as resolver, asyncio.timeout(SLOW):
+            async with (
+                self._opened(timeout=ONE_TURN, tries=2, flags=pycares.ARES_FLAG_IGNTC) as resolver,
+                asyncio.timeout(SLOW),
+            ):
                 await resolver.query_dns(".", "NS")
         except aiodns.error.DNSError as error:
             return error.args[0] not in _UNANSWERED

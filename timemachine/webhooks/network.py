@@ -34,6 +34,10 @@ OUR_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM,
 """What the system says when this machine lacks something: descriptors, memory, ports to call from, a network."""
 
 
+_NO_ROUTE = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
+"""What the system says when it has no route, or one that leads nowhere: unreachable, prohibited, or a black hole."""
+
+
 class Stream(asyncio.Protocol):
     """A connection: what has come and was not read, and whether more may come.
 
@@ -175,7 +179,7 @@ class Connector:
                     _, stream = await loop.create_connection(Stream, str(addresses[-left]), port)
             except OSError as failure:
                 _check_ours(failure, addresses[-left])
-                error, unroutable = failure, unroutable or failure.errno == errno.ENETUNREACH
+                error, unroutable = failure, unroutable or failure.errno in _NO_ROUTE
             else:
                 return stream
         if unroutable:
