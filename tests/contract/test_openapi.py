@@ -39,7 +39,7 @@ OPERATIONS = {
     ("get", JOBS): ("ListJobsOfCollection", {"E001", "E002"}),
     ("get", COUNT): ("CountJobs", {"E001", "E002"}),
     ("get", JOB): ("GetJob", {"E002", "E004"}),
-    ("put", JOB): ("ChangeJob", {"E001", "E002", "E003", "E004", "E006", "E007"}),
+    ("put", JOB): ("ChangeJob", {"E001", "E002", "E003", "E004", "E005", "E006", "E007"}),
     ("delete", JOB): ("CancelJob", {"E002", "E004", "E006"}),
     ("post", f"{JOB}/trigger"): ("TriggerJob", {"E002", "E004", "E006"}),
     ("post", BATCH): ("CreateJobs", {"E001", "E002"}),

@@ -53,17 +53,18 @@ async def test_what_is_no_job_is_not_reached_as_one(api: httpx.AsyncClient, clie
     )
     service = Service(api, "timemachine")
     service.jobs = "/job/timemachine/wake"
-    await service.add_route(receiver.url)
+    job = a_job(60, id=run, route=run)
+    await service.add_route(receiver.url, run)
 
     assert refused(await api.get(f"{service.jobs}/{run}")) == NO_SUCH_JOB
     assert refused(await api.get(f"{service.jobs}/{run}/attempts")) == NO_SUCH_JOB
-    assert refused(await service.change(run, 60)) == NO_SUCH_JOB
+    assert refused(await service.change(run, 60, route=run)) == NO_SUCH_JOB
     assert refused(await service.trigger(run)) == NO_SUCH_JOB
     assert refused(await service.cancel(run)) == NO_SUCH_JOB
-    assert refused(await api.post(service.jobs, json=a_job(60, id=run))) == JOB_EXISTS
-    assert refused(await service.put(run, a_job(60, id=run))) == JOB_EXISTS
+    assert refused(await api.post(service.jobs, json=job)) == JOB_EXISTS
+    assert refused(await service.put(run, job)) == JOB_EXISTS
 
-    await api.delete("/route/timemachine/hook")
+    await api.delete(f"/route/timemachine/{run}")
     description = await waker.describe()
     assert not description.raw_description.workflow_extended_info.cancel_requested
     await waker.terminate()
