@@ -104,6 +104,8 @@ async def test_a_job_that_is_set_back_to_where_it_was_continued_goes_on_again(
 async def test_a_change_of_a_continued_job_holds(cut: Service, receiver: Receiver, cutting_client: Client) -> None:
     job_id = await cut.create(3600, meta="old")
     await until_continued(cut, cutting_client, job_id, due_in=5)
+    waits = EventType.EVENT_TYPE_TIMER_STARTED
+    await eventually(lambda: events(cutting_client, cut, job_id), lambda seen: waits in seen)
     assert (await cut.change(job_id, 3600, meta="new")).status_code == 200
     await until_fired(cutting_client, cut, job_id)
 
