@@ -223,25 +223,27 @@ class JobWorkflow(JobBeforeLedger):
         # wait, so that the cancel is raised here and not lost in the cut.
         await workflow.execute_local_activity(nothing, start_to_close_timeout=LOCAL_ACTIVITY_TIMEOUT)
         if self._job.ledger or workflow.patched(stored_names.WAKE_AFTER_CUT):
-            # A new run begins with what is left of the start delay of the first one, and only an Update or a cancel
-            # ends that (decision 20).
-            info = workflow.info()
-            continued = ContinuedRun(
-                workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
-            )
-            # Not the run's id: after an operator's reset to this point the history is another run's.
-            waker_id = f"{stored_names.WAKE_ID_PREFIX}{workflow.uuid4()}"
-            if not workflow.patched(stored_names.WAKER_IS_NO_JOB):
-                waker_id = continued.former_waker_id
-            _ = await workflow.start_child_workflow(
-                stored_names.WAKE_JOB,
-                continued,
-                id=waker_id,
-                parent_close_policy=ParentClosePolicy.ABANDON,
-            )
+            await self._start_waker()
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(
             msgspec.structs.replace(self._job, attempt_in_task=self._attempt_in_task, attempts_made=self._attempts_made)
+        )
+
+    async def _start_waker(self) -> None:
+        """Have the next run woken: it begins with what is left of the start delay of the first one (decision 20).
+
+        Only an Update or a cancel ends that.
+        """
+        info = workflow.info()
+        continued = ContinuedRun(
+            workflow_id=info.workflow_id, first_run_id=info.first_execution_run_id, run_id=info.run_id
+        )
+        # Not the run's id: after an operator's reset to this point the history is another run's.
+        waker_id = f"{stored_names.WAKE_ID_PREFIX}{workflow.uuid4()}"
+        if not workflow.patched(stored_names.WAKER_IS_NO_JOB):
+            waker_id = continued.former_waker_id
+        _ = await workflow.start_child_workflow(
+            stored_names.WAKE_JOB, continued, id=waker_id, parent_close_policy=ParentClosePolicy.ABANDON
         )
 
     async def _attempt(self) -> Decision | Held:

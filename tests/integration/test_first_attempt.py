@@ -81,7 +81,7 @@ def a_delivery(db: str, *, due_in: float = 0, **fields: Any) -> Delivery:
     return Delivery(job=replace(job, **fields), message_id=f"msg_{run}", run_id=run)
 
 
-def temporal_timeout(status: int) -> Callable[[Received], Awaitable[bytes]]:
+def answering(status: int) -> Callable[[Received], Awaitable[bytes]]:
     async def answer(_: Received) -> bytes:
         return response(status, b"why")
 
@@ -107,7 +107,7 @@ async def test_the_receiver_took_it(
 async def test_the_receiver_refused_and_is_asked_again_later(
     service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
 ) -> None:
-    receiver.answer = temporal_timeout(500)
+    receiver.answer = answering(500)
     delivery = a_delivery(service.db, retry=Retry(waits=(60,)))
 
     outcome = await first.make(delivery)
@@ -124,7 +124,7 @@ async def test_the_receiver_refused_and_is_asked_again_later(
 async def test_the_receiver_refused_for_the_last_time(
     service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker, status: int
 ) -> None:
-    receiver.answer = temporal_timeout(status)
+    receiver.answer = answering(status)
     delivery = a_delivery(service.db, retry=Retry(maximum_attempts=1 if status == 500 else 5))
 
     assert await first.make(delivery) == Failed(reason=f"{status} from the receiver: why", attempts=1)
@@ -146,7 +146,7 @@ async def test_a_deadline_that_has_passed_fails_without_an_attempt(
 async def test_a_deadline_before_the_next_attempt_fails_at_once(
     service: Service, receiver: Receiver, first: FirstAttempts
 ) -> None:
-    receiver.answer = temporal_timeout(500)
+    receiver.answer = answering(500)
 
     outcome = await first.make(a_delivery(service.db, deadline=now_ms(30), retry=Retry(waits=(60,))))
 
@@ -157,7 +157,7 @@ async def test_a_deadline_before_the_next_attempt_fails_at_once(
 async def test_deadlines_are_compared_with_the_clock_of_postgres(
     service: Service, receiver: Receiver, first: FirstAttempts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receiver.answer = temporal_timeout(500)
+    receiver.answer = answering(500)
     set_worker_clock(monkeypatch, -200)
     passed = a_delivery(service.db, due_in=-900, deadline=now_ms(-100))
     assert await first.make(passed) == Failed(reason="the deadline has passed", attempts=0)
@@ -385,7 +385,7 @@ async def test_what_goes_wrong_after_the_answer_does_not_take_it_back(
     broken: Callable[..., Any],
     status: int,
 ) -> None:
-    receiver.answer = temporal_timeout(status)
+    receiver.answer = answering(status)
     await service.add_route(receiver.url, "narrow", max_in_flight=2)
     delivery = a_delivery(service.db, route="narrow")
     monkeypatch.setattr(where, name, broken)
