@@ -221,6 +221,8 @@ async def test_a_malformed_dsn_is_refused_at_once_and_not_shown(dsn: str) -> Non
         "postgres://us:pw@[::1]:5432/x",
         "postgresql:///x?host=/run/postgresql",
         "postgresql://us:pw@db.example.org./x?options=endpoint%3Done&search_path=here",
+        "postgresql://db/x?user=me@server&application_name=a@b",
+        "postgresql://us:pw@db/x?hostaddr=&require_auth=&client_encoding=&channel_binding=",
     ],
 )
 async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:

@@ -78,7 +78,7 @@ def _check_shape(dsn: str) -> None:
     """Raise ValueError for what ends too early, or is not UTF-8 once it is decoded."""
     parts = urlsplit(dsn)
     user, has_user, hosts = parts.netloc.rpartition("@")
-    if (not has_user and "@" in dsn) or "@" in user:
+    if (not has_user and "@" in dsn.partition("?")[0]) or "@" in user:
         raise ValueError("what should be the user and the password ends elsewhere")
     for host in hosts.split(","):
         _ = urlsplit(f"//{host}").port
@@ -155,7 +155,7 @@ def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
     """
     for name, value in _options(dsn):
         values = _OF_LIBPQ_ALONE.get(name, _ANY)
-        if values is _ANY or value.lower() in values or (name == _CHANNEL_BINDING and verifies_server):
+        if not value or values is _ANY or value.lower() in values or (name == _CHANNEL_BINDING and verifies_server):
             continue
         if name == _CHANNEL_BINDING:
             raise SettingsError(

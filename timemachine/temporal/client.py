@@ -48,7 +48,8 @@ _OUTAGES = OutageLog("Temporal does not answer")
 
 _ADDRESS = re.compile(r"(https?://)?((?P<host>[\w.-]+)|\[(?P<v6>[\da-fA-F:.]+)\]):(?P<port>\d{1,5})", re.ASCII)
 
-_LIKE_IPV4 = re.compile(r"[\d.]+", re.ASCII)
+_LIKE_IPV4 = re.compile(r"([\w.-]*\.)?(\d+|0[xX][\da-fA-F]*)\.?", re.ASCII)
+"""A host whose last part is a number is read as an address of IPv4, and refused if it is none."""
 
 _METADATA_NAME = re.compile(r"[a-z0-9_.-]+(?<!-bin)")
 
