@@ -501,6 +501,13 @@ async def test_an_answer_that_is_too_long_shows_that_a_name_server_answers(
             await resolve("long.dead.test")
 
 
+async def test_a_name_server_that_is_slow_answers(names: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns, "ONE_TURN", 0.2)
+    names.delays[ROOT] = 0.6
+    async with resolving(names) as resolve:
+        assert await resolve._answers()
+
+
 async def test_a_second_name_server_is_asked_whether_it_answers(
     names: DnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,25 @@ async def test_a_line_end_that_comes_in_the_next_answer_is_passed_over() -> None
     assert wire.by == [0, 0]
 
 
+@pytest.mark.parametrize("way", ["http", "https"])
+async def test_a_connection_on_which_a_request_is_still_being_sent_is_not_used_again(way: str) -> None:
+    """Its receiver answered early, and reads no more."""
+    connections = 0
+
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(BUSY if connections == 1 else TAKEN)
+        await asyncio.Event().wait()
+
+    async with reached(early, way) as (client, url):
+        assert (await client.post(url, b"x" * 50_000_000, {})).status == 503
+        assert (await post(client, url)).taken
+
+    assert connections == 2
+
+
 async def test_an_idle_connection_is_closed_before_its_receiver_would() -> None:
     wire = Wire(BUSY, TAKEN)
     async with reached(wire) as (client, url):

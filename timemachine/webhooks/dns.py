@@ -146,12 +146,12 @@ class SystemResolver:
     async def _is_answered(self) -> bool:
         """Ask for what every name server knows, but not the resolver that is shared, which remembers answers.
 
-        Each name server has its turn, whatever the system's own time for each: others may be there. An answer that is
-        too long is one.
+        Each name server has its turn, whatever the system's own time for each: others may be there. It has longer ones
+        until the time is over, since one that is slow answers, too. An answer that is too long is one.
         """
         try:
             async with (
-                self._opened(timeout=ONE_TURN, tries=2, flags=pycares.ARES_FLAG_IGNTC) as resolver,
+                self._opened(timeout=ONE_TURN, flags=pycares.ARES_FLAG_IGNTC) as resolver,
                 asyncio.timeout(SLOW),
             ):
                 await resolver.query_dns(".", "NS")

@@ -47,6 +47,8 @@ class Stream(asyncio.Protocol):
 
     def __init__(self) -> None:
         """Begin with nothing read; the loop connects it."""
+        self._wire: asyncio.Transport
+        """What sends the bytes; with TLS, `_transport` is above it."""
         self._transport: asyncio.Transport
         self._unread = bytearray()
         self._ended = False
@@ -85,6 +87,7 @@ class Stream(asyncio.Protocol):
             or self._ended
             or self._transport.is_closing()
             or self._transport.get_write_buffer_size()
+            or self._wire.get_write_buffer_size()
             or (tls and tls.pending())
             or _readable(self._transport.get_extra_info("socket").fileno())
         )
@@ -113,7 +116,7 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the way to send by."""
-        self._transport = cast("asyncio.Transport", transport)
+        self._wire = self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Keep what has come until it is read."""
