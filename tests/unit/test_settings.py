@@ -237,6 +237,8 @@ async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
         (f"{'d' * 64}.example/x", "a host is no name"),
         (f"one,{'d' * 64}/x", "a host is no name"),
         ("/x?host=db..example", "a host is no name"),
+        (":5433/x", "a host is no name"),
+        ("db,:5433/x", "a host is no name"),
         ("db:0/x", "a port must be 1 to 65535"),
         ("/x?host=db&port=65536", "a port must be 1 to 65535"),
         ("/x?host=one,two&port=1,2,3", "could not match 3 port numbers to 2 hosts"),

@@ -137,14 +137,18 @@ def _check_text(text: str) -> None:
 
 def _check_hosts(addresses: list[_Address]) -> None:
     for host, port in (address for address in addresses if not isinstance(address, str)):
-        try:
-            host.encode("idna")
-        except UnicodeError:
-            raise SettingsError(
-                f"{_VARIABLE}: a host is no name; what is between its dots has 1 to 63 characters"
-            ) from None
+        if not _is_name(host):
+            raise SettingsError(f"{_VARIABLE}: a host is no name; what is between its dots has 1 to 63 characters")
         if not 0 < port <= 65_535:
             raise SettingsError(f"{_VARIABLE}: a port must be 1 to 65535")
+
+
+def _is_name(host: str) -> bool:
+    """Return whether a host can be looked up. An empty one is this machine to libpq, and to asyncpg it is not."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
