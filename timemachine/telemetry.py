@@ -35,7 +35,8 @@ def set_log_level(level: LogLevel) -> None:
 
 
 def configure_logging() -> None:
-    """Send every log of this process from the level `info` on to standard error as JSON."""
+    """Send every log of this process from the level `info` on, and Python's warnings, to standard error as JSON."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)

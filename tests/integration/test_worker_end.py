@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 from temporalio.api.enums.v1 import EventType
+from temporalio.bridge.proto.activity_task import Cancel
 from temporalio.client import Client
 from temporalio.worker import Worker
 
@@ -103,6 +104,14 @@ async def test_attempts_in_flight_end_before_the_worker_does(
     answer = await program.service.api.get(f"{program.service.jobs}/{job_id}/attempts")
     assert answer.json()["attempts"][0]["kind"] == "taken"
     assert len(receiver.of(job_id)) == 1 + fails_before
+
+
+async def test_a_cancel_that_comes_after_its_activity_ended_ends_no_worker(program: Program) -> None:
+    """The SDK warns of it, which as an error would leave all tests after it without a worker."""
+    worker = program.workers[1]._activity_worker
+    assert worker
+
+    worker._handle_cancel_activity_task(b"of an activity that has ended", Cancel())
 
 
 @pytest.mark.parametrize("program", [5], indirect=True, ids=["short grace"])

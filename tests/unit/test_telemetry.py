@@ -1,4 +1,5 @@
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -44,3 +45,13 @@ def test_less_than_the_level_is_not_logged(level: str, shown: bool) -> None:
     set_log_level(level)  # type: ignore[arg-type]  # a parameter, and no literal
 
     assert logging.getLogger("timemachine.a").isEnabledFor(logging.INFO) is shown
+
+
+def test_a_warning_is_a_line_too() -> None:
+    program = "import warnings, timemachine.telemetry as it; it.configure_logging(); warnings.warn('odd')"
+
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+
+    (found,) = (msgspec.json.decode(line) for line in ended.stderr.splitlines())
+    assert (found["level"], found["logger"]) == ("warning", "py.warnings")
+    assert "UserWarning: odd" in found["message"]
