@@ -208,18 +208,23 @@ async def test_a_line_end_that_comes_in_the_next_answer_is_passed_over() -> None
 @pytest.mark.parametrize("way", ["http", "https"])
 async def test_a_connection_on_which_a_request_is_still_being_sent_is_not_used_again(way: str) -> None:
     """Its receiver answered early, and reads no more."""
-    connections = 0
+    connections, over, ended = 0, asyncio.Event(), asyncio.Semaphore(0)
 
     async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
         await reader.readuntil(b"\r\n\r\n")
         writer.write(BUSY if connections == 1 else TAKEN)
-        await asyncio.Event().wait()
+        await over.wait()
+        writer.transport.abort()
+        ended.release()
 
     async with reached(early, way) as (client, url):
-        assert (await client.post(url, b"x" * 50_000_000, {})).status == 503
+        assert (await client.post(url, b"x" * 16_000_000, {})).status == 503
         assert (await post(client, url)).taken
+        over.set()
+        for _ in range(connections):
+            await ended.acquire()
 
     assert connections == 2
 
