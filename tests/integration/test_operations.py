@@ -145,8 +145,8 @@ async def test_an_operation_that_has_ended_is_not_stopped(service: Service) -> N
 async def slow(
     settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
 ) -> AsyncIterator[Service]:
-    """A service whose bulk work does five jobs a second."""
-    own = replace(settings, task_queue=f"slow-{uuid.uuid4().hex}", bulk_per_second=5)
+    """A service whose bulk work does two jobs a second."""
+    own = replace(settings, task_queue=f"slow-{uuid.uuid4().hex}", bulk_per_second=2)
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TEMPORAL_ADDRESS", temporal.address)
         async with (
