@@ -123,7 +123,9 @@ async def test_who_is_not_let_in_by_the_server_is_no_internal_error(
         async with temporal_timeout(1):
             await start(Server(status))
 
-    assert [vars(record)["reason"] for record in caplog.records] == [f"RPCError: {status.name}"]
+    # Workers of other tests in this process may log, too.
+    reasons = [vars(record)["reason"] for record in caplog.records if record.name == "timemachine.outages"]
+    assert f"RPCError: {status.name}" in reasons
 
 
 async def test_that_the_server_is_too_busy_is_told_at_once() -> None:
