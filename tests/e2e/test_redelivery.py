@@ -13,7 +13,7 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
 from tests.support.waiting import eventually
 
-JOBS = 120
+JOBS = 80
 """More than a page, and enough for some seconds."""
 
 

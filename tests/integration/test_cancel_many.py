@@ -434,7 +434,7 @@ async def states(service: Service, ids: list[str]) -> set[str]:
 async def test_it_goes_on_after_its_worker_was_killed_half_way(
     own: Settings, temporal: Temporal, receiver: Receiver, db: str
 ) -> None:
-    jobs = 250
+    jobs, own = 150, replace(own, bulk_per_second=20)
     async with serving_alone(own, temporal, receiver, db) as service:
         mine, others = await create_many(service, jobs, labels=[LABEL]), await create_many(service, 25)
         await until_counted(service, jobs, label=LABEL)

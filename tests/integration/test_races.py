@@ -25,7 +25,7 @@ from tests.support.waiting import eventually
 from timemachine.postgres.migrate import migrate
 from timemachine.settings import Settings
 
-ROUNDS = int(os.environ.get("RACES", "40"))
+ROUNDS = int(os.environ.get("RACES", "20"))
 """Of each race; `make soak` has thousands."""
 UNKNOWN = "E015"
 """On a machine with too much to do: the request may have taken effect."""

@@ -1,6 +1,7 @@
 """Waiting for what happens elsewhere, however busy this machine is with other things."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -8,6 +9,9 @@ T = TypeVar("T")
 
 LIMIT = 40.0
 """Seconds. Far more than anything takes: who waits for longer has found a fault, and not a slow machine."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.03, 0.3
+"""Seconds between two looks: a tenth of what the wait has taken so far, since looks keep a machine busy, too."""
 
 
 async def eventually(
@@ -19,11 +23,12 @@ async def eventually(
         AssertionError: It did not within `limit` seconds; the message has what was seen last.
     """
     seen: list[T] = []
+    began = time.monotonic()
     try:
         async with asyncio.timeout(limit):
             while not holds(found := await look()):
                 seen = [found]
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(min(max(SHORTEST_PAUSE, (time.monotonic() - began) / 10), LONGEST_PAUSE))
     except TimeoutError:
         raise AssertionError(f"not within {limit:g} s; seen last: {seen}") from None
     return found
