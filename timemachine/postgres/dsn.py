@@ -56,6 +56,8 @@ def read_dsn(settings: Settings) -> str:
         raise SettingsError(f"{_VARIABLE} is not set")
     if not dsn.startswith(("postgresql://", "postgres://")):
         raise SettingsError(f"{_VARIABLE} must begin with postgresql://")
+    if "#" in dsn:  # to asyncpg all ends there, also an `sslmode` that follows; to libpq it is a character like others
+        raise SettingsError(f"{_VARIABLE}: write %23 in place of #")
     try:
         _check_shape(dsn)
         known = _without_libpq_options(dsn)
@@ -93,7 +95,7 @@ def _options(dsn: str) -> list[tuple[str, str]]:
 
 def _without_libpq_options(dsn: str) -> str:
     """Return a DSN whose other parts are as they were, byte for byte."""
-    start, _, query = dsn.partition("#")[0].partition("?")
+    start, _, query = dsn.partition("?")
     kept = [option for option in query.split("&") if unquote_plus(option.partition("=")[0]) not in _OF_LIBPQ_ALONE]
     return f"{start}?{'&'.join(kept)}" if any(kept) else start
 
