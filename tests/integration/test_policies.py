@@ -292,18 +292,22 @@ async def test_get_shows_the_defaults(service: Service) -> None:
 
 async def test_no_more_requests_are_in_flight_than_the_route_allows(service: Service, receiver: Receiver) -> None:
     in_flight = most = 0
+    all_created = asyncio.Event()
 
     async def count(_: Received) -> bytes:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
+        await all_created.wait()
         await asyncio.sleep(0.1)
         in_flight -= 1
         return response(200)
 
     receiver.answer = count
-    await change_route(service, receiver.url, max_in_flight=2, timeout=5)
+    await change_route(service, receiver.url, max_in_flight=2, timeout=30)
     job_ids = [await service.create(0) for _ in range(8)]
+    await receiver.wait_until(lambda: len(receiver.received) == 2)
+    all_created.set()
 
     await asyncio.gather(*(service.wait_for_state(job_id, "delivered", limit=40) for job_id in job_ids))
 
