@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections import Counter
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
 from activities import bulk, redelivery, release
+from activities.rate_limit import RateLimiter
 from devstack.temporal import Temporal
 from tests.support.failed_jobs import fail, refuse
 from tests.support.holds import held_count, hold
@@ -94,9 +96,17 @@ async def test_bulk_work_holds_no_slot_of_a_delivery(
 
 
 async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
-    own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+    own: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     routes, jobs, rate = ("a", "b", "c"), 6, 6
+    asked: Counter[RateLimiter] = Counter()
+    acquire = RateLimiter.acquire
+
+    async def count(limiter: RateLimiter) -> None:
+        asked[limiter] += 1
+        await acquire(limiter)
+
+    monkeypatch.setattr(RateLimiter, "acquire", count)
     async with a_service(replace(own, bulk_per_second=rate), client, temporal, receiver, db) as service:
         receiver.answer = refuse
         for route in routes:
@@ -112,6 +122,7 @@ async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
 
         assert [progress["started"] for progress in seen] == [jobs] * len(routes)
         assert time.monotonic() - started >= (len(routes) * jobs - 1) / rate
+        assert len(asked) == 1
 
 
 async def test_long_bulk_work_takes_turns_with_what_waits(

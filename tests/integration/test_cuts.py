@@ -8,7 +8,8 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecutionDescription
 
-from tests.support.holds import wait_until_held
+from tests.support.cuts import until_continued
+from tests.support.holds import pause, resume, wait_until_held
 from tests.support.receiver import Receiver
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import ROUTE, Service, refused
@@ -66,6 +67,27 @@ async def test_a_held_job_that_is_cut_is_cancelled(
     await cut.api.post(f"/route/{cut.db}/{ROUTE}/resume", json={"spread": 0})
     assert ends == {"cancelled": HELD_JOBS}
     assert receiver.received == []
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["waiting", "held"])
+async def test_a_job_that_was_moved_until_it_was_cut_is_delivered_at_the_last_time(
+    cut: Service, cutting_client: Client, receiver: Receiver, held: bool
+) -> None:
+    """The run that goes on begins with what is left of the first delay, which nothing ends that is asked of it."""
+    job_id = await cut.create(3600, meta="old")
+    if held:
+        await pause(cut)
+        assert (await cut.trigger(job_id)).status_code == 200
+        await wait_until_held(cut, job_id)
+
+    await until_continued(cut, cutting_client, job_id, due_in=5)
+    if held:
+        await resume(cut)
+
+    (received,) = await receiver.wait_for(job_id)
+    assert received.body == b"null"
+    assert received.late_ms >= 0
+    assert received.headers["timemachine-trigger-time"] == str((await cut.find(job_id))["trigger_time"])
 
 
 async def test_a_job_that_is_cut_after_its_cancel_looked_at_it_is_cancelled(

@@ -1,18 +1,17 @@
 """An operator's reset of a job: what was confirmed to its client holds on."""
 
 import asyncio
-from typing import Any
 
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 
+from tests.support.cuts import until_continued
 from tests.support.job_histories import Events, events, workflow_of
 from tests.support.receiver import Receiver
 from tests.support.resets import reset
 from tests.support.service import Service, now_ms
 from tests.support.waiting import eventually
 
-CUT_BEGINS = EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED
 AND_ITS_OLD_TIMER = -2
 """The workflow task of the last change, where the timer of the change before it has fired since."""
 
@@ -76,16 +75,6 @@ async def test_the_last_of_several_changes_holds(service: Service, receiver: Rec
     await reset_before_last_change(service, client, job_id, task=AND_ITS_OLD_TIMER)
 
     await check_waits_as_changed(service, receiver, job_id)
-
-
-async def until_continued(cut: Service, client: Client, job_id: str, *, due_in: float) -> WorkflowHandle[Any, Any]:
-    """Change a job to some seconds from now, until it goes on as another run. Return the one of before."""
-    job = workflow_of(client, cut, job_id)
-    first = client.get_workflow_handle(job.id, run_id=(await job.describe()).run_id)
-    while not [event async for event in first.fetch_history_events() if event.event_type == CUT_BEGINS]:
-        assert (await cut.change(job_id, due_in)).status_code == 200
-    await eventually(job.describe, lambda run: run.run_id != first.run_id)
-    return first
 
 
 async def test_a_job_that_is_set_back_to_where_it_was_continued_goes_on_again(

@@ -10,6 +10,7 @@ import pytest
 from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
 from devstack.temporal_release import TESTED
 from timemachine.domain.audit import AuditAction
+from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, GRACE
 from timemachine.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +134,22 @@ def test_every_decision_is_listed() -> None:
 
     assert re.findall(r"\((0[^)]+)\)", (folder / "README.md").read_text()) == numbered
     assert [name[:4] for name in numbered] == [f"{number:04}" for number in range(1, len(numbered) + 1)]
+
+
+def test_the_times_after_which_an_attempt_counts_as_lost_are_those_that_hold() -> None:
+    claimed = f"the timeout plus {CLAIM_MARGIN:g} s"
+    until_lost = CLAIM_MARGIN + GRACE
+    by_default = f"{Settings().delivery_timeout + until_lost:g} s"
+    said = {
+        "README.md": [f"frozen for longer than {claimed}"],
+        "docs/api.md": [f"frozen for longer than {claimed}", f"which is {by_default} after it began"],
+        "docs/operations.md": [
+            f"count as lost {by_default} after they began (the timeout and {until_lost:g} s)",
+            f"{until_lost:g} s more until it counts as lost",
+        ],
+        "docs/architecture.md": [f"The claim expires {CLAIM_MARGIN:g} s after the longest time"],
+    }
+
+    for page, sentences in said.items():
+        text = " ".join((ROOT / page).read_text().split())
+        assert [sentence for sentence in sentences if sentence not in text] == [], page
