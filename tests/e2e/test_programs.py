@@ -41,7 +41,14 @@ async def run(command: list[str], **env: str) -> tuple[int | None, list[dict[str
     return process.returncode, [json.loads(line) for line in log.splitlines()]
 
 
-@pytest.mark.parametrize("command", [API, WORKER, SETUP], ids=" ".join)
+@pytest.mark.parametrize("command", [API, WORKER], ids=" ".join)
+async def test_no_program_starts_without_its_settings(command: list[str]) -> None:
+    status, log = await run(command, **NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": ""})
+
+    assert status == 1
+    assert "TIMEMACHINE_POSTGRES_DSN is not set" in log[-1]["reason"]
+
+
 @pytest.mark.parametrize(
     ("env", "reason"),
     [
@@ -55,8 +62,8 @@ async def run(command: list[str], **env: str) -> tuple[int | None, list[dict[str
     ],
     ids=["nothing set", "no host", "no text", "no number", "out of bounds", "no such choice", "does not fit"],
 )
-async def test_wrong_settings_are_named(command: list[str], env: dict[str, str], reason: str) -> None:
-    status, log = await run(command, **env)
+async def test_wrong_settings_are_named(env: dict[str, str], reason: str) -> None:
+    status, log = await run(SETUP, **env)
 
     assert status == 1
     assert reason in log[-1]["reason"]
@@ -138,17 +145,17 @@ async def test_setup_and_worker_say_of_temporal_what_is_missing(
         assert reason in log[-1]["reason"]
 
 
-@pytest.mark.parametrize("command", [API, WORKER, SETUP], ids=" ".join)
 @pytest.mark.parametrize(
-    ("env", "reason"),
+    ("command", "env", "reason"),
     [
-        ({"TEMPORAL_ADDRESS": "temporal.example.org"}, "the address must be host:port, not `temporal.example.org`"),
-        ({"TEMPORAL_ADDRESS": "a b:1"}, "the address must be host:port, not `a b:1`"),
-        ({"TEMPORAL_PROFILE": "nobody"}, "Profile 'nobody' not found"),
-        ({"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere/cert"}, "No such file or directory: '/nowhere/cert'"),
-        ({"TEMPORAL_TLS_CLIENT_CERT_DATA": "abc"}, "a client certificate and its private key need each other"),
+        (API, {"TEMPORAL_ADDRESS": "temporal.example.org"}, "must be host:port, not `temporal.example.org`"),
+        (WORKER, {"TEMPORAL_ADDRESS": "a b:1"}, "the address must be host:port, not `a b:1`"),
+        (SETUP, {"TEMPORAL_PROFILE": "nobody"}, "Profile 'nobody' not found"),
+        (API, {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere/cert"}, "No such file or directory: '/nowhere/cert'"),
+        (WORKER, {"TEMPORAL_TLS_CLIENT_CERT_DATA": "abc"}, "a client certificate and its private key need each other"),
+        (SETUP, {"TEMPORAL_ADDRESS": "temporal.example.org"}, "must be host:port, not `temporal.example.org`"),
     ],
-    ids=["no port", "no host", "no profile", "no file", "no key"],
+    ids=["no port", "no host", "no profile", "no file", "no key", "no port for setup"],
 )
 async def test_a_way_to_temporal_that_cannot_be_is_named(
     settings: Settings, command: list[str], env: dict[str, str], reason: str

@@ -320,7 +320,7 @@ async def answer(received: Received) -> bytes:
     return response(500 if received.path.endswith("/refusing") else 200)
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(600 + 2 * STEPS * SEEDS)
 async def test_everything_is_as_the_model_says(stack: Stack, receiver: Receiver) -> None:
     receiver.answer = answer
     loop_settings = settings(

@@ -27,6 +27,9 @@ PER_SECOND = 20
 TAKES = JOBS / PER_SECOND
 """Seconds."""
 
+CREATED_IN = JOBS / 200
+"""Seconds within which those that come due meanwhile are created, however busy the machine."""
+
 GIVE_UP = 3 * TAKES + 120
 """Seconds after which an operation is taken for lost."""
 
@@ -113,7 +116,7 @@ async def test_cancel_many(running: Cluster, hook: Hook, callers: Callers) -> No
     others, newcomers = stories_of("other", OTHERS), stories_of("new", OTHERS)
     await callers.create_many(others, [now_ms(7200)] * OTHERS, label="order=2")
     await callers.create_many(waiting, [now_ms(7200)] * len(waiting), label=LABEL)
-    soon = [now_ms(12 + random.uniform(0, TAKES)) for _ in due_meanwhile]
+    soon = [now_ms(12 + CREATED_IN + random.uniform(0, TAKES)) for _ in due_meanwhile]
     await callers.create_many(due_meanwhile, soon, label=LABEL)
 
     operation = await start(callers, [*waiting, *due_meanwhile], LABEL)
