@@ -243,11 +243,17 @@ async def test_delete_races_the_trigger_time_while_postgres_crashes(
     async with two_workers(own) as pair:
         service = Service(pair.api, db)
         await service.add_route(receiver.url)
-        due = time.time() + 2
-        job_ids = await asyncio.gather(*(service.create(due - time.time()) for _ in range(CRASH_JOBS)))
+        due = time.time() + 4
+        in_time, too_late, *job_ids = await asyncio.gather(
+            *(service.create(due - time.time()) for _ in range(CRASH_JOBS))
+        )
 
         async def race(job_id: str) -> tuple[str | None, str, int]:
-            await asyncio.sleep(max(0.0, due + random.uniform(-0.2, 2.5) - time.time()))
+            # Two are no race, so that both ends are seen on any machine.
+            if job_id == too_late:
+                await receiver.wait_for(job_id)
+            elif job_id != in_time:
+                await asyncio.sleep(max(0.0, due + random.uniform(-0.2, 2.5) - time.time()))
             answers = [await service.cancel(job_id)]
             while answers[-1].status_code == 503:
                 await asyncio.sleep(0.1)
@@ -257,7 +263,7 @@ async def test_delete_races_the_trigger_time_while_postgres_crashes(
             again = len(answers) > 1 and state == "cancelled"
             return None if again else code(answers[-1]), state, len(receiver.of(job_id))
 
-        racing = [asyncio.create_task(race(job_id)) for job_id in job_ids]
+        racing = [asyncio.create_task(race(job_id)) for job_id in (in_time, too_late, *job_ids)]
         await asyncio.sleep(max(0.0, due + 0.4 - time.time()))
         send(fragile.part, signal.SIGKILL)
         await fragile.part.restart()
