@@ -14,5 +14,5 @@ class ContinuedRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def former_waker_id(self) -> str:
-        """What that id was, which a job could have as well."""
+        """What the id of the workflow was that wakes the new run. A job could have it as well."""
         return f"{stored_names.FORMER_WAKE_ID_PREFIX}{self.run_id}"
