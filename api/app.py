@@ -17,7 +17,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.attempts import AttemptController, Attempts
 from api.audit import AuditController
-from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware, caller_of
+from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware
 from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
@@ -109,9 +109,8 @@ def create_app(settings: Settings) -> Litestar:
         ],
         middleware=[DefineMiddleware(KeyMiddleware)],
         lifespan=[clients],
-        dependencies={name: Provide(_from_state(name), sync_to_thread=False) for name in _PARTS}
-        | {
-            "caller": Provide(caller_of, sync_to_thread=False),
+        dependencies={
+            **{name: Provide(_from_state(name), sync_to_thread=False) for name in _PARTS},
             "wanted": Provide(job_filter, sync_to_thread=False),
         },
         exception_handlers={HTTPException: answer_http, Exception: answer_error},

@@ -4,12 +4,12 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from msgspec import UNSET
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, Since, Until, check_window, decode_cursor, encode_cursor
 from api.parameters import Db
 from api.schemas import AuditEntryOut, AuditOut
-from timemachine.domain.audit import AuditEntry, Caller
+from timemachine.domain.audit import AuditEntry
 from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.jobs import check_name, from_ms, to_ms
 from timemachine.domain.keys import Role
@@ -44,7 +44,7 @@ class AuditController(Controller):
         self,
         db: Db,
         audit_log: NamedDependency[AuditLog],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
         since: Since = None,
         until: Until = None,
         limit: Limit = DEFAULT_LIMIT,
@@ -59,7 +59,7 @@ class AuditController(Controller):
         check_window(since, until)
         page = await audit_log.page(
             db,
-            with_all_dbs=caller.dbs is None,
+            with_all_dbs=request.user.dbs is None,
             limit=limit,
             after=None if cursor is None else decode_cursor(cursor, AuditPosition),
             since=None if since is None else from_ms(since),

@@ -51,6 +51,10 @@ _BEARER = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
+AuthenticatedRequest = Request[Caller, Any, State]
+"""A request whose `user` is who sends it."""
+
+
 class Requires(msgspec.Struct, frozen=True):
     """A guard that lets keys of a role pass which open the db in the path. Every handler has one, or is `OPEN`."""
 
@@ -76,11 +80,6 @@ class Requires(msgspec.Struct, frozen=True):
 def requires(role: Role) -> Requires:
     """Return the guard of a handler that needs a role."""
     return Requires(role)
-
-
-def caller_of(request: Request[Caller, Any, State]) -> Caller:
-    """Return who sends a request; a dependency of handlers."""
-    return request.user
 
 
 class Authentication:

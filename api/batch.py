@@ -420,7 +420,6 @@ class BatchController(Controller):
         collection: Collection,
         request: WholeRequest,
         batches: NamedDependency[Batches],
-        caller: NamedDependency[Caller],
     ) -> Response[BatchOut]:
         """Create up to 1,000 jobs. The answer is 200 with a result for each, in their order.
 
@@ -429,4 +428,4 @@ class BatchController(Controller):
         check_name("db", db)
         check_name("collection", collection)
         entries, form = await read_batch(request)
-        return BatchResponse(Batch(batches, db, collection, caller), entries, form)
+        return BatchResponse(Batch(batches, db, collection, request.user), entries, form)

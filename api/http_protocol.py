@@ -143,12 +143,12 @@ class HeadAndOptions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer HEAD as GET but for the body, and OPTIONS with the methods that the path takes."""
         if scope["type"] == ScopeType.HTTP:
-            send = _naming_all_methods(send)
             if scope["method"] == "HEAD":
                 scope, send = _with_method(scope, "GET"), _without_body(send)
             elif scope["method"] == "OPTIONS":
                 # The framework's own answer has the methods of one of the path's handlers only.
                 scope, send = _with_method(scope, _NO_METHOD), _as_options(send)
+            send = _naming_all_methods(send)
         await self._app(scope, receive, send)
 
 
@@ -179,10 +179,10 @@ def _with_method(scope: Scope, method: str) -> Scope:
 
 
 def _naming_all_methods(send: Send) -> Send:
-    """Add to `allow` what is answered here."""
+    """Add to the `allow` of a 405 what is answered here."""
 
     async def send_all_methods(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and message["status"] == 405:
             message["headers"] = [
                 (name, _all_methods(value) if name == b"allow" else value) for name, value in message["headers"]
             ]

@@ -27,7 +27,7 @@ from temporalio.exceptions import ApplicationError, WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.cancel import Cancels
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.job_filters import WithPrefix
 from api.job_lists import JobLists
@@ -36,7 +36,6 @@ from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
-from timemachine.domain.audit import Caller
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import (
     ContentTypeError,
@@ -482,13 +481,13 @@ class JobController(Controller):
         collection: Collection,
         data: JSONBody[JobIn],
         jobs: NamedDependency[Jobs],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Response[Ok]:
         """Create a job. Repeating a create whose answer was lost is safe: the same content is answered 200 again.
 
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
-        return _written(await jobs.create(job_from_request(db, collection, data.id, data), key_id=caller.key_id))
+        return _written(await jobs.create(job_from_request(db, collection, data.id, data), key_id=request.user.key_id))
 
     @get(
         guards=[requires(Role.READ)],
@@ -550,7 +549,7 @@ class JobController(Controller):
         job_id: JobIdInPath,
         data: JSONBody[JobChange],
         jobs: NamedDependency[Jobs],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
         create: Create = False,
     ) -> Response[Ok]:
         """Replace trigger time, meta and route of a waiting job. After a 200 the old version is never delivered.
@@ -561,8 +560,8 @@ class JobController(Controller):
             raise MalformedError("id: it must be left out, or be the one in the path")
         job = job_from_request(db, collection, job_id, data)
         if create:
-            return _written(await jobs.put(job, key_id=caller.key_id))
-        await jobs.change(job, key_id=caller.key_id)
+            return _written(await jobs.put(job, key_id=request.user.key_id))
+        await jobs.change(job, key_id=request.user.key_id)
         return _written(JobWritten.CHANGED)
 
     @post(
@@ -579,10 +578,10 @@ class JobController(Controller):
         collection: Collection,
         job_id: JobIdInPath,
         jobs: NamedDependency[Jobs],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Have a waiting job go out now: its trigger time becomes now. One that is held is released with the others."""
-        await jobs.trigger(check_key(db, collection, job_id), key_id=caller.key_id)
+        await jobs.trigger(check_key(db, collection, job_id), key_id=request.user.key_id)
         return Ok()
 
     @delete(
@@ -599,8 +598,8 @@ class JobController(Controller):
         collection: Collection,
         job_id: JobIdInPath,
         jobs: NamedDependency[Jobs],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Cancel a job that no receiver has taken. After a 200 no attempt is made any more."""
-        await jobs.cancel(check_key(db, collection, job_id), key_id=caller.key_id)
+        await jobs.cancel(check_key(db, collection, job_id), key_id=request.user.key_id)
         return Ok()

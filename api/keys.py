@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import JSONBody, PathParameter
 from msgspec import UNSET
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
@@ -115,14 +115,14 @@ class KeyController(Controller):
         responses=refusals(MalformedError, ForbiddenNameError, TooLargeError, ContentTypeError),
     )
     async def create(
-        self, data: JSONBody[KeyIn], api_keys: NamedDependency[Keys], caller: NamedDependency[Caller]
+        self, data: JSONBody[KeyIn], api_keys: NamedDependency[Keys], request: AuthenticatedRequest
     ) -> NewKeyOut:
         """Create a key. This answer is the only one that shows it.
 
         A key that opens some dbs only makes keys for those. After a lost answer, look for the key in the list, revoke
         it, and create another one.
         """
-        return await api_keys.create(data, caller)
+        return await api_keys.create(data, request.user)
 
     @get(
         guards=[requires(Role.ADMIN)],
@@ -133,12 +133,12 @@ class KeyController(Controller):
     async def list_keys(
         self,
         api_keys: NamedDependency[Keys],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
         limit: Limit = DEFAULT_LIMIT,
         cursor: Cursor = None,
     ) -> KeysOut:
         """List the keys, the newest first, revoked and expired ones too. What they open must be open to this key."""
-        return await api_keys.page(caller, limit, cursor)
+        return await api_keys.page(request.user, limit, cursor)
 
     @post(
         "/{key_id:str}/rotate",
@@ -156,14 +156,14 @@ class KeyController(Controller):
         key_id: KeyId,
         data: JSONBody[KeyRotateIn],
         api_keys: NamedDependency[Keys],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> NewKeyOut:
         """Give a key a new secret, which this answer alone shows. Its id, role and dbs stay.
 
         The present secret stays valid for the overlap. At most five are valid at a time; a rotation that would make it
         more is answered 429 (E014).
         """
-        return await api_keys.rotate(key_id, data.overlap, caller)
+        return await api_keys.rotate(key_id, data.overlap, request.user)
 
     @delete(
         "/{key_id:str}",
@@ -173,10 +173,10 @@ class KeyController(Controller):
         summary="Revoke a key",
         responses=refusals(NoSuchKeyError, LastAdminKeyError),
     )
-    async def revoke(self, key_id: KeyId, api_keys: NamedDependency[Keys], caller: NamedDependency[Caller]) -> Ok:
+    async def revoke(self, key_id: KeyId, api_keys: NamedDependency[Keys], request: AuthenticatedRequest) -> Ok:
         """Revoke a key for good, within five seconds everywhere. Repeating it changes nothing.
 
         The last admin key is refused: an operator revokes it by the command line.
         """
-        await api_keys.revoke(key_id, caller)
+        await api_keys.revoke(key_id, request.user)
         return Ok()

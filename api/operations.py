@@ -12,7 +12,7 @@ from litestar.params import JSONBody, PathParameter, QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, open_cursor, seal_cursor
@@ -213,7 +213,7 @@ class CancelController(Controller):
         db: Db,
         data: JSONBody[CancelIn],
         operations: NamedDependency[Operations],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
         dry_run: DryRun = False,
     ) -> Response[OperationOut | CancelCount]:
         """Cancel the jobs that match all of a filter and have not ended, each as exactly as DELETE, in the background.
@@ -224,7 +224,7 @@ class CancelController(Controller):
         wanted = _wanted(db, data)
         if dry_run:
             return Response(await operations.count(wanted), status_code=200)
-        return Response(await operations.cancel(wanted, caller), status_code=202)
+        return Response(await operations.cancel(wanted, request.user), status_code=202)
 
 
 class OperationController(Controller):
@@ -269,8 +269,8 @@ class OperationController(Controller):
         db: Db,
         operation_id: OperationId,
         operations: NamedDependency[Operations],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Stop an operation that runs. What it has done stays done; it ends within seconds while a worker runs."""
-        await operations.stop(db, operation_id, caller)
+        await operations.stop(db, operation_id, request.user)
         return Ok()

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.litestar_json import ExactJson
 from api.pagination import check_window
@@ -206,14 +206,14 @@ class RedeliveryController(Controller):
         collection: Collection,
         job_id: JobIdInPath,
         redeliveries: NamedDependency[Redeliveries],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Deliver a job once more that was delivered or has failed, as it last was, and with the same `webhook-id`.
 
         One that has not ended, was cancelled, or whose deadline has passed is refused. While the job is being delivered
         once more, asking again changes nothing.
         """
-        await redeliveries.one(db, collection, job_id, caller)
+        await redeliveries.one(db, collection, job_id, request.user)
         return Ok()
 
     @post(
@@ -233,13 +233,13 @@ class RedeliveryController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[FailureWindow],
         redeliveries: NamedDependency[Redeliveries],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> RedeliveryStarted:
         """Deliver the jobs of a route once more that failed within a window of time, in the background.
 
         A job that was redelivered or created again since is left alone. What failed in the last seconds may be missed.
         """
-        return RedeliveryStarted(await redeliveries.many(db, route_id, data, caller))
+        return RedeliveryStarted(await redeliveries.many(db, route_id, data, request.user))
 
     @get(
         "/route/{db:str}/{route_id:str}/redeliver/{redelivery_id:str}",

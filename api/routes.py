@@ -10,7 +10,7 @@ from litestar.params import JSONBody, QueryParameter
 from msgspec import UNSET
 from temporalio.client import Client
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
@@ -210,10 +210,10 @@ class RouteController(Controller):
         ),
     )
     async def create(
-        self, db: Db, data: JSONBody[RouteIn], routes: NamedDependency[Routes], caller: NamedDependency[Caller]
+        self, db: Db, data: JSONBody[RouteIn], routes: NamedDependency[Routes], request: AuthenticatedRequest
     ) -> Ok:
         """Create a route. Repeating a create whose answer was lost is safe: the same content is answered 200 again."""
-        await routes.add(db, data, caller)
+        await routes.add(db, data, request.user)
         return Ok()
 
     @get(
@@ -257,12 +257,12 @@ class RouteController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[RouteChange],
         routes: NamedDependency[Routes],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Replace a route. The next attempt of every job on it goes to the new one."""
         if data.id not in (UNSET, route_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        await routes.replace(db, route_id, data, caller)
+        await routes.replace(db, route_id, data, request.user)
         return Ok()
 
     @delete(
@@ -278,12 +278,12 @@ class RouteController(Controller):
         db: Db,
         route_id: RouteIdInPath,
         routes: NamedDependency[Routes],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
         force: Force = False,
     ) -> Ok:
         """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried."""
         check_route_key(db, route_id)
-        await routes.remove(db, route_id, caller, force=force)
+        await routes.remove(db, route_id, request.user, force=force)
         return Ok()
 
     @post(
@@ -303,11 +303,11 @@ class RouteController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[PauseIn],
         routes: NamedDependency[Routes],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Hold the jobs of a route. No attempt is used up; what is in flight ends."""
         check_route_key(db, route_id)
-        await routes.pause(db, route_id, data.reason or None, caller)
+        await routes.pause(db, route_id, data.reason or None, request.user)
         return Ok()
 
     @post(
@@ -327,9 +327,9 @@ class RouteController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[ResumeIn],
         routes: NamedDependency[Routes],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> Ok:
         """Open a paused or disabled route again, and release its held jobs, spread over some time."""
         check_route_key(db, route_id)
-        await routes.resume(db, route_id, data.spread, caller)
+        await routes.resume(db, route_id, data.spread, request.user)
         return Ok()

@@ -7,13 +7,12 @@ from litestar.datastructures import CacheControlHeader
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from api.authentication import requires
+from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
 from api.litestar_json import OptionalBody, OptionalJson
 from api.parameters import Db, RouteIdInPath
 from api.routes import check_route_key
 from api.schemas import PreviousSecretOut, RotateIn, SecretOut
-from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
@@ -75,7 +74,7 @@ class SecretController(Controller):
         route_id: RouteIdInPath,
         data: JSONBody[RotateIn],
         store: NamedDependency[RouteStore],
-        caller: NamedDependency[Caller],
+        request: AuthenticatedRequest,
     ) -> SecretOut:
         """Make a new secret, and return what signs from now on.
 
@@ -83,4 +82,4 @@ class SecretController(Controller):
         five sign at a time; a rotation that would make it more is answered 429 (E014).
         """
         check_route_key(db, route_id)
-        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap), by=caller))
+        return _shown(await store.rotate(db, route_id, timedelta(seconds=data.overlap), by=request.user))
