@@ -1,5 +1,6 @@
 """The DSN: what it says is found to be wrong before anything connects."""
 
+import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import parse_qs, parse_qsl, unquote, unquote_plus, urlsplit
 
@@ -18,6 +19,11 @@ _CHANNEL_BINDING = "channel_binding"
 _ANY = None
 _NONE = frozenset[str]()
 
+_BLANKS = " \t\r\n"
+_BRACKETED = re.compile(r"\[[^\[\]]+\](:\d*)?")
+_SAME = {"database": "dbname"}
+"""Options with two names."""
+
 # What libpq takes and asyncpg does not: it would send these to the server, which refuses the session for them. With
 # these values each asks for no more than asyncpg does anyway, or for what our own limits on time do.
 _OF_LIBPQ_ALONE: Mapping[str, frozenset[str] | None] = {
@@ -32,7 +38,8 @@ _OF_LIBPQ_ALONE: Mapping[str, frozenset[str] | None] = {
     "requiressl": frozenset({"0"}),
     "replication": frozenset({"false", "off", "no", "0"}),
     **dict.fromkeys(("hostaddr", "requirepeer", "require_auth", "scram_client_key", "scram_server_key"), _NONE),
-    **dict.fromkeys(("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "servicefile"), _NONE),
+    **dict.fromkeys(("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"), _NONE),
+    **dict.fromkeys(("service", "servicefile"), _NONE),  # asyncpg takes a service that is in no file for nothing said
 }
 
 # What the DSN alone has to say, of all that asyncpg takes besides.
@@ -51,13 +58,13 @@ def read_dsn(settings: Settings) -> str:
         SettingsError: There is none, it cannot be read, or nothing could ever connect with it. The message never holds
             a part of the password.
     """
-    dsn = settings.postgres_dsn
+    dsn = (settings.postgres_dsn or "").strip(_BLANKS)
     if not dsn:
         raise SettingsError(f"{_VARIABLE} is not set")
     if not dsn.startswith(("postgresql://", "postgres://")):
         raise SettingsError(f"{_VARIABLE} must begin with postgresql://")
     if "#" in dsn:  # to asyncpg all ends there, also an `sslmode` that follows; to libpq it is a character like others
-        raise SettingsError(f"{_VARIABLE}: write %23 in place of #")
+        raise SettingsError(f"{_VARIABLE}: write %23 in place of #, or take out what follows it")
     try:
         _check_shape(dsn)
         known = _without_libpq_options(dsn)
@@ -66,6 +73,7 @@ def read_dsn(settings: Settings) -> str:
             _check_text(text)
     except ValueError:
         raise _unreadable() from None
+    _check_once(dsn)
     _check_hosts(addresses)
     _check_libpq_options(dsn, verifies_server=session.sslmode is connect_utils.SSLMode.verify_full)
     return known
@@ -77,16 +85,36 @@ def left_out(dsn: str) -> list[str]:
 
 
 def _check_shape(dsn: str) -> None:
-    """Raise ValueError for what ends too early, or is not UTF-8 once it is decoded."""
+    """Raise ValueError for what ends too early, would vanish, or is not UTF-8 once it is decoded."""
+    if any(blank in dsn for blank in _BLANKS.strip(" ")):
+        raise ValueError("tabs and ends of lines would vanish")
     parts = urlsplit(dsn)
     user, has_user, hosts = parts.netloc.rpartition("@")
     if (not has_user and "@" in dsn.partition("?")[0]) or "@" in user:
         raise ValueError("what should be the user and the password ends elsewhere")
     for host in hosts.split(","):
         _ = urlsplit(f"//{host}").port
-    if parts.query:
-        parse_qs(parts.query, strict_parsing=True)
+    options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+    for host in [*hosts.split(","), *",".join(options.get("host", ())).split(",")]:
+        if "[" in host and not _BRACKETED.fullmatch(host):
+            raise ValueError("what stands beside the brackets would vanish, a port with it")
     unquote(dsn, errors="strict")
+
+
+def _check_once(dsn: str) -> None:
+    """Refuse what is said twice, of which asyncpg takes one and libpq another."""
+    parts = urlsplit(dsn)
+    user, _, hosts = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    # A port has its place behind its host: asyncpg does not look for one elsewhere once there is a host.
+    url = {"user": name, "password": password, "host": hosts, "port": hosts, "dbname": parts.path.strip("/")}
+    said = [option for option, value in url.items() if value]
+    said += [_SAME.get(option, option) for option, value in _options(dsn) if value]
+    if len(said) > len(set(said)):
+        raise SettingsError(
+            f"{_VARIABLE}: nothing may be said twice; user, password, host and database stand before the `?` or behind "
+            "it, and a port where its host does"
+        )
 
 
 def _options(dsn: str) -> list[tuple[str, str]]:
@@ -94,8 +122,10 @@ def _options(dsn: str) -> list[tuple[str, str]]:
 
 
 def _without_libpq_options(dsn: str) -> str:
-    """Return a DSN whose other parts are as they were, byte for byte."""
+    """Return a DSN whose other parts are as they were, byte for byte; without a slash that no database follows."""
     start, _, query = dsn.partition("?")
+    if urlsplit(dsn).path == "/":  # to asyncpg a database without a name, to libpq none
+        start = start.removesuffix("/")
     kept = [option for option in query.split("&") if unquote_plus(option.partition("=")[0]) not in _OF_LIBPQ_ALONE]
     return f"{start}?{'&'.join(kept)}" if any(kept) else start
 
@@ -165,9 +195,9 @@ def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
             continue
         if name == _CHANNEL_BINDING:
             raise SettingsError(
-                f"{_VARIABLE}: asyncpg has no channel binding, so `channel_binding=require` cannot be kept; write "
-                "`sslmode=verify-full&sslrootcert=FILE`, with the certificates of your provider or of the system, by "
-                "which the server proves itself as well, or take `channel_binding` out"
+                f"{_VARIABLE}: asyncpg has no channel binding, so `channel_binding` must be `disable` or `prefer`; or "
+                "write `sslmode=verify-full&sslrootcert=FILE`, with the certificates of your provider or of the "
+                "system, by which the server proves itself as well"
             )
         raise SettingsError(f"{_VARIABLE}: asyncpg cannot do what the option `{name}` asks for; take it out")
 
