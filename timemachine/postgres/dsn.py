@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import parse_qs, parse_qsl, unquote, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from asyncpg import connect_utils
@@ -20,9 +20,39 @@ _ANY = None
 _NONE = frozenset[str]()
 
 _BLANKS = " \t\r\n"
-_BRACKETED = re.compile(r"\[[^\[\]]+\](:\d*)?")
+
+_ENCODED = "%[0-9A-Fa-f]{2}"
+_HOST = rf"(?:(?:[^\s,:/?#@%\[\]&=+]|{_ENCODED})*|\[(?:[^\s,/?#@%\[\]]|{_ENCODED})+\])(?::[0-9]{{1,5}})?"
+_HOSTS = f"{_HOST}(?:,{_HOST})*"
+_OPTION = rf"[a-z_][a-z0-9_.]*=(?:[^\s&#%+]|{_ENCODED})*"
+
+# libpq's URI, without what asyncpg drops or reads differently: it takes a `+` in an option for a blank, for instance.
+_URI = re.compile(
+    r"postgres(?:ql)?://"
+    rf"(?:(?P<user>(?:[^\s:/?#@%\[\]]|{_ENCODED})*)(?::(?P<password>(?:[^\s/?#@%\[\]]|{_ENCODED})*))?@)?"
+    rf"(?P<hosts>{_HOSTS})"
+    rf"(?P<path>/(?:[^\s?#%]|{_ENCODED})*)?"
+    rf"(?:\?(?:{_OPTION}(?:&{_OPTION})*)?)?"
+)
+_OF_OPTIONS = {
+    "host": re.compile("(?:{0})(?:,(?:{0}))*".format(rf"{_HOST}|/[^,]*")),
+    "port": re.compile("[0-9]{1,5}(?:,[0-9]{1,5})*"),
+}
+_HAS_PORT = re.compile(":[0-9]+(?:,|$)")
+_IN_NO_NAME = re.compile(r"[\s,/@\[\]]")
+_LONGEST_NAME = 253
+
 _SAME = {"database": "dbname"}
 """Options with two names."""
+
+# What asyncpg reads itself. Of these, one without a value would vanish, and libpq takes it for an empty one.
+_INTERPRETED = frozenset(
+    (
+        *("host", "port", "user", "password", "passfile", "dbname", "database", "target_session_attrs", "krbsrvname"),
+        *("gsslib", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
+        *("ssl_min_protocol_version", "ssl_max_protocol_version"),
+    )
+)
 
 # What libpq takes and asyncpg does not: it would send these to the server, which refuses the session for them. With
 # these values each asks for no more than asyncpg does anyway, or for what our own limits on time do.
@@ -30,15 +60,17 @@ _OF_LIBPQ_ALONE: Mapping[str, frozenset[str] | None] = {
     **dict.fromkeys(("connect_timeout", "tcp_user_timeout", "load_balance_hosts", "fallback_application_name"), _ANY),
     **dict.fromkeys(("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"), _ANY),
     **dict.fromkeys(("sslcompression", "sslsni", "sslkeylogfile", "gssdelegation"), _ANY),
-    **dict.fromkeys(("min_protocol_version", "max_protocol_version"), _ANY),
+    "max_protocol_version": _ANY,
+    "min_protocol_version": frozenset({"3.0"}),
     "client_encoding": frozenset({"auto", "utf8", "utf-8", "unicode"}),
     _CHANNEL_BINDING: frozenset({"disable", "prefer"}),
     "gssencmode": frozenset({"disable", "prefer"}),
-    "sslcertmode": frozenset({"disable", "allow"}),
+    "sslcertmode": frozenset({"allow"}),
     "requiressl": frozenset({"0"}),
     "replication": frozenset({"false", "off", "no", "0"}),
     **dict.fromkeys(("hostaddr", "requirepeer", "require_auth", "scram_client_key", "scram_server_key"), _NONE),
     **dict.fromkeys(("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"), _NONE),
+    **dict.fromkeys(("ssl", "sslcrldir"), _NONE),
     **dict.fromkeys(("service", "servicefile"), _NONE),  # asyncpg takes a service that is in no file for nothing said
 }
 
@@ -66,14 +98,14 @@ def read_dsn(settings: Settings) -> str:
     if "#" in dsn:  # to asyncpg all ends there, also an `sslmode` that follows; to libpq it is a character like others
         raise SettingsError(f"{_VARIABLE}: write %23 in place of #, or take out what follows it")
     try:
-        _check_shape(dsn)
+        uri = _matched(dsn)
+        _check_once(uri)
         known = _without_libpq_options(dsn)
         addresses, session = _as_asyncpg_reads(known)
         for text in _texts(addresses, session):
             _check_text(text)
     except ValueError:
         raise _unreadable() from None
-    _check_once(dsn)
     _check_hosts(addresses)
     _check_libpq_options(dsn, verifies_server=session.sslmode is connect_utils.SSLMode.verify_full)
     return known
@@ -84,36 +116,50 @@ def left_out(dsn: str) -> list[str]:
     return [name for name, _ in _options(dsn) if name in _OF_LIBPQ_ALONE]
 
 
-def _check_shape(dsn: str) -> None:
-    """Raise ValueError for what ends too early, would vanish, or is not UTF-8 once it is decoded."""
-    if any(blank in dsn for blank in _BLANKS.strip(" ")):
-        raise ValueError("tabs and ends of lines would vanish")
-    parts = urlsplit(dsn)
-    user, has_user, hosts = parts.netloc.rpartition("@")
-    if (not has_user and "@" in dsn.partition("?")[0]) or "@" in user:
+def _matched(dsn: str) -> re.Match[str]:
+    """Return the parts of a DSN.
+
+    Raises:
+        ValueError: libpq and asyncpg do not read it alike, or it is not UTF-8 once it is decoded.
+    """
+    uri = _URI.fullmatch(dsn)
+    if uri is None:
+        raise ValueError("it is no such URI")
+    if uri["user"] is None and "@" in dsn[uri.start("hosts") :].partition("/")[0]:
         raise ValueError("what should be the user and the password ends elsewhere")
-    for host in hosts.split(","):
-        _ = urlsplit(f"//{host}").port
-    options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
-    for host in [*hosts.split(","), *",".join(options.get("host", ())).split(",")]:
-        if "[" in host and not _BRACKETED.fullmatch(host):
-            raise ValueError("what stands beside the brackets would vanish, a port with it")
+    options = dict(_options(dsn))
+    for name, pattern in _OF_OPTIONS.items():
+        if name in options and not pattern.fullmatch(options[name]):
+            raise ValueError("asyncpg drops a part of it")
     unquote(dsn, errors="strict")
+    return uri
 
 
-def _check_once(dsn: str) -> None:
-    """Refuse what is said twice, of which asyncpg takes one and libpq another."""
-    parts = urlsplit(dsn)
-    user, _, hosts = parts.netloc.rpartition("@")
-    name, _, password = user.partition(":")
-    # A port has its place behind its host: asyncpg does not look for one elsewhere once there is a host.
-    url = {"user": name, "password": password, "host": hosts, "port": hosts, "dbname": parts.path.strip("/")}
-    said = [option for option, value in url.items() if value]
-    said += [_SAME.get(option, option) for option, value in _options(dsn) if value]
+def _check_once(uri: re.Match[str]) -> None:
+    """Refuse what is said twice, of which asyncpg takes one and libpq another, and what is said without a value.
+
+    Raises:
+        SettingsError: A part is said twice, or an option of asyncpg's own has no value.
+    """
+    options = _options(uri.string)
+    path = uri["path"] or "/"
+    # A port has its place behind its host: asyncpg does not look for one elsewhere where a host has one.
+    url = {"user": uri["user"], "password": uri["password"], "host": uri["hosts"], "port": uri["hosts"]}
+    said = [name for name, value in url.items() if value] + ["dbname"] * (path != "/")
+    said += [_SAME.get(name, name) for name, _ in options]
+    said += ["port" for name, value in options if name == "host" and _HAS_PORT.search(value)]
     if len(said) > len(set(said)):
         raise SettingsError(
             f"{_VARIABLE}: nothing may be said twice; user, password, host and database stand before the `?` or behind "
             "it, and a port where its host does"
+        )
+    for name, value in options:
+        if name in _INTERPRETED and not value:
+            raise SettingsError(f"{_VARIABLE}: the option `{name}` has no value")
+    if dict(options).get("sslrootcert") == "system":
+        raise SettingsError(
+            f"{_VARIABLE}: asyncpg does not know `sslrootcert=system`; write the file's name, such as "
+            "`sslmode=verify-full&sslrootcert=/etc/ssl/certs/ca-certificates.crt`"
         )
 
 
@@ -126,7 +172,7 @@ def _without_libpq_options(dsn: str) -> str:
     start, _, query = dsn.partition("?")
     if urlsplit(dsn).path == "/":  # to asyncpg a database without a name, to libpq none
         start = start.removesuffix("/")
-    kept = [option for option in query.split("&") if unquote_plus(option.partition("=")[0]) not in _OF_LIBPQ_ALONE]
+    kept = [option for option in query.split("&") if option.partition("=")[0] not in _OF_LIBPQ_ALONE]
     return f"{start}?{'&'.join(kept)}" if any(kept) else start
 
 
@@ -177,8 +223,10 @@ def _check_hosts(addresses: list[_Address]) -> None:
 
 def _is_name(host: str) -> bool:
     """Return whether a host can be looked up. An empty one is this machine to libpq, and to asyncpg it is not."""
+    if _IN_NO_NAME.search(host):
+        return False
     try:
-        return bool(host.encode("idna"))
+        return 0 < len(host.encode("idna")) <= _LONGEST_NAME
     except UnicodeError:
         return False
 
@@ -206,5 +254,6 @@ def _unreadable() -> SettingsError:
     """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
     return SettingsError(
         f"{_VARIABLE}, or a PG* variable or file that it leaves something to, is malformed; the characters "
-        "/ ? # @ : % [ ] of a password must be percent-encoded, as UTF-8"
+        "/ ? # @ : % [ ] of a password must be percent-encoded, as UTF-8, and blanks anywhere, and + in an option; "
+        "names of options are in small letters"
     )
