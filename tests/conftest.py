@@ -110,10 +110,19 @@ async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
 
 @pytest.fixture(scope="session")
 async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
+    """A Temporal that is set up: readiness asks for the search attributes, also where a test has no client."""
     async with embedded_temporal(
         await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ), data_folder
     ) as temporal:
+        await ensure_search_attributes(await _connected(temporal))
         yield temporal
+
+
+async def _connected(temporal: Temporal) -> Client:
+    """Connect to nothing but a server of the tests."""
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        return await connect()
 
 
 @pytest.fixture(scope="session")
@@ -134,12 +143,7 @@ async def settings(postgres: Postgres) -> Settings:
 
 @pytest.fixture(scope="session")
 async def client(temporal: Temporal) -> Client:
-    """A client of Temporal that points nowhere but at the tests' own server."""
-    with pytest.MonkeyPatch.context() as env:
-        env.setenv("TEMPORAL_ADDRESS", temporal.address)
-        client = await connect()
-    await ensure_search_attributes(client)
-    return client
+    return await _connected(temporal)
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +194,7 @@ async def cutting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Tem
 @pytest.fixture
 async def cutting_client(cutting: Temporal, monkeypatch: pytest.MonkeyPatch) -> Client:
     monkeypatch.setenv("TEMPORAL_ADDRESS", cutting.address)
-    client = await connect()
+    client = await _connected(cutting)
     await ensure_search_attributes(client)
     return client
 
