@@ -24,7 +24,7 @@ _BLANKS = " \t\r\n"
 _ENCODED = "%[0-9A-Fa-f]{2}"
 _HOST = rf"(?:(?:[^\s,:/?#@%\[\]&=+]|{_ENCODED})*|\[(?:[^\s,/?#@%\[\]]|{_ENCODED})+\])(?::[0-9]{{1,5}})?"
 _HOSTS = f"{_HOST}(?:,{_HOST})*"
-_OPTION = rf"[a-z_][a-z0-9_.]*=(?:[^\s&#%+]|{_ENCODED})*"
+_OPTION = rf"[a-z_][a-z0-9_.]*=(?:[^\s&#%+=]|{_ENCODED})*"
 
 # libpq's URI, without what asyncpg drops or reads differently: it takes a `+` in an option for a blank, for instance.
 _URI = re.compile(
@@ -183,7 +183,7 @@ def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._Connecti
 
     Raises:
         SettingsError: asyncpg says what is wrong.
-        ValueError: The reason may hold a part of the password, also one of a service file.
+        ValueError: The reason may hold a part of the password.
     """
     try:
         return connect_utils._parse_connect_dsn_and_args(dsn=dsn, **_UNSAID)  # type: ignore[attr-defined, no-any-return]
@@ -253,7 +253,7 @@ def _check_libpq_options(dsn: str, *, verifies_server: bool) -> None:
 def _unreadable() -> SettingsError:
     """Return the error for a DSN that cannot be read, without the reason, which may hold a part of the password."""
     return SettingsError(
-        f"{_VARIABLE}, or a PG* variable or file that it leaves something to, is malformed; the characters "
-        "/ ? # @ : % [ ] of a password must be percent-encoded, as UTF-8, and blanks anywhere, and + in an option; "
-        "names of options are in small letters"
+        f"{_VARIABLE}, or a PG* variable or file that it leaves something to, is malformed; these must be "
+        "percent-encoded, as UTF-8: the characters / ? # @ : % [ ] of a password, blanks anywhere, and + and = in an "
+        "option; names of options are in small letters"
     )
