@@ -10,8 +10,9 @@ RUN := $(VENV)/bin/python -m
 # them, and the long ones come first.
 BESIDE_EACH_OTHER := -n 4 --dist loadfile --no-loadscope-reorder
 
-# Else Python does not find what it is run in, or finds another's packages before those of the virtual environment.
-unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME
+# Else Python does not find what it is run in, or finds another's packages before those of the virtual environment; and
+# each of the many processes that are started would compile all of the code anew, for a second or two.
+unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run demo temporal check lint unit test soak bench format clean
