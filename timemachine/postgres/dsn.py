@@ -100,6 +100,7 @@ def read_dsn(settings: Settings) -> str:
     try:
         uri = _matched(dsn)
         _check_once(uri)
+        _check_values(_options(dsn))
         known = _without_libpq_options(dsn)
         addresses, session = _as_asyncpg_reads(known)
         for text in _texts(addresses, session):
@@ -136,11 +137,7 @@ def _matched(dsn: str) -> re.Match[str]:
 
 
 def _check_once(uri: re.Match[str]) -> None:
-    """Refuse what is said twice, of which asyncpg takes one and libpq another, and what is said without a value.
-
-    Raises:
-        SettingsError: A part is said twice, or an option of asyncpg's own has no value.
-    """
+    """Refuse what is said twice, of which asyncpg takes one and libpq another."""
     options = _options(uri.string)
     path = uri["path"] or "/"
     # A port has its place behind its host: asyncpg does not look for one elsewhere where a host has one.
@@ -153,6 +150,10 @@ def _check_once(uri: re.Match[str]) -> None:
             f"{_VARIABLE}: nothing may be said twice; user, password, host and database stand before the `?` or behind "
             "it, and a port where its host does"
         )
+
+
+def _check_values(options: list[tuple[str, str]]) -> None:
+    """Refuse options that asyncpg would pass over: its own ones without a value, and a certificate that is no file."""
     for name, value in options:
         if name in _INTERPRETED and not value:
             raise SettingsError(f"{_VARIABLE}: the option `{name}` has no value")
