@@ -279,7 +279,7 @@ class Jobs:
         Raises:
             NoSuchJobError, TooLateError: As `change` does.
         """
-        await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job))
+        await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job.with_history_limit))
         _log("job changed", job, key_id)
 
     async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
-from devstack import temporal as local_temporal
 from devstack.postgres import Postgres, embedded_postgres
 from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
@@ -177,44 +176,6 @@ async def worker(settings: Settings, client: Client) -> AsyncIterator[None]:
         yield
 
 
-CUT_AFTER = 20
-"""Events after which Temporal suggests to cut a history: a change or two, or two looks of a held job."""
-
-
-@pytest.fixture(scope="module")
-async def cutting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Temporal]:
-    """A Temporal that has histories cut soon."""
-    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(local_temporal._DYNAMIC_CONFIG, "limit.historyCount.suggestContinueAsNew", str(CUT_AFTER))
-        async with embedded_temporal(cli, tmp_path_factory.mktemp("cutting")) as temporal:
-            yield temporal
-
-
-@pytest.fixture
-async def cutting_client(cutting: Temporal, monkeypatch: pytest.MonkeyPatch) -> Client:
-    monkeypatch.setenv("TEMPORAL_ADDRESS", cutting.address)
-    client = await _connected(cutting)
-    await ensure_search_attributes(client)
-    return client
-
-
-@pytest.fixture
-async def cut(cutting_client: Client, settings: Settings, db: str, receiver: Receiver) -> AsyncIterator[Service]:
-    """The whole service, on a Temporal that has histories cut soon."""
-    async with (
-        serving(create_app(settings)) as api,
-        open_pool(settings) as pool,
-        WebhookClient(
-            timeout=settings.delivery_timeout, max_connections=100, address_guard=settings.address_guard
-        ) as webhooks,
-        working(cutting_client, pool, webhooks, settings),
-    ):
-        service = Service(api, db)
-        await service.add_route(receiver.url)
-        yield service
-
-
 @pytest.fixture
 async def alone(
     settings: Settings, temporal: Temporal, client: Client, db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
@@ -254,6 +215,13 @@ async def service(api: httpx.AsyncClient, worker: None, receiver: Receiver, db: 
     await service.add_route(receiver.url)
     yield service
     service.verify_all(receiver)
+
+
+@pytest.fixture
+def cut(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The service, whose jobs go on as new runs after a change or two, or after two looks of a held job."""
+    monkeypatch.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 20)
+    return service
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ class JobWorkflow(JobBeforeLedger):
         self._attempts_made = job.attempts_made
         self._hold_checks = 0
         self._release_at = None
+        self._has_long_history = False
 
     @workflow.run
     async def run(self, job: Job) -> Delivered:
@@ -84,7 +85,8 @@ class JobWorkflow(JobBeforeLedger):
             if not isinstance(outcome, Held):
                 return _return_or_raise(outcome)
             await self._hold(outcome)
-            if workflow.info().is_continue_as_new_suggested():
+            self._look_at_history()
+            if self._is_to_continue_as_new():
                 await self._continue_as_new()
 
     @workflow.update(name=stored_names.CHANGE)
@@ -99,6 +101,7 @@ class JobWorkflow(JobBeforeLedger):
         if job.labels != before.labels:
             labels = LABELS.value_set(job.labels) if job.labels else LABELS.value_unset()
             workflow.upsert_search_attributes([labels])
+        self._look_at_history()
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
     @workflow.update(name=stored_names.TRIGGER)
@@ -195,7 +198,7 @@ class JobWorkflow(JobBeforeLedger):
     async def _until_due(self) -> None:
         """Wait for the trigger time, which an update may move, even past the server's own delay."""
         while (wait := self._job.trigger_at - workflow.now()) > timedelta(0):
-            if workflow.info().is_continue_as_new_suggested():
+            if self._is_to_continue_as_new():
                 await self._continue_as_new()
             await self._wait_unless_moved_earlier(wait)
 
@@ -211,11 +214,19 @@ class JobWorkflow(JobBeforeLedger):
                 lambda: (
                     self._job.trigger_time < seen
                     or (any_move and self._job.trigger_time != seen)
-                    or workflow.info().is_continue_as_new_suggested()
+                    or self._is_to_continue_as_new()
                 ),
                 timeout=wait,
                 timeout_summary="until due",
             )
+
+    def _look_at_history(self) -> None:
+        """Note whether the history has reached the job's limit: not where an older worker let it grow beyond that."""
+        if 0 < self._job.history_limit <= workflow.info().get_current_history_length():
+            self._has_long_history = workflow.patched(stored_names.CUT_AT_LIMIT)
+
+    def _is_to_continue_as_new(self) -> bool:
+        return self._has_long_history or workflow.info().is_continue_as_new_suggested()
 
     async def _continue_as_new(self) -> NoReturn:
         """Go on as a new run with a short history: each change, and each check of a held job, holds the whole job."""

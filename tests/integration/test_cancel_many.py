@@ -337,11 +337,11 @@ async def continue_as_new(service: Service, job: WorkflowHandle[Any, Any]) -> Wo
 
 
 async def test_a_job_that_has_continued_as_new_meanwhile_is_cancelled(
-    cut: Service, cutting_client: Client, settings: Settings
+    cut: Service, client: Client, settings: Settings
 ) -> None:
     """Its present run was started after the cancel was. Another job like it was not there."""
     there, ended, later = [f"{name}-{uuid.uuid4().hex}" for name in ("there", "ended", "later")]
-    jobs = {name: cutting_client.get_workflow_handle(f"{cut.db}/c/{name}") for name in (there, ended, later)}
+    jobs = {name: client.get_workflow_handle(f"{cut.db}/c/{name}") for name in (there, ended, later)}
     for job_id in (there, ended):
         await cut.create(3600, job_id=job_id, labels=[LABEL])
     await until_counted(cut, 2, label=LABEL)
@@ -353,7 +353,7 @@ async def test_a_job_that_has_continued_as_new_meanwhile_is_cancelled(
     await cut.wait_for_state(ended, "delivered")
     await until_counted(cut, 2, label=LABEL)
 
-    progress = await cancel_as_of(at, cutting_client, settings, cut)
+    progress = await cancel_as_of(at, client, settings, cut)
 
     assert progress == CancelProgress(matched=2, cancelled=1, delivered=1)
     assert await state_of(cut, there) == "cancelled"

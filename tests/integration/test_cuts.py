@@ -10,10 +10,19 @@ from temporalio.client import Client, WorkflowExecutionDescription
 
 from tests.support.cuts import until_continued
 from tests.support.holds import pause, resume, wait_until_held
+from tests.support.job_histories import workflow_of
 from tests.support.receiver import Receiver
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import ROUTE, Service, refused
+from tests.support.waiting import eventually
 from timemachine.temporal.job_runs import describe_job
+
+PAGE = 256
+"""Events that Temporal hands out at a time at least."""
+
+LARGE = "x" * 250_000
+LARGE_CHANGES = 12
+"""Changes of a large job that are more than 4 MB of history, of which Temporal suggests to begin a new one."""
 
 JOBS = 40
 HELD_JOBS = 12
@@ -71,7 +80,7 @@ async def test_a_held_job_that_is_cut_is_cancelled(
 
 @pytest.mark.parametrize("held", [False, True], ids=["waiting", "held"])
 async def test_a_job_that_was_moved_until_it_was_cut_is_delivered_at_the_last_time(
-    cut: Service, cutting_client: Client, receiver: Receiver, held: bool
+    cut: Service, client: Client, receiver: Receiver, held: bool
 ) -> None:
     """The run that goes on begins with what is left of the first delay, which nothing ends that is asked of it."""
     job_id = await cut.create(3600, meta="old")
@@ -80,7 +89,7 @@ async def test_a_job_that_was_moved_until_it_was_cut_is_delivered_at_the_last_ti
         assert (await cut.trigger(job_id)).status_code == 200
         await wait_until_held(cut, job_id)
 
-    await until_continued(cut, cutting_client, job_id, due_in=5)
+    await until_continued(cut, client, job_id, due_in=5)
     if held:
         await resume(cut)
 
@@ -90,11 +99,54 @@ async def test_a_job_that_was_moved_until_it_was_cut_is_delivered_at_the_last_ti
     assert received.headers["timemachine-trigger-time"] == str((await cut.find(job_id))["trigger_time"])
 
 
+async def test_a_job_that_is_moved_on_and_on_has_only_short_histories(service: Service, client: Client) -> None:
+    """A worker that does not have it in its cache is given all of it at once, and has run it again in no time."""
+    job_id = await service.create(3600)
+    job = workflow_of(client, service, job_id)
+
+    for turn in range(120):
+        assert (await service.change(job_id, 3600 + turn)).status_code == 200
+
+    runs = [run async for run in client.list_workflows(f"WorkflowId = '{job.id}'")]
+    longest = max(
+        [(await client.get_workflow_handle(run.id, run_id=run.run_id).describe()).history_length for run in runs]
+    )
+    assert longest < PAGE
+
+
+async def test_a_large_job_goes_on_as_a_new_run_before_temporal_ends_it(service: Service, client: Client) -> None:
+    """Its history is of few events, and of many bytes."""
+    job_id = await service.create(3600, meta=LARGE)
+    job = workflow_of(client, service, job_id)
+    first = (await job.describe()).run_id
+
+    for turn in range(LARGE_CHANGES):
+        assert (await service.change(job_id, 3600 + turn, meta=LARGE)).status_code == 200
+
+    await eventually(job.describe, lambda run: run.run_id != first)
+    assert (await service.cancel(job_id)).status_code == 200
+
+
+async def test_a_job_from_before_there_was_a_limit_has_one_from_its_next_change_on(
+    cut: Service, client: Client
+) -> None:
+    with pytest.MonkeyPatch.context() as before:
+        before.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 0)
+        job_id = await cut.create(3600)
+        for turn in range(LARGE_CHANGES):
+            assert (await cut.change(job_id, 3600 + turn)).status_code == 200
+        first = (await workflow_of(client, cut, job_id).describe()).run_id
+
+    assert (await cut.change(job_id, 1800)).status_code == 200
+
+    await eventually(workflow_of(client, cut, job_id).describe, lambda run: run.run_id != first)
+
+
 async def test_a_job_that_is_cut_after_its_cancel_looked_at_it_is_cancelled(
-    cut: Service, cutting_client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    cut: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = await cut.create(3600)
-    describe, job = describe_job, cutting_client.get_workflow_handle(f"{cut.db}/c/{job_id}")
+    describe, job = describe_job, client.get_workflow_handle(f"{cut.db}/c/{job_id}")
 
     async def describe_and_cut(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
         found = await describe(client, workflow_id)

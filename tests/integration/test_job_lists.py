@@ -230,15 +230,15 @@ async def test_jobs_from_before_the_attributes_are_listed(alone: Alone, client: 
     assert await ids(service, path=f"/job/{service.db}/other") == []
 
 
-async def test_a_continued_job_keeps_when_it_was_created(cut: Service, cutting_client: Client) -> None:
+async def test_a_continued_job_keeps_when_it_was_created(cut: Service, client: Client) -> None:
     job_id = await cut.create(3600)
     await known(cut, 1)
     (before,) = await read_all(cut)
-    first = await cutting_client.get_workflow_handle(f"{cut.db}/c/{job_id}").describe()
+    first = await client.get_workflow_handle(f"{cut.db}/c/{job_id}").describe()
 
     async def is_continued() -> bool:
         await cut.change(job_id, 3600)
-        return (await cutting_client.get_workflow_handle(first.id).describe()).run_id != first.run_id
+        return (await client.get_workflow_handle(first.id).describe()).run_id != first.run_id
 
     await eventually(is_continued)
 

@@ -78,27 +78,27 @@ async def test_the_last_of_several_changes_holds(service: Service, receiver: Rec
 
 
 async def test_a_job_that_is_set_back_to_where_it_was_continued_goes_on_again(
-    cut: Service, receiver: Receiver, cutting_client: Client
+    cut: Service, receiver: Receiver, client: Client
 ) -> None:
     job_id = await cut.create(3600, meta="old")
-    first = await until_continued(cut, cutting_client, job_id, due_in=3600)
+    first = await until_continued(cut, client, job_id, due_in=3600)
     assert (await cut.change(job_id, 3600, meta="new")).status_code == 200
 
-    await reset(cutting_client, first, task=-1)
+    await reset(client, first, task=-1)
 
     await eventually(lambda: cut.find(job_id), lambda job: job["meta"] == "new")
     await check_waits_as_changed(cut, receiver, job_id)
 
 
-async def test_a_change_of_a_continued_job_holds(cut: Service, receiver: Receiver, cutting_client: Client) -> None:
+async def test_a_change_of_a_continued_job_holds(cut: Service, receiver: Receiver, client: Client) -> None:
     job_id = await cut.create(3600, meta="old")
-    await until_continued(cut, cutting_client, job_id, due_in=5)
+    await until_continued(cut, client, job_id, due_in=5)
     waits = EventType.EVENT_TYPE_TIMER_STARTED
-    await eventually(lambda: events(cutting_client, cut, job_id), lambda seen: waits in seen)
+    await eventually(lambda: events(client, cut, job_id), lambda seen: waits in seen)
     assert (await cut.change(job_id, 3600, meta="new")).status_code == 200
-    await until_fired(cutting_client, cut, job_id)
+    await until_fired(client, cut, job_id)
 
-    await reset_before_last_change(cut, cutting_client, job_id, task=AND_ITS_OLD_TIMER)
+    await reset_before_last_change(cut, client, job_id, task=AND_ITS_OLD_TIMER)
 
     await check_waits_as_changed(cut, receiver, job_id)
 

@@ -54,9 +54,9 @@ async def test_record(story: Story, service: Service, receiver: Receiver, client
 
 
 @pytest.mark.parametrize("story", CUT_STORIES, ids=named)
-async def test_record_a_cut(story: Story, cut: Service, receiver: Receiver, cutting_client: Client) -> None:
+async def test_record_a_cut(story: Story, cut: Service, receiver: Receiver, client: Client) -> None:
     file = unrecorded(f"{LEDGER}{story.__name__}")
-    await write(file, await story(Stage(cut, receiver, cutting_client)))
+    await write(file, await story(Stage(cut, receiver, client)))
 
 
 async def test_record_a_lost_task(alone: tuple[Service, Settings], receiver: Receiver, client: Client) -> None:

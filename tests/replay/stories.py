@@ -265,6 +265,11 @@ async def cut_with_a_waker_of_no_jobs_id(stage: Stage) -> Handle:
     return first
 
 
+async def changed_until_its_limit(stage: Stage) -> Handle:
+    first, _ = await _changed_until_cut(stage)
+    return first
+
+
 async def continued_then_delivered(stage: Stage) -> Handle:
     _, second = await _changed_until_cut(stage)
     return second
@@ -280,7 +285,13 @@ async def woken(stage: Stage) -> Handle:
     return await closed(stage.client.get_workflow_handle(waker.workflow_id))
 
 
-CUT_STORIES: list[Story] = [changed_until_cut, cut_with_a_waker_of_no_jobs_id, continued_then_delivered, woken]
+CUT_STORIES: list[Story] = [
+    changed_until_cut,
+    cut_with_a_waker_of_no_jobs_id,
+    changed_until_its_limit,
+    continued_then_delivered,
+    woken,
+]
 """Of jobs whose histories are cut soon."""
 
 

@@ -71,6 +71,22 @@ async def test_a_job_that_was_released_before_deadlines_counted_replays(deadline
     await Replayer(workflows=[JobWorkflow], data_converter=DATA_CONVERTER).replay_workflow(history)
 
 
+async def test_a_history_that_an_older_worker_let_grow_beyond_the_limit_replays() -> None:
+    """That worker did not know the limit which came with the job."""
+    history = read_history(HISTORIES / f"{LEDGER}changed_then_delivered.json")
+    updates = [event.workflow_execution_update_accepted_event_attributes for event in history.events]
+    inputs = [
+        history.events[0].workflow_execution_started_event_attributes.input,
+        *(update.accepted_request.input.args for update in updates if update.HasField("accepted_request")),
+    ]
+    assert len(inputs) > 2
+    for asked in inputs:
+        (job,) = asked.payloads
+        job.data = json.dumps(json.loads(job.data) | {"history_limit": 1}).encode()
+
+    await Replayer(workflows=[JobWorkflow], data_converter=DATA_CONVERTER).replay_workflow(history)
+
+
 def test_every_story_is_recorded() -> None:
     assert names() <= {file.stem for file in FILES}
 

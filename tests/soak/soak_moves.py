@@ -1,6 +1,7 @@
 """Jobs that are moved thousands of times before they are due, as time-outs of sessions are: the last move counts."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,14 @@ LAST = 5.0
 """How far ahead the last move is, in seconds."""
 HELD_AFTER = 2.5
 """Seconds after which a job that is due on a paused route is held."""
-CUT_WITHIN = 1000
-"""Moves within which Temporal is expected to cut a history."""
+CUT_WITHIN = 100
+"""Moves within which a history is cut."""
 CUT_AFTER = 0.03
 """Seconds that a cut may come after the answer."""
+STALL = size("STALL", smoke=15, full=25)
+"""Seconds for which all workers are frozen while small jobs are moved. Each has its workflow task lost meanwhile."""
+LONGEST_GAP = 60.0
+"""Seconds after the stall within which each job has to take a move again."""
 QUIET = 5.0
 """Seconds in the end in which nothing may come any more."""
 
@@ -69,6 +74,10 @@ class Mover:
         for _ in range(self._kind.moves - 1):
             await self.move(random.uniform(1800, 7200))
 
+    @property
+    def moves_made(self) -> int:
+        return self._version
+
     async def move(self, ahead: float) -> None:
         self._version += 1
         moved = now_ms(ahead)
@@ -100,12 +109,33 @@ def each_move_is_taken(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
             yield f"version {call.version} was refused"
 
 
+def each_job_takes_moves(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
+    """No job hangs when its workers were frozen."""
+    taken = [call.done_ms for call in story.of("PUT") if call.took]
+    for before, after in itertools.pairwise(taken):
+        if (gap := (after - before) / 1000 - STALL) > LONGEST_GAP:
+            yield f"took no move until {gap:.0f} s after the stall"
+
+
+async def stall(cluster: Cluster, movers: Sequence[Mover], moves: int) -> None:
+    """Freeze all workers for a while, once each job was moved so often."""
+    while min(mover.moves_made for mover in movers) < moves:
+        await asyncio.sleep(0.1)
+    for number in range(len(cluster.workers)):
+        cluster.freeze_worker(number)
+    await asyncio.sleep(STALL)
+    for number in range(len(cluster.workers)):
+        cluster.thaw_worker(number)
+
+
 async def move_all(kind: AttemptKind, cluster: Cluster, callers: Callers, hook: Hook) -> Row:
     """Move jobs of a kind, and wait until they have ended.
 
     The first API dies as soon as it has confirmed its last moves. The jobs of the second one stop at a cut.
     """
-    row = Row(name=f"{kind.name}, {kind.moves} moves", late_limit=LATE_LIMIT, also=(each_move_is_taken,))
+    row = Row(
+        name=f"{kind.name}, {kind.moves} moves", late_limit=LATE_LIMIT, also=(each_move_is_taken, each_job_takes_moves)
+    )
     route = f"/route/moves/{kind.name}"
     await callers.add_route("moves", kind.name, hook.url())
     if kind.held:
@@ -113,7 +143,10 @@ async def move_all(kind: AttemptKind, cluster: Cluster, callers: Callers, hook: 
     row.stories = [Story(db="moves", id=f"{kind.name}-{number}", route=kind.name) for number in range(JOBS)]
     movers = [Mover(callers, kind, story, number % 2) for number, story in enumerate(row.stories)]
 
-    await asyncio.gather(*(mover.prepare() for mover in movers))
+    stalls = kind.meta_bytes == 0 and not kind.held
+    await asyncio.gather(
+        *(mover.prepare() for mover in movers), *([stall(cluster, movers, kind.moves // 2)] if stalls else [])
+    )
     stopping = asyncio.gather(*(mover.stop_at_a_cut(cluster) for mover in movers[1::2]))
     await asyncio.gather(*(mover.move(LAST) for mover in movers[::2]))
     kill(cluster.apis[0])

@@ -66,6 +66,7 @@ AS_STORED = {
     "HELD_ARE_CUT": "2026-11-held-jobs-are-continued-as-new",
     "RELEASED_BEFORE_DEADLINE": "2026-11-a-spread-ends-before-the-deadline",
     "FIRST_RUN_ATTEMPTS_IN_TASK": "2026-11-only-a-first-run-attempts-in-its-task",
+    "CUT_AT_LIMIT": "2026-11-a-history-is-cut-at-the-job's-limit",
     "WAKER_IS_NO_JOB": "2026-11-a-waker-has-no-job's-id",
     "CLEAN_ATTEMPTS_SCHEDULE": "timemachine-clean-attempts",
     "RELEASE_ID_PREFIX": "timemachine/release/",

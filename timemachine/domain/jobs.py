@@ -23,6 +23,10 @@ MAX_LABEL = 64
 UNSEARCHABLE = frozenset("'\"\\\u2661")
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)
+HISTORY_LIMIT = 200
+"""Events of its history after which a job goes on as a new run. With those of some changes at once and of the cut, they
+are fewer than Temporal hands out at a time: a worker without the job in its cache has no more to ask for (decision 27).
+"""
 
 NAME_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9_.:~@+-]+$"
 
@@ -72,6 +76,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What the client finds the job by, beside its names: up to 8 of up to 64 characters, each once."""
     planned_time: int | None = None
     """The trigger time that was asked for, of a job that was triggered before it; None when it never was."""
+    history_limit: int = 0
+    """Events of its history after which the job goes on as a new run, if not its size has Temporal suggest it before.
+    Set at its start and by each change, and stored, so that a later version's limit does not change what a replay does;
+    0, in runs from before it, leaves it to Temporal alone."""
 
     @property
     def workflow_id(self) -> str:
@@ -87,7 +95,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def as_asked(self) -> "Job":
         """The job as a client asks for it, without what the service adds."""
         return msgspec.structs.replace(
-            self, message_id=None, attempt_in_task=False, attempts_made=0, ledger=False, planned_time=None
+            self,
+            message_id=None,
+            attempt_in_task=False,
+            attempts_made=0,
+            ledger=False,
+            planned_time=None,
+            history_limit=0,
         )
 
     @property
@@ -95,6 +109,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         """The same, at the time that it had before it was triggered."""
         planned = self.trigger_time if self.planned_time is None else self.planned_time
         return msgspec.structs.replace(self.as_asked, trigger_time=planned)
+
+    @property
+    def with_history_limit(self) -> "Job":
+        """The job with the limit that holds today, as it is handed to Temporal."""
+        return msgspec.structs.replace(self, history_limit=HISTORY_LIMIT)
 
     @property
     def route_key(self) -> str:

@@ -71,6 +71,7 @@ EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
 HELD_ARE_CUT = "2026-11-held-jobs-are-continued-as-new"
 RELEASED_BEFORE_DEADLINE = "2026-11-a-spread-ends-before-the-deadline"
 FIRST_RUN_ATTEMPTS_IN_TASK = "2026-11-only-a-first-run-attempts-in-its-task"
+CUT_AT_LIMIT = "2026-11-a-history-is-cut-at-the-job's-limit"
 WAKER_IS_NO_JOB = "2026-11-a-waker-has-no-job's-id"
 
 # The schedule that removes old rows, and how the ids of workflows begin that are no jobs.

@@ -161,7 +161,7 @@ async def start_job(
     """
     await client.start_workflow(
         stored_names.JOB,
-        msgspec.structs.replace(job, attempt_in_task=True, ledger=True),
+        msgspec.structs.replace(job.with_history_limit, attempt_in_task=True, ledger=True),
         id=job.workflow_id,
         task_queue=task_queue,
         id_reuse_policy=reuse,
