@@ -15,7 +15,7 @@ BESIDE_EACH_OTHER := -n 4 --dist loadfile --no-loadscope-reorder
 unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo temporal check lint unit test soak bench format clean
+.PHONY: help setup run demo temporal check lint unit test soak mutants bench format clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -48,6 +48,9 @@ test: $(if $(filter-out tests/unit% tests/replay tests/replay/test_%,$(or $(filt
 
 soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
+
+mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for half an hour (some: make mutants ARGS="ledger")
+	@$(RUN) tests.mutants $(ARGS)
 
 bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
