@@ -11,6 +11,7 @@ import pytest
 
 from tests.soak.cluster import Cluster, kill
 from tests.soak.hook import Arrival, Hook
+from tests.soak.promises import Check
 from tests.soak.report import Row, report
 from tests.soak.size import size
 from tests.soak.story import Callers, Story, now_ms
@@ -45,10 +46,12 @@ class AttemptKind(msgspec.Struct, frozen=True, kw_only=True):
     meta_bytes: int = 0
     held: bool = False
     """Whether its route is paused, and its time came once already."""
+    stalled: bool = False
+    """Whether all workers are frozen for a while, when half of the moves are made."""
 
 
 KINDS = (
-    AttemptKind(name="small", moves=size("MOVES", smoke=100, full=5000)),
+    AttemptKind(name="small", moves=size("MOVES", smoke=100, full=5000), stalled=True),
     AttemptKind(name="large", moves=size("LARGE_MOVES", smoke=6, full=500), meta_bytes=250_000),
     AttemptKind(name="held", moves=size("HELD_MOVES", smoke=10, full=5000), held=True),
 )
@@ -109,12 +112,20 @@ def each_move_is_taken(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
             yield f"version {call.version} was refused"
 
 
-def each_job_takes_moves(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
-    """No job hangs when its workers were frozen."""
-    taken = [call.done_ms for call in story.of("PUT") if call.took]
-    for before, after in itertools.pairwise(taken):
-        if (gap := (after - before) / 1000 - STALL) > LONGEST_GAP:
-            yield f"took no move until {gap:.0f} s after the stall"
+def none_hangs(moves: int) -> Check:
+    """Return the check that a job takes moves again soon after its workers were frozen.
+
+    Args:
+        moves: How many of its moves follow each other without a wait.
+    """
+
+    def check(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
+        taken = [call.done_ms for call in story.of("PUT") if call.took and (call.version or 0) < moves]
+        for before, after in itertools.pairwise(taken):
+            if (gap := (after - before) / 1000 - STALL) > LONGEST_GAP:
+                yield f"took no move until {gap:.0f} s after the stall"
+
+    return check
 
 
 async def stall(cluster: Cluster, movers: Sequence[Mover], moves: int) -> None:
@@ -134,7 +145,9 @@ async def move_all(kind: AttemptKind, cluster: Cluster, callers: Callers, hook: 
     The first API dies as soon as it has confirmed its last moves. The jobs of the second one stop at a cut.
     """
     row = Row(
-        name=f"{kind.name}, {kind.moves} moves", late_limit=LATE_LIMIT, also=(each_move_is_taken, each_job_takes_moves)
+        name=f"{kind.name}, {kind.moves} moves",
+        late_limit=LATE_LIMIT,
+        also=(each_move_is_taken, none_hangs(kind.moves)),
     )
     route = f"/route/moves/{kind.name}"
     await callers.add_route("moves", kind.name, hook.url())
@@ -143,10 +156,10 @@ async def move_all(kind: AttemptKind, cluster: Cluster, callers: Callers, hook: 
     row.stories = [Story(db="moves", id=f"{kind.name}-{number}", route=kind.name) for number in range(JOBS)]
     movers = [Mover(callers, kind, story, number % 2) for number, story in enumerate(row.stories)]
 
-    stalls = kind.meta_bytes == 0 and not kind.held
-    await asyncio.gather(
-        *(mover.prepare() for mover in movers), *([stall(cluster, movers, kind.moves // 2)] if stalls else [])
-    )
+    preparing = [mover.prepare() for mover in movers]
+    if kind.stalled:
+        preparing.append(stall(cluster, movers, kind.moves // 2))
+    await asyncio.gather(*preparing)
     stopping = asyncio.gather(*(mover.stop_at_a_cut(cluster) for mover in movers[1::2]))
     await asyncio.gather(*(mover.move(LAST) for mover in movers[::2]))
     kill(cluster.apis[0])
