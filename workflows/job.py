@@ -59,7 +59,7 @@ class JobWorkflow(JobBeforeLedger):
         self._attempted = job.attempts_made > 0 or job.planned_time is not None
         self._first_attempt_may_be_under_way = False
         self._attempts_made = job.attempts_made
-        self._hold_checks = 0
+        self._hold_checks = job.hold_checks
         self._release_at = None
         self._has_long_history = False
 
@@ -221,7 +221,12 @@ class JobWorkflow(JobBeforeLedger):
             )
 
     def _look_at_history(self) -> None:
-        """Note whether the history has reached the job's limit: not where an older worker let it grow beyond that."""
+        """Note whether the history has reached the job's limit. It has not where an older worker let it grow further.
+
+        A new run would not know of a first attempt that may be under way. Such a job takes no change, and grows slowly.
+        """
+        if self._first_attempt_may_be_under_way:
+            return
         if 0 < self._job.history_limit <= workflow.info().get_current_history_length():
             self._has_long_history = workflow.patched(stored_names.CUT_AT_LIMIT)
 
@@ -237,7 +242,12 @@ class JobWorkflow(JobBeforeLedger):
             await self._start_waker()
         await workflow.wait_condition(workflow.all_handlers_finished)
         workflow.continue_as_new(
-            msgspec.structs.replace(self._job, attempt_in_task=self._attempt_in_task, attempts_made=self._attempts_made)
+            msgspec.structs.replace(
+                self._job,
+                attempt_in_task=self._attempt_in_task,
+                attempts_made=self._attempts_made,
+                hold_checks=self._hold_checks,
+            )
         )
 
     async def _start_waker(self) -> None:

@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
-from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 
 from tests.support.cuts import until_continued
 from tests.support.holds import pause, resume, wait_until_held
@@ -15,10 +16,14 @@ from tests.support.receiver import Receiver
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import ROUTE, Service, refused
 from tests.support.waiting import eventually
+from timemachine.domain.jobs import HISTORY_LIMIT
 from timemachine.temporal.job_runs import describe_job
 
-PAGE = 256
-"""Events that Temporal hands out at a time at least."""
+A_CHANGE_AND_THE_CUT = 30
+"""Events that come on top of the limit at the most."""
+
+FEW_CHANGES = 5
+"""Changes of a job after which its next one is beyond the limit."""
 
 LARGE = "x" * 250_000
 LARGE_CHANGES = 12
@@ -100,18 +105,17 @@ async def test_a_job_that_was_moved_until_it_was_cut_is_delivered_at_the_last_ti
 
 
 async def test_a_job_that_is_moved_on_and_on_has_only_short_histories(service: Service, client: Client) -> None:
-    """A worker that does not have it in its cache is given all of it at once, and has run it again in no time."""
     job_id = await service.create(3600)
     job = workflow_of(client, service, job_id)
+    lengths = {(first := await job.describe()).run_id: first.history_length}
 
-    for turn in range(120):
+    for turn in range(100):
         assert (await service.change(job_id, 3600 + turn)).status_code == 200
+        run = await job.describe()
+        lengths[run.run_id] = run.history_length
 
-    runs = [run async for run in client.list_workflows(f"WorkflowId = '{job.id}'")]
-    longest = max(
-        [(await client.get_workflow_handle(run.id, run_id=run.run_id).describe()).history_length for run in runs]
-    )
-    assert longest < PAGE
+    assert len(lengths) > 1
+    assert max(lengths.values()) < HISTORY_LIMIT + A_CHANGE_AND_THE_CUT
 
 
 async def test_a_large_job_goes_on_as_a_new_run_before_temporal_ends_it(service: Service, client: Client) -> None:
@@ -133,13 +137,40 @@ async def test_a_job_from_before_there_was_a_limit_has_one_from_its_next_change_
     with pytest.MonkeyPatch.context() as before:
         before.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 0)
         job_id = await cut.create(3600)
-        for turn in range(LARGE_CHANGES):
+        for turn in range(FEW_CHANGES):
             assert (await cut.change(job_id, 3600 + turn)).status_code == 200
         first = (await workflow_of(client, cut, job_id).describe()).run_id
 
     assert (await cut.change(job_id, 1800)).status_code == 200
 
     await eventually(workflow_of(client, cut, job_id).describe, lambda run: run.run_id != first)
+
+
+async def test_a_held_job_that_is_cut_goes_on_to_check_its_route_as_seldom_as_before(
+    cut: Service, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "temporalio.workflow")
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (*[timedelta(seconds=0.1)] * 4, timedelta(hours=1)))
+    await pause(cut)
+    job_id = await cut.create(0)
+    job = workflow_of(client, cut, job_id)
+    first = (await job.describe()).run_id
+
+    await eventually(lambda: timers(job), lambda found: found[-1:] == [3600])
+
+    assert (await job.describe()).run_id != first
+    assert sum(record.getMessage().startswith("job held") for record in caplog.records) == 1
+    assert (await cut.cancel(job_id)).status_code == 200
+
+
+async def timers(job: WorkflowHandle[Any, Any]) -> list[int]:
+    """Return for how many seconds the latest run of a job has set timers, in their order."""
+    started = [
+        event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta()
+        async for event in job.fetch_history_events()
+        if event.HasField("timer_started_event_attributes")
+    ]
+    return [round(wait.total_seconds()) for wait in started]
 
 
 async def test_a_job_that_is_cut_after_its_cancel_looked_at_it_is_cancelled(

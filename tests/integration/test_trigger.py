@@ -1,7 +1,9 @@
 """Run now: as exact as a change, and with the same answers when it comes too late."""
 
 import asyncio
+import re
 from datetime import timedelta
+from pathlib import Path
 
 from msgspec import Raw
 from temporalio import workflow
@@ -11,6 +13,7 @@ from temporalio.worker import Worker
 
 from tests.integration.test_release import told_to_wait
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.job_histories import workflow_of
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import AWAY, NO_SUCH_JOB, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
@@ -21,6 +24,8 @@ from timemachine.settings import Settings
 from timemachine.temporal.search_attributes import ROUTE as ROUTE_ATTRIBUTE
 
 OK = {"status": "ok"}
+
+UPGRADES = Path(__file__).parents[2] / "docs" / "upgrades.md"
 
 
 async def test_a_waiting_job_goes_out_now(service: Service, receiver: Receiver) -> None:
@@ -228,6 +233,26 @@ async def test_a_run_from_before_the_ledger_that_waits_in_a_spread_goes_out_now(
     assert (await service.trigger(job_id)).json() == OK
 
     await receiver.wait_for(job_id)
+
+
+async def test_a_run_from_before_the_ledger_is_counted_as_one_when_it_goes_on_as_a_new_run(
+    cut: Service, client: Client
+) -> None:
+    """By the query after which the code for such runs may be removed. The new run is started later."""
+    job_id = await start_before_ledger(client, cut, 3600)
+    await cut.create(3600)
+    (query,) = re.findall(r'temporal workflow count -q "(.* IS NULL)"', UPGRADES.read_text())
+    first = (await workflow_of(client, cut, job_id).describe()).run_id
+
+    async def is_continued() -> bool:
+        await cut.change(job_id, 3600)
+        return (await workflow_of(client, cut, job_id).describe()).run_id != first
+
+    await eventually(is_continued)
+
+    mine = f"{query} AND TimemachineRoute = '{cut.db}/{ROUTE}'"
+    await eventually(lambda: client.count_workflows(mine), lambda found: found.count == 1)
+    assert (await cut.cancel(job_id)).status_code == 200
 
 
 @workflow.defn(name="Job", sandboxed=False)

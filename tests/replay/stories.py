@@ -292,7 +292,7 @@ CUT_STORIES: list[Story] = [
     continued_then_delivered,
     woken,
 ]
-"""Of jobs whose histories are cut soon."""
+"""Of jobs whose histories are cut soon. The first two were recorded when only Temporal's suggestion had them cut."""
 
 
 async def task_lost(stage: Stage, task_queue: str) -> Handle:

@@ -1,4 +1,6 @@
-"""What a run of a job refuses before it has done anything."""
+"""What a run of a job decides by itself: what it refuses before it has done anything, and when its history is cut."""
+
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,3 +23,19 @@ def test_a_job_that_was_triggered_is_not_changed_by_what_comes_with_the_first_ta
 
 def test_a_job_that_waits_may_be_changed() -> None:
     JobWorkflow(WAITING).validate_change(WAITING)
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_job_whose_first_attempt_may_be_under_way_is_not_cut(
+    monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
+    """Its next run would not know of the attempt, and take changes."""
+    info = SimpleNamespace(get_current_history_length=lambda: 500, is_continue_as_new_suggested=lambda: False)
+    monkeypatch.setattr("workflows.job.workflow.info", lambda: info)
+    monkeypatch.setattr("workflows.job.workflow.patched", lambda _: True)
+    run = JobWorkflow(WAITING.with_history_limit)
+    run._first_attempt_may_be_under_way = under_way
+
+    run._look_at_history()
+
+    assert run._is_to_continue_as_new() is not under_way

@@ -23,10 +23,9 @@ MAX_LABEL = 64
 UNSEARCHABLE = frozenset("'\"\\\u2661")
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)
-HISTORY_LIMIT = 200
-"""Events of its history after which a job goes on as a new run. With those of some changes at once and of the cut, they
-are fewer than Temporal hands out at a time: a worker without the job in its cache has no more to ask for (decision 27).
-"""
+HISTORY_LIMIT = 500
+"""Events of its history after which a job goes on as a new run: some 70 changes. A worker that does not have the job in
+its cache has to replay all of them within one workflow task (decision 27)."""
 
 NAME_PATTERN = r"^(?!\.{1,2}$)[A-Za-z0-9_.:~@+-]+$"
 
@@ -77,9 +76,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     planned_time: int | None = None
     """The trigger time that was asked for, of a job that was triggered before it; None when it never was."""
     history_limit: int = 0
-    """Events of its history after which the job goes on as a new run, if not its size has Temporal suggest it before.
-    Set at its start and by each change, and stored, so that a later version's limit does not change what a replay does;
-    0, in runs from before it, leaves it to Temporal alone."""
+    """Events of its history after which the job goes on as a new run, unless Temporal suggests that earlier. Set at its
+    start and by each change, and stored, so that a later version's limit does not change what a replay does; 0, in
+    older runs, leaves it to Temporal alone."""
+    hold_checks: int = 0
+    """Looks at its paused route that a held job has made in the runs that this one continues."""
 
     @property
     def workflow_id(self) -> str:
@@ -102,6 +103,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             ledger=False,
             planned_time=None,
             history_limit=0,
+            hold_checks=0,
         )
 
     @property
