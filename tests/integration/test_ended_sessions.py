@@ -167,6 +167,15 @@ async def test_an_api_without_its_tables_is_not_ready(
         assert (await api.get("/readyz")).status_code == 200
 
 
+async def test_what_is_committed_is_on_the_disk_whatever_the_servers_default(
+    own: Settings, admin: asyncpg.Connection
+) -> None:
+    await admin.execute(f"ALTER DATABASE {database(own)} SET synchronous_commit = off")
+
+    async with open_pool(own) as pool, connection(pool) as postgres:
+        assert await postgres.fetchval("SHOW synchronous_commit") == "on"
+
+
 async def test_what_is_connected_to_a_server_that_is_read_only_is_not_kept(
     own: Settings, admin: asyncpg.Connection
 ) -> None:

@@ -53,6 +53,10 @@ class DoesNotApplyError(Exception):
     """The text that is to be replaced is not there, or more than once."""
 
 
+class NotRunError(Exception):
+    """The tests did not come to their end."""
+
+
 def all_mutants() -> Iterator[Mutant]:
     for file in LISTS:
         yield from msgspec.toml.decode(file.read_bytes(), type=Mutants).mutant
@@ -73,9 +77,16 @@ def apply(mutant: Mutant, tree: Path) -> None:
 
 
 def failed_tests(tree: Path, tests: Iterable[str]) -> list[str]:
-    """Run tests in a tree, and return the ids of those that failed."""
+    """Run tests in a tree, and return the ids of those that failed.
+
+    Raises:
+        NotRunError: Pytest did not come to its end, or ran nothing.
+        subprocess.TimeoutExpired: It took too long.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", *tests]
     ran = subprocess.run(command, cwd=tree, env=_environment(), capture_output=True, text=True, timeout=LIMIT)
+    if ran.returncode not in (0, 1):
+        raise NotRunError(f"pytest ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-300:]}")
     return [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("FAILED ")]
 
 
@@ -100,7 +111,7 @@ def try_out(mutant: Mutant) -> str | None:
         try:
             apply(mutant, tree)
             failed = failed_tests(tree, mutant.tests)
-        except (DoesNotApplyError, subprocess.TimeoutExpired) as error:
+        except (DoesNotApplyError, NotRunError, subprocess.TimeoutExpired) as error:
             return str(error)
     passed = [test for test in mutant.tests if not any(_is_case_of(test, one) for one in failed)]
     print(f"{mutant.name}: {len(failed)} failed in {time.monotonic() - began:.0f} s", flush=True)

@@ -34,3 +34,10 @@ def test_it_never_goes_back() -> None:
     seen = [clock.boot_time() for _ in range(100)]
 
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    "module", ["activities.attempt", "activities.webhook_call", "timemachine.postgres.delivery_ledger"]
+)
+def test_attempts_are_timed_by_it(module: str) -> None:
+    assert importlib.import_module(module).boot_time.__module__ == "timemachine.clock"
