@@ -6,6 +6,7 @@ must fail then. One that is not noticed, or whose text is gone, makes this end w
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,13 +81,15 @@ def failed_tests(tree: Path, tests: Iterable[str]) -> list[str]:
     """Run tests in a tree, and return the ids of those that failed.
 
     Raises:
-        NotRunError: Pytest did not come to its end, or ran nothing.
+        NotRunError: Pytest did not come to its end, or ran nothing, as where a program is missing that the tests need.
         subprocess.TimeoutExpired: It took too long.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", *tests]
     ran = subprocess.run(command, cwd=tree, env=_environment(), capture_output=True, text=True, timeout=LIMIT)
     if ran.returncode not in (0, 1):
         raise NotRunError(f"pytest ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-300:]}")
+    if re.search(r"\n\d+ skipped in ", ran.stdout):
+        raise NotRunError("all of its tests were skipped")
     return [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("FAILED ")]
 
 
