@@ -156,30 +156,30 @@ async def test_a_held_job_survives_very_many_changes(service: Service, receiver:
 
 
 async def test_a_job_that_is_held_for_very_long_keeps_count_of_its_attempts(
-    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+    cut: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=0.05),))
 
     async def refuse(_: Received) -> bytes:
-        await pause(service)
+        await pause(cut)
         return response(500)
 
     receiver.answer = refuse
-    job = a_job(0, meta="x" * 250_000)
-    await service.api.post(service.jobs, json=job)
-    workflow = client.get_workflow_handle(f"{service.db}/c/{job['id']}")
+    job = a_job(0)
+    await cut.api.post(cut.jobs, json=job)
+    workflow = client.get_workflow_handle(f"{cut.db}/c/{job['id']}")
     first = (await workflow.describe()).run_id
     await eventually(workflow.describe, lambda run: run.run_id != first)
-    assert (await wait_until_held(service, job["id"]))["attempts"] == 1
+    assert (await wait_until_held(cut, job["id"]))["attempts"] == 1
     # A repeated create still finds the same job.
-    assert (await service.api.post(service.jobs, json=job)).status_code == 200
+    assert (await cut.api.post(cut.jobs, json=job)).status_code == 200
 
     receiver.answer = take
-    await resume(service)
+    await resume(cut)
     _, received = await receiver.wait_for(job["id"], 2)
 
     assert received.headers["timemachine-attempt"] == "2"
-    assert (await service.wait_for_state(job["id"], "delivered"))["attempts"] == 2
+    assert (await cut.wait_for_state(job["id"], "delivered"))["attempts"] == 2
 
 
 async def test_a_lost_attempt_is_held_and_made_again_when_the_route_is_resumed(
