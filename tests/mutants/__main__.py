@@ -85,7 +85,7 @@ def failed_tests(tree: Path, tests: Iterable[str]) -> list[str]:
         subprocess.TimeoutExpired: It took too long.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "no:cacheprovider", *tests]
-    ran = subprocess.run(command, cwd=tree, env=_environment(), capture_output=True, text=True, timeout=LIMIT)
+    ran = subprocess.run(command, cwd=tree, env=_environment(tree), capture_output=True, text=True, timeout=LIMIT)
     if ran.returncode not in (0, 1):
         raise NotRunError(f"pytest ended with {ran.returncode}: {(ran.stdout + ran.stderr)[-300:]}")
     if re.search(r"\n\d+ skipped in ", ran.stdout):
@@ -93,8 +93,10 @@ def failed_tests(tree: Path, tests: Iterable[str]) -> list[str]:
     return [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("FAILED ")]
 
 
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def _environment(tree: Path) -> dict[str, str]:
+    """Return this process's environment, but for where modules are found and where pytest keeps its folders."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return kept | {"PYTEST_DEBUG_TEMPROOT": str(tree)}
 
 
 def _copy(tree: Path) -> None:
