@@ -163,6 +163,25 @@ async def test_a_held_job_that_is_cut_goes_on_to_check_its_route_as_seldom_as_be
     assert (await cut.cancel(job_id)).status_code == 200
 
 
+async def test_a_held_job_that_is_delivered_once_more_begins_its_checks_anew(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 50)
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (*[timedelta(seconds=0.1)] * 4, timedelta(hours=1)))
+    await pause(service)
+    job_id = await service.create(0)
+    job = workflow_of(client, service, job_id)
+    await eventually(lambda: timers(job), lambda found: found[-1:] == [3600])
+    await resume(service)
+    await service.wait_for_state(job_id, "delivered")
+
+    await pause(service)
+    assert (await service.api.post(f"{service.jobs}/{job_id}/redeliver")).status_code == 200
+
+    assert (await eventually(lambda: timers(job)))[0] == 0
+    assert (await service.cancel(job_id)).status_code == 200
+
+
 async def timers(job: WorkflowHandle[Any, Any]) -> list[int]:
     """Return for how many seconds the latest run of a job has set timers, in their order."""
     started = [

@@ -229,7 +229,7 @@ async def redeliver(
     check_redeliverable(run, row)
     await start_job(
         client,
-        msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0),
+        msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0, hold_checks=0),
         task_queue=task_queue,
         reuse=run.reuse,
         created_by=run.description.typed_search_attributes.get(CREATED_BY),
