@@ -49,7 +49,7 @@ test: $(if $(filter-out tests/unit% tests/replay tests/replay/test_%,$(or $(filt
 soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
-mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for half an hour (some: make mutants ARGS="ledger")
+mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for a quarter of an hour (some: make mutants ARGS="ledger")
 	@$(RUN) tests.mutants $(ARGS)
 
 bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
