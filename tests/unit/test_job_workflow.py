@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from temporalio.exceptions import ApplicationError
 
-from timemachine.domain.jobs import Job
+from timemachine.domain.jobs import HISTORY_LIMIT, Job
 from workflows.job import JobWorkflow
 
 WAITING = Job(db="d", collection="c", id="x", trigger_time=7_200_000, route="r", meta=msgspec.Raw(b"1"), ledger=True)
@@ -30,7 +30,7 @@ def test_a_job_whose_first_attempt_may_be_under_way_is_not_cut(
     monkeypatch: pytest.MonkeyPatch, under_way: bool
 ) -> None:
     """Its next run would not know of the attempt, and take changes."""
-    info = SimpleNamespace(get_current_history_length=lambda: 500, is_continue_as_new_suggested=lambda: False)
+    info = SimpleNamespace(get_current_history_length=lambda: HISTORY_LIMIT, is_continue_as_new_suggested=lambda: False)
     monkeypatch.setattr("workflows.job.workflow.info", lambda: info)
     monkeypatch.setattr("workflows.job.workflow.patched", lambda _: True)
     run = JobWorkflow(WAITING.with_history_limit)
