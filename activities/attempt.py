@@ -43,10 +43,6 @@ log = logging.getLogger(__name__)
 CLOCK_PATIENCE = 5.0
 """Seconds that an attempt waits in place for a trigger time that this machine's clock has not reached yet."""
 
-STALE_AFTER = 8.0
-"""Seconds after which an attempt that was asked for is not begun any more: its worker was stopped meanwhile, and what
-it was asked to deliver may have been changed. Longer than it waits for a slot and for the clock."""
-
 
 class Attempts:
     """Makes attempts with what a worker shares among them."""
@@ -83,41 +79,44 @@ class Attempts:
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         """Wait for the time and for a slot of the route, and attempt."""
-        asked_at = boot_time()
         early = await _wait_until_due(delivery.job)
         if early:
             return deferral(f"this worker's clock is {early:.1f} s behind", early)
         try:
             async with self._slots.slot(delivery.job.route_key) as note_attempt:
-                return await self._claim(delivery, asked_at + STALE_AFTER, note_attempt)
+                return await self._claim(delivery, note_attempt)
         except NoSlotError as error:
             return deferral(str(error), error.after)
 
-    async def _claim(self, delivery: Delivery, stale_at: float, note_attempt: Callable[[], None]) -> Outcome:
+    async def _claim(self, delivery: Delivery, note_attempt: Callable[[], None]) -> Outcome:
         """Make the attempt if the ledger lets us; else tell what it says. A claim that has expired is taken over.
 
         Args:
-            stale_at: Boot time after which it is not made any more.
             note_attempt: Called when the receiver is about to be called.
         """
         expired_claim = None
-        while boot_time() < stale_at:
+        while True:
             claim = uuid4()
             asked_at = boot_time()
             answer = await self._begin(delivery, claim, expired_claim)
             match answer:
                 case Begun():
-                    return await self._make(delivery, claim, answer, min(asked_at + BEGIN_TIME, stale_at), note_attempt)
+                    return await self._make(delivery, claim, answer, asked_at + BEGIN_TIME, note_attempt)
                 case LedgerRow() if answer.is_expired and answer.claim != expired_claim:
                     await asyncio.sleep(GRACE)
                     expired_claim = answer.claim
                 case LedgerRow():
                     return outcome_of(answer, now_ms())
                 case RouteClosed():
-                    return Held(reason=answer.reason, since=datetime.now(UTC), attempts_made=answer.attempts_made)
+                    return Held(
+                        reason=answer.reason,
+                        since=datetime.now(UTC),
+                        attempts_made=answer.attempts_made,
+                        holds=answer.holds,
+                        is_over=answer.is_over,
+                    )
                 case Deferred():
                     return answer
-        return deferral("the worker was stopped meanwhile", 1.0)
 
     async def _begin(
         self, delivery: Delivery, claim: UUID, expired_claim: str | None
@@ -136,6 +135,7 @@ class Attempts:
                     claim,
                     expired_claim=expired_claim,
                     attempts_made=delivery.attempts_made,
+                    holds=delivery.holds,
                 )
             except VaultError as error:
                 reason = str(error)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from timemachine.domain import stored_names
-from timemachine.domain.delivery import AttemptsMade
+from timemachine.domain.delivery import AttemptsMade, HoldReport
 from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown, wait_of
 
 ASK_AGAIN = timedelta(seconds=5)
@@ -30,13 +30,14 @@ def error_of(outcome: Failed | Held | Deferred | Unknown | Cancelled) -> Applica
     """Return what Temporal has to know of an outcome: when to try again, or that it is over."""
     match outcome:
         case Failed(next_at=None):
-            return _final(outcome.reason, outcome.attempts, type=stored_names.ATTEMPT_FAILED)
+            return _final(outcome.reason, AttemptsMade(made=outcome.attempts), type=stored_names.ATTEMPT_FAILED)
         case Failed():
             return retryable(outcome.reason, wait_of(outcome, datetime.now(UTC)), type=stored_names.ATTEMPT_FAILED)
         case Deferred():
             return retryable(outcome.reason, wait_of(outcome, datetime.now(UTC)), type=stored_names.DEFERRED)
         case Held():
-            return _final(outcome.reason, outcome.attempts_made, type=stored_names.HELD)
+            report = HoldReport(attempts_made=outcome.attempts_made, holds=outcome.holds, is_over=outcome.is_over)
+            return _final(outcome.reason, report, type=stored_names.HELD)
         case Unknown():
             return retryable(outcome.reason, timedelta(seconds=outcome.ask_after), type=stored_names.OUTCOME_UNKNOWN)
     return retryable("the job was cancelled", ASK_AGAIN, type=stored_names.OUTCOME_UNKNOWN)
@@ -48,6 +49,5 @@ def retryable(reason: str, wait: timedelta, *, type: str) -> ApplicationError:  
     return ApplicationError(reason, type=type, next_retry_delay=wait, category=ApplicationErrorCategory.BENIGN)
 
 
-def _final(reason: str, attempts: int, *, type: str) -> ApplicationError:  # noqa: A002 - Temporal's word
-    made = AttemptsMade(made=attempts)
-    return ApplicationError(reason, made, type=type, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+def _final(reason: str, report: AttemptsMade | HoldReport, *, type: str) -> ApplicationError:  # noqa: A002 - its word
+    return ApplicationError(reason, report, type=type, non_retryable=True, category=ApplicationErrorCategory.BENIGN)

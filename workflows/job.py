@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError, is_cancelled_exception
 from temporalio.workflow import ParentClosePolicy
 
 with workflow.unsafe.imports_passed_through():
@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
 
     from activities.deliver import Deliveries, nothing
     from timemachine.domain import stored_names
-    from timemachine.domain.delivery import AttemptsMade, Delivery
+    from timemachine.domain.delivery import AttemptsMade, Delivery, HoldReport
     from timemachine.domain.jobs import Job, message_id, to_ms
     from timemachine.domain.outcomes import (
         Cancelled,
@@ -57,9 +57,10 @@ class JobWorkflow(JobBeforeLedger):
         self._first = None
         # What a run now has promised holds for the run that it is continued as, too.
         self._attempted = job.attempts_made > 0 or job.planned_time is not None
-        self._first_attempt_may_be_under_way = False
         self._attempts_made = job.attempts_made
         self._hold_checks = job.hold_checks
+        # The ledger tells a run that goes on as another one, or was reset, of the holds before.
+        self._holds = 0
         self._release_at = None
         self._has_long_history = False
 
@@ -74,7 +75,9 @@ class JobWorkflow(JobBeforeLedger):
             return await self._run_before_ledger()
         try:
             return await self._deliver_when_due()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, FailureError) as error:
+            if not is_cancelled_exception(error):
+                raise
             return _return_or_raise(await self._cancel())
 
     async def _deliver_when_due(self) -> Delivered:
@@ -84,6 +87,9 @@ class JobWorkflow(JobBeforeLedger):
             outcome = await self._attempt()
             if not isinstance(outcome, Held):
                 return _return_or_raise(outcome)
+            self._holds = max(self._holds, outcome.holds)
+            if outcome.is_over:
+                continue
             await self._hold(outcome)
             self._look_at_history()
             if self._is_to_continue_as_new():
@@ -169,7 +175,12 @@ class JobWorkflow(JobBeforeLedger):
         first_run = workflow.info().first_execution_run_id
         message = self._job.message_id or message_id(first_run)
         return Delivery(
-            job=self._job, message_id=message, attempts_made=self._attempts_made, first=self._first, run_id=first_run
+            job=self._job,
+            message_id=message,
+            attempts_made=self._attempts_made,
+            first=self._first,
+            run_id=first_run,
+            holds=self._holds if self._job.ledger else None,
         )
 
     def _first_attempt_may_be_lost(self) -> bool:
@@ -221,12 +232,7 @@ class JobWorkflow(JobBeforeLedger):
             )
 
     def _look_at_history(self) -> None:
-        """Note whether the history has reached the job's limit. It has not where an older worker let it grow further.
-
-        A new run would not know of a first attempt that may be under way. Such a job takes no change, and grows slowly.
-        """
-        if self._first_attempt_may_be_under_way:
-            return
+        """Note that the history has reached the job's limit, but not where an older worker let it grow further."""
         if 0 < self._job.history_limit <= workflow.info().get_current_history_length():
             self._has_long_history = workflow.patched(stored_names.CUT_AT_LIMIT)
 
@@ -278,9 +284,6 @@ class JobWorkflow(JobBeforeLedger):
                 case Failed() | Deferred():
                     wait = wait_of(outcome, workflow.now())
                     await workflow.sleep(wait, summary=_summary(f"next attempt; {outcome.reason}"))
-                case Unknown():
-                    # It may still begin with this version of the job, so no later change may be accepted.
-                    self._first_attempt_may_be_under_way = True
         return await self._later_attempts()
 
     async def _first_attempt(self) -> Outcome:
@@ -319,9 +322,9 @@ class JobWorkflow(JobBeforeLedger):
             cause = error.cause
             if not isinstance(cause, ApplicationError):
                 raise  # the activity is tried for ever, so that nothing but an operator can end it otherwise
-            made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._attempts_made
             if cause.type == stored_names.HELD:
-                return Held(reason=cause.message, attempts_made=made, since=workflow.now())
+                return _held(cause)
+            made = msgspec.convert(cause.details[0], AttemptsMade).made if cause.details else self._attempts_made
             return Failed(reason=cause.message, attempts=made)
 
     async def _cancel(self) -> Decision:
@@ -351,24 +354,15 @@ class JobWorkflow(JobBeforeLedger):
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
         self._attempts_made = held.attempts_made
         self._release_at = None
-        self._attempted = held.attempts_made > 0 or self._first_attempt_may_be_under_way
+        # What the job was before a change is not sent any more: the ledger has noted the hold.
+        self._attempted = held.attempts_made > 0
         workflow.upsert_memo({stored_names.HELD_SINCE: held})
         workflow.upsert_search_attributes([IS_HELD.value_set(True)])
         workflow.set_current_details(f"Held: {held.reason}.")
         if self._hold_checks == 0:
             self._log("job held", reason=held.reason)
         job = self._job
-        check_at = workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
-        self._hold_checks += 1
-        while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
-            seen = self._release_at
-            summary = "until its moment" if seen else _summary(f"held: {held.reason}")
-            await self._wait_for_change_or_release(job, seen, wait, summary)
-            if self._release_at and self._release_at != seen:
-                self._hold_checks = 0
-                released = msgspec.structs.replace(held, release_at=to_ms(self._release_at))
-                workflow.upsert_memo({stored_names.HELD_SINCE: released})
-                workflow.upsert_search_attributes([IS_HELD.value_set(False)])
+        await self._until_out_of_hold(held)
         workflow.upsert_memo({stored_names.HELD_SINCE: None})
         workflow.upsert_search_attributes([IS_HELD.value_set(False)])
         if self._job is job:
@@ -376,18 +370,51 @@ class JobWorkflow(JobBeforeLedger):
         if self._release_at:
             self._log("job released")
 
+    async def _until_out_of_hold(self, held: Held) -> None:
+        """Wait for a change of the job, for its moment after a release, or for the time to check the route."""
+        job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
+        self._hold_checks += 1
+        while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
+            seen = self._release_at
+            summary = "until its moment" if seen else _summary(f"held: {held.reason}")
+            if not await self._is_changed_or_released(job, seen, wait, summary):
+                return
+            if self._release_at and self._release_at != seen:
+                self._hold_checks = 0
+                released = msgspec.structs.replace(held, release_at=to_ms(self._release_at))
+                workflow.upsert_memo({stored_names.HELD_SINCE: released})
+                workflow.upsert_search_attributes([IS_HELD.value_set(False)])
+
     def _log(self, event: str, **fields: str) -> None:
         """Log what happens to the job, once: a replay logs nothing."""
         workflow.logger.info(event, extra=self._job.log_fields | fields)
 
-    async def _wait_for_change_or_release(
+    async def _is_changed_or_released(
         self, job: Job, release_at: datetime | None, wait: timedelta, summary: str
-    ) -> None:
-        """Wait until a held job is changed, or another moment is set for its release."""
-        with suppress(TimeoutError):
+    ) -> bool:
+        """Wait, and return whether the held job is changed, or given another moment for its release, before that.
+
+        The timer tells, not the clock: a worker of another version may have set it to another time.
+        """
+        try:
             await workflow.wait_condition(
                 lambda: self._job is not job or self._release_at != release_at, timeout=wait, timeout_summary=summary
             )
+        except TimeoutError:
+            return False
+        return True
+
+
+def _held(cause: ApplicationError) -> Held:
+    """Return what the activity says of a hold."""
+    report = msgspec.convert(cause.details[0], HoldReport)
+    return Held(
+        reason=cause.message,
+        since=workflow.now(),
+        attempts_made=report.attempts_made,
+        holds=report.holds,
+        is_over=report.is_over,
+    )
 
 
 def _summary(text: str) -> str:

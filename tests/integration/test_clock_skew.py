@@ -45,7 +45,7 @@ async def test_a_first_attempt_that_is_put_off_is_made_when_it_was_planned(
     service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     set_worker_clock(monkeypatch, ahead)
-    monkeypatch.setattr("activities.attempt.STALE_AFTER", -1.0)
+    monkeypatch.setattr("activities.attempt.BEGIN_TIME", -1.0)
     job_id = await service.create(-4)
 
     assert 0.9 < await first_timer(client, service, job_id) < 1.3

@@ -2,22 +2,30 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 
 from tests.support.cuts import until_continued
 from tests.support.holds import pause, resume, wait_until_held
-from tests.support.job_histories import workflow_of
+from tests.support.job_histories import wait_for_status, workflow_of
+from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Receiver
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import ROUTE, Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.jobs import HISTORY_LIMIT
+from timemachine.domain.outcomes import RowState
+from timemachine.postgres.pool import open_pool
+from timemachine.settings import Settings
 from timemachine.temporal.job_runs import describe_job
+from timemachine.webhooks.client import WebhookClient
+from worker import create_worker
 
 A_CHANGE_AND_THE_CUT = 30
 """Events that come on top of the limit at the most."""
@@ -81,6 +89,42 @@ async def test_a_held_job_that_is_cut_is_cancelled(
     await cut.api.post(f"/route/{cut.db}/{ROUTE}/resume", json={"spread": 0})
     assert ends == {"cancelled": HELD_JOBS}
     assert receiver.received == []
+
+
+async def test_an_operators_cancel_that_comes_with_the_cut_is_in_the_ledger(
+    alone: tuple[Service, Settings], client: Client, another: AnotherWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a job whose attempt may have been taken would end as cancelled."""
+    service, own = alone
+    job_id = await service.create(3600)
+    job, run = workflow_of(client, service, job_id), await first_run(client, service, job_id)
+    async with working_alone(client, own):
+        assert (await service.change(job_id, 3600)).status_code == 200
+    monkeypatch.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 1)
+    changing = asyncio.create_task(service.change(job_id, 7200))
+    await eventually(lambda: has_task(job))
+    await job.cancel()
+
+    async with working_alone(client, own):
+        await wait_for_status(client, service, job_id, WorkflowExecutionStatus.CANCELED)
+        await changing
+
+    assert (await another.row(run)).state is RowState.CANCELLED
+
+
+@asynccontextmanager
+async def working_alone(client: Client, own: Settings) -> AsyncIterator[None]:
+    async with (
+        open_pool(own) as pool,
+        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
+        create_worker(client, pool, webhooks, own),
+    ):
+        yield
+
+
+async def has_task(job: WorkflowHandle[Any, Any]) -> bool:
+    """Return whether a job that has a start delay has got a workflow task: what asks for it has been sent."""
+    return (await job.describe()).raw_description.HasField("pending_workflow_task")
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["waiting", "held"])

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from temporalio.client import Client
 from temporalio.testing import ActivityEnvironment
 
-from activities import attempt, attempt_report, webhook_call
+from activities import attempt_report, webhook_call
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from activities.in_progress import InProgress
@@ -38,7 +38,7 @@ from timemachine.domain.outcomes import (
     Unknown,
 )
 from timemachine.domain.retry import Retry
-from timemachine.postgres.delivery_ledger import AttemptReport, DeliveryLedger
+from timemachine.postgres.delivery_ledger import BEGIN_TIME, AttemptReport, DeliveryLedger
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -202,7 +202,7 @@ async def test_a_route_that_is_gone_fails_and_is_tried_again(
     assert await first.make(last) == Failed(reason=f"no route gone in {service.db}", attempts=1)
 
 
-async def test_a_paused_route_holds_and_leaves_no_row(
+async def test_a_paused_route_holds_the_job(
     service: Service, receiver: Receiver, first: FirstAttempts, another: AnotherWorker
 ) -> None:
     await service.api.post(f"/route/{service.db}/{ROUTE}/pause", json={"reason": "maintenance"})
@@ -212,7 +212,9 @@ async def test_a_paused_route_holds_and_leaves_no_row(
 
     assert isinstance(outcome, Held)
     assert (outcome.reason, outcome.attempts_made) == ("the route is paused: maintenance", 0)
-    assert await another.ledger.find(delivery.run_id) is None
+    row = await another.row(delivery.run_id)
+    assert row.is_unattempted
+    assert row.holds == outcome.holds == 1
     assert receiver.received == []
 
 
@@ -426,19 +428,19 @@ async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
     assert "broke off" not in caplog.text
 
 
-async def test_an_attempt_that_was_asked_for_long_ago_is_not_made_once_it_has_begun(
+async def test_an_attempt_whose_worker_was_stopped_once_it_had_begun_is_not_made(
     service: Service,
     receiver: Receiver,
     first: FirstAttempts,
     another: AnotherWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What it was to deliver may have been changed while its worker was stopped."""
+    """Another worker may take it for lost, and make it."""
     begin = DeliveryLedger.begin
 
     async def begin_slowly(ledger: DeliveryLedger, *args: Any, **fields: Any) -> Any:
         begun = await begin(ledger, *args, **fields)
-        monkeypatch.setattr(webhook_call, "boot_time", lambda: boot_time() + attempt.STALE_AFTER + 0.1)
+        monkeypatch.setattr(webhook_call, "boot_time", lambda: boot_time() + BEGIN_TIME + 0.1)
         return begun
 
     monkeypatch.setattr(DeliveryLedger, "begin", begin_slowly)

@@ -4,15 +4,22 @@ import logging
 from datetime import timedelta
 
 import pytest
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
+from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.job_histories import events, workflow_of
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.refusals import NO_SUCH_ROUTE, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import AttemptReport
+from timemachine.temporal.payloads import DATA_CONVERTER
+from workflows.job import JobWorkflow
+
+TIMER_FIRED = EventType.EVENT_TYPE_TIMER_FIRED
 
 
 async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
@@ -216,3 +223,24 @@ async def test_a_held_job_whose_attempt_was_given_back_can_be_changed(
 
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
     assert [received.body for received in receiver.of(job_id)] == [b'"new"']
+
+
+@pytest.mark.parametrize("since", [timedelta(seconds=0.05), timedelta(days=1)], ids=["shorter", "longer"])
+async def test_a_held_job_replays_after_the_times_of_its_checks_were_changed(
+    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch, since: timedelta
+) -> None:
+    """Also where a worker that counts them otherwise had the job in between."""
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=0.2),))
+    await pause(service)
+    job_id = await service.create(0)
+    await eventually(lambda: events(client, service, job_id), lambda seen: seen.count(TIMER_FIRED) >= 3)
+    await resume(service)
+    await service.wait_for_state(job_id, "delivered")
+    history = await workflow_of(client, service, job_id).fetch_history()
+
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (since,))
+
+    replayer = Replayer(
+        workflows=[JobWorkflow], workflow_runner=UnsandboxedWorkflowRunner(), data_converter=DATA_CONVERTER
+    )
+    await replayer.replay_workflow(history)

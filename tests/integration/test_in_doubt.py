@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from activities.attempt import Attempts
 from activities.deliver import TASK_PATIENCE
-from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.holds import pause, resume, wait_until_held
 from tests.support.job_histories import wait_for_event, workflow_of
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import AWAY, TOO_LATE
@@ -20,7 +20,7 @@ from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import TriggerTimeError
-from timemachine.domain.outcomes import Outcome
+from timemachine.domain.outcomes import Held, Outcome
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.webhooks.client import WebhookClient
@@ -105,7 +105,7 @@ async def test_a_worker_that_was_stopped_for_too_long_makes_no_attempt(
     service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker may have taken the attempt for lost by then, and made it."""
-    monkeypatch.setattr("activities.attempt.STALE_AFTER", -1.0)
+    monkeypatch.setattr("activities.attempt.BEGIN_TIME", -1.0)
     job_id = await service.create(0)
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_TIMER_STARTED)
     assert receiver.received == []
@@ -157,23 +157,28 @@ async def test_an_attempt_that_cannot_begin_uses_none_up(
     assert len(receiver.of(job_id)) == 1
 
 
-async def test_a_held_job_whose_first_attempt_may_begin_yet_cannot_be_changed(
-    service: Service, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+async def test_a_first_attempt_that_waits_for_its_slot_while_the_job_is_held_and_changed_is_not_made(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits for its slot on one worker, while another has found the route paused."""
-    outcome = Attempts.outcome
+    """It waits on one worker, while another has found the route paused."""
+    outcome, waiting = Attempts.outcome, []
 
     async def waits_for_its_slot(attempts: Attempts, delivery: Delivery, *, patience: float) -> Outcome | None:
-        return None if patience == TASK_PATIENCE else await outcome(attempts, delivery, patience=patience)
+        if patience != TASK_PATIENCE:
+            return await outcome(attempts, delivery, patience=patience)
+        waiting.append((attempts, delivery))
+        return None
 
     monkeypatch.setattr(Attempts, "outcome", waits_for_its_slot)
     await pause(service)
     job_id = await service.create(0, meta="old")
     assert (await wait_until_held(service, job_id))["state"] == "scheduled"
-
-    assert refused(await service.change(job_id, 60, meta="new")) == TOO_LATE
-
-    await wait_until_listed(client, service, 1)
+    assert (await service.change(job_id, 3600, meta="new")).status_code == 200
     await resume(service)
+
+    ((attempts, delivery),) = waiting
+    assert isinstance(await outcome(attempts, delivery, patience=5), Held)
+
+    assert (await service.change(job_id, 1, meta="newer")).status_code == 200
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
-    assert [received.body for received in receiver.of(job_id)] == [b'"old"']
+    assert [received.body for received in receiver.of(job_id)] == [b'"newer"']

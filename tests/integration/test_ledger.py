@@ -86,10 +86,22 @@ class Run:
         self.pool, self.id, self.db = pool, uuid.uuid4().hex, db
 
     async def begin(
-        self, claim: str = MINE, *, expired_claim: str | None = None, route: str = "hook", attempts_made: int = 0
+        self,
+        claim: str = MINE,
+        *,
+        expired_claim: str | None = None,
+        route: str = "hook",
+        attempts_made: int = 0,
+        holds: int | None = None,
     ) -> Begun | LedgerRow | RouteClosed:
         return await self.ledger.begin(
-            self.id, self.db, route, uuid.UUID(claim), expired_claim=expired_claim, attempts_made=attempts_made
+            self.id,
+            self.db,
+            route,
+            uuid.UUID(claim),
+            expired_claim=expired_claim,
+            attempts_made=attempts_made,
+            holds=holds,
         )
 
     async def end(self, how: str, claim: str = MINE) -> LedgerRow | None:
@@ -108,9 +120,10 @@ class Run:
         at = datetime.now(UTC) + (WAIT if row.at is At.FUTURE else -WAIT)
         end = msgspec.json.encode(ENDS[row.end]).decode() if row.end else None
         await self.pool.execute(
-            "INSERT INTO delivery_ledger (run_id, state, claim, at, made, doubt, outcome) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO delivery_ledger (run_id, state, claim, at, made, doubt, outcome, holds) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             *(self.id, row.state, row.claim and uuid.UUID(row.claim), at, row.attempts_made, row.has_lost_attempt, end),
+            row.holds,
         )
         return await self.at()
 
@@ -184,8 +197,10 @@ def name_of(row: Row | None) -> str:
 
 
 def check_answer(answer: LedgerRow | None, expected: Row | None) -> None:
-    said = answer and (answer.state, answer.claim, answer.attempts_made, answer.has_lost_attempt)
-    assert said == (expected and (expected.state, expected.claim, expected.attempts_made, expected.has_lost_attempt))
+    said = answer and (answer.state, answer.claim, answer.attempts_made, answer.has_lost_attempt, answer.holds)
+    assert said == (
+        expected and (expected.state, expected.claim, expected.attempts_made, expected.has_lost_attempt, expected.holds)
+    )
 
 
 async def check_row(run: Run, expected: Row | None, before: datetime | None) -> None:
@@ -197,6 +212,7 @@ async def check_row(run: Run, expected: Row | None, before: datetime | None) -> 
     assert found.state == expected.state
     assert found.claim == expected.claim
     assert (found.attempts_made, found.has_lost_attempt) == (expected.attempts_made, expected.has_lost_attempt)
+    assert found.holds == expected.holds
     assert found.end == (ENDS[expected.end] if expected.end else None)
     lasts = {At.CLAIM: ATTEMPT_TIME + CLAIM_MARGIN, At.NOW: 0, At.NEXT: WAIT.total_seconds()}
     if expected.at in lasts:
@@ -207,27 +223,58 @@ async def check_row(run: Run, expected: Row | None, before: datetime | None) -> 
 
 SIGHTED = [None, OTHERS, str(uuid.uuid4())]
 
+CLAIMS = [*((MINE, expired_claim) for expired_claim in SIGHTED), (OTHERS, None), (OTHERS, SIGHTED[2])]
+"""Who begins, and whose claim he has seen expired: nobody takes his own over."""
 
+HOLDS = [(0, None), (0, 0), (2, None), (2, 1), (2, 2)]
+"""Holds that the row has, and those that are known to who begins."""
+
+
+@pytest.mark.parametrize(("noted", "known"), HOLDS)
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
-async def test_begin(run: Run, row: Row | None) -> None:
-    # Nobody takes his own claim over.
-    for claim, expired_claim in [(MINE, expired_claim) for expired_claim in SIGHTED] + [
-        (OTHERS, None),
-        (OTHERS, SIGHTED[2]),
-    ]:
+async def test_begin(run: Run, row: Row | None, noted: int, known: int | None) -> None:
+    row = row and replace(row, holds=noted)
+    for claim, expired_claim in CLAIMS:
         before = await run.put(row)
-        expected, may = rules.begin(row, claim, expired_claim)
+        expected, may = rules.begin(row, claim, expired_claim, holds=known)
 
-        answer = await run.begin(claim, expired_claim=expired_claim)
+        answer = await run.begin(claim, expired_claim=expired_claim, holds=known)
 
         await check_row(run, expected, before)
-        if may:
-            assert isinstance(answer, Begun)
-            assert answer.number == expected.attempts_made + 1
-            assert answer.target
-            assert answer.target.route.id == "hook"
+        match answer:
+            case Begun():
+                assert may
+                assert answer.number == expected.attempts_made + 1
+                assert answer.target
+                assert answer.target.route.id == "hook"
+            case RouteClosed():
+                assert not may
+                assert (answer.is_over, answer.holds, known) == (True, 2, 1)
+                assert rules.begin(row, claim, expired_claim)[1] or expected.at is At.FUTURE
+            case LedgerRow():
+                assert not may
+                check_answer(answer, expected)
+
+
+@pytest.mark.parametrize(("noted", "known"), HOLDS)
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
+async def test_begin_on_a_route_that_is_closed(
+    run: Run, store: RouteStore, row: Row | None, noted: int, known: int | None
+) -> None:
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+    row = row and replace(row, holds=noted)
+    for claim, expired_claim in CLAIMS:
+        before = await run.put(row)
+        expected, is_held = rules.begin_on_closed(row, claim, expired_claim, holds=known)
+
+        answer = await run.begin(claim, expired_claim=expired_claim, holds=known)
+
+        await check_row(run, expected, before)
+        if is_held:
+            assert isinstance(answer, RouteClosed)
+            assert (answer.is_over, answer.holds) == (False, expected.holds)
         else:
-            assert isinstance(answer, LedgerRow)
+            assert isinstance(answer, LedgerRow), "what is decided or under way is said, whatever the route"
             check_answer(answer, expected)
 
 
@@ -323,28 +370,20 @@ async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: Rout
     refused = await run.begin()
     assert isinstance(refused, RouteClosed)
     assert refused.reason == f"the route is {state}: asked for"
-    assert await run.find() is None
-
-    for row in ROWS:
-        before = await run.put(row)
-        refused = await run.begin(MINE)
-        await check_row(run, row, before)
-        if row and row.state != RowState.WAITING:
-            assert isinstance(refused, LedgerRow), "what is decided or under way is said, whatever the route"
-        else:
-            assert isinstance(refused, RouteClosed)
-
-
-async def test_an_attempt_that_began_unnoticed_is_given_back_when_its_route_is_closed(
-    run: Run, store: RouteStore
-) -> None:
-    assert isinstance(await run.begin(MINE), Begun)
-    await store.set_state(run.db, "hook", RouteState.PAUSED)
-
-    assert isinstance(await run.begin(MINE), RouteClosed)
     row = await run.find()
     assert row
-    assert row.state is RowState.WAITING
+    assert row.is_unattempted
+
+
+async def test_a_held_run_that_is_cancelled_is_remembered_until_its_job_is_due(run: Run, store: RouteStore) -> None:
+    """Its workflow may learn of the cancel only then."""
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+    await run.begin()
+    due = datetime.now(UTC) + timedelta(days=400)
+
+    assert (await run.ledger.cancel(run.id, due=due)).state is RowState.CANCELLED
+
+    assert await run.at() == due
 
 
 async def test_an_attempt_on_a_route_that_is_gone_begins_without_a_target(run: Run) -> None:
@@ -452,7 +491,12 @@ async def test_what_was_answered_outlives_a_crash_of_postgres(tmp_path: Path, db
 
 def a_row(state: RowState, **fields: object) -> LedgerRow:
     row = LedgerRow(
-        state=state, claim=MINE, seconds_left=60.0, attempts_made=2, has_lost_attempt=False, end=ENDS["before"]
+        state=state,
+        claim=MINE,
+        seconds_left=60.0,
+        attempts_made=2,
+        has_lost_attempt=False,
+        end=ENDS["before"],
     )
     return replace(row, **fields)
 

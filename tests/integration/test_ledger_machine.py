@@ -1,9 +1,11 @@
 """Workers and clients who cancel, step by step and in any order, over a real Postgres, with faults between the steps.
 
 Each step is one statement of the ledger, or one thing that happens to who calls it: a connection is cut before Postgres
-has the statement or before its answer is back, a worker crashes or freezes, a claim expires. After each step the
-promises hold. What is taken for granted: a claim expires only when its worker is dead, frozen, or could not reach
-Postgres; and who lives and reaches Postgres writes the end of its attempt before somebody else takes it over.
+has the statement or before its answer is back, a worker crashes or freezes, a claim expires. The route is closed and
+opened meanwhile, and the job is changed while its workflow knows that it is held. After each step the promises hold.
+
+What is taken for granted: a claim expires only when its worker is dead, frozen, or could not reach Postgres; and who
+lives and reaches Postgres writes the end of its attempt before somebody else takes it over.
 """
 
 import asyncio
@@ -28,9 +30,9 @@ from tests.support.postgres_proxy import Cut, PostgresProxy
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
-from timemachine.domain.routes import RestRoute
+from timemachine.domain.routes import RestRoute, RouteState
 from timemachine.postgres.attempt_log import Attempt as Logged
-from timemachine.postgres.delivery_ledger import AttemptReport, Begun, DeliveryLedger
+from timemachine.postgres.delivery_ledger import AttemptReport, Begun, DeliveryLedger, RouteClosed
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
@@ -70,7 +72,8 @@ class World:
         self._cut_ledger = DeliveryLedger(pool, store, attempt_time=FAR.total_seconds())
         straight = replace(settings, postgres_dsn=dsn._replace(query=query).geturl())
         pool = await self._stack.enter_async_context(open_pool(straight))
-        self._ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=FAR.total_seconds())
+        self.store = RouteStore(pool, Vault(settings))
+        self._ledger = DeliveryLedger(pool, self.store, attempt_time=FAR.total_seconds())
         self.direct = await asyncpg.connect(settings.postgres_dsn, server_settings={"synchronous_commit": "off"})
         self._stack.push_async_callback(self.direct.close)
 
@@ -95,6 +98,12 @@ class Row(Struct, frozen=True):
     at: datetime
     is_past: bool
     has_lost_attempt: bool
+    attempts_made: int
+    holds: int
+
+    @property
+    def is_unattempted(self) -> bool:
+        return self.state is RowState.WAITING and not self.attempts_made and not self.has_lost_attempt
 
 
 class Stage(Enum):
@@ -111,7 +120,12 @@ class Stage(Enum):
 
 
 class Attempt:
-    def __init__(self) -> None:
+    def __init__(self, number_of_ask: int, version: int, holds: int) -> None:
+        self.number_of_ask = number_of_ask
+        self.version = version
+        """Of the job, as it was when the workflow asked for the attempt."""
+        self.holds = holds
+        """Holds that the workflow knew of then."""
         self.claim = uuid.uuid4()
         self.stage = Stage.BEGIN
         self.expired_claim: str | None = None
@@ -165,6 +179,9 @@ class Lost(Enum):
 cuts = st.sampled_from([*[None] * 6, (Cut.AFTER, 0), (Cut.BEFORE, 0), (Cut.AFTER, 1)])
 """Where a statement's connection is cut; the last: while the row is read that refuses it."""
 
+heard = st.sampled_from([True, True, False])
+"""Whether the workflow hears what an attempt came to: its task may be lost."""
+
 
 class Step(Struct, frozen=True):
     """One thing that may happen, how often, and when it can."""
@@ -189,12 +206,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
-        self.is_whole = True
+        self.is_whole = self.is_open = True
 
     @initialize(data=st.data())
     def start(self, data: st.DataObject) -> None:
         # Else most runs are cancelled before much has happened.
-        self.patience, self.steps = data.draw(st.integers(0, 30)), 0
+        self.patience, self.steps = data.draw(st.sampled_from([0, 5, 15, 30, 60])), 0
         self.run_id = uuid.uuid4().hex
         self.row: Row | None = None
         self.refused_by: Row | None = None
@@ -202,6 +219,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.cancellers = [Canceller() for _ in range(CANCELLERS)]
         self.requests: list[Request] = []
         self.has_postgres = True
+        self.pauses = data.draw(st.sampled_from([0, 1, 1, 2]))
+        self.set_route(data.draw(st.sampled_from([RouteState.ACTIVE, RouteState.PAUSED])))
+        # What the workflow knows: it asks for an attempt, and hears what came of the last one that it asked for.
+        self.asks = self.version = self.holds = 0
+        self.is_held = False
         # What the promises speak of.
         self.requested = Counter[int]()
         self.taken = self.taken_known = self.answered = self.wished = self.faulty = False
@@ -234,7 +256,10 @@ class LedgerMachine(RuleBasedStateMachine):
         return answer
 
     def look(self) -> Row | None:
-        query = "SELECT state, claim, at, at <= clock_timestamp(), doubt FROM delivery_ledger WHERE run_id = $1"
+        query = (
+            "SELECT state, claim, at, at <= clock_timestamp(), doubt, made, holds FROM delivery_ledger "
+            "WHERE run_id = $1"
+        )
         row = self.world.run(self.world.direct.fetchrow(query, self.run_id))
         return Row(RowState(row[0]), row[1] and uuid.UUID(str(row[1])), *row[2:]) if row else None
 
@@ -261,6 +286,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if before.state in DECIDED and before.state != after.state:
             assert (before.state, after.state) == (RowState.FAILED, RowState.TAKEN), "decided once and for all"
         assert after.has_lost_attempt >= before.has_lost_attempt, "a lost attempt is remembered"
+        assert after.holds >= before.holds, "a hold is remembered"
         assert not (after.has_lost_attempt and after.state is RowState.CANCELLED), (
             "what may have been taken is not cancelled"
         )
@@ -290,23 +316,51 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @step(10, when=lambda self: self.has_postgres and self.beginning())
     def begins(self, data: st.DataObject) -> None:
-        self.begin(data.draw(st.sampled_from(self.beginning())), data.draw(cuts))
+        self.begin(data.draw(st.sampled_from(self.beginning())), data.draw(cuts), data.draw(heard))
+
+    @step(12, when=lambda self: self.has_postgres and self.is_open and self.outdated())
+    def what_is_outdated_begins(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.outdated()))
+        worker.frozen = False
+        self.begin(worker)
+
+    def outdated(self) -> list[Worker]:
+        """Who is to begin with what a change has replaced."""
+        workers = self.eligible(Stage.BEGIN) + self.eligible(Stage.BEGIN, frozen=True)
+        return [worker for worker in workers if worker.attempt and worker.attempt.version < self.version]
 
     def beginning(self) -> list[Worker]:
         """Who is to begin, or has a reason to."""
         row = self.row
         may = row is None or (row.is_past and row.state not in DECIDED)
-        return self.eligible(Stage.BEGIN, idle=may)
+        return self.eligible(Stage.BEGIN, idle=may and not self.is_held)
 
-    @step(1, when=lambda self: self.has_postgres and self.row != self.refused_by and self.eligible(idle=True))
+    @step(
+        1,
+        when=lambda self: (
+            self.has_postgres and self.row != self.refused_by and not self.is_held and self.eligible(idle=True)
+        ),
+    )
     def begins_in_vain(self, data: st.DataObject) -> None:
         self.refused_by = self.row
-        self.begin(data.draw(st.sampled_from(self.eligible(idle=True))), data.draw(cuts))
+        self.begin(data.draw(st.sampled_from(self.eligible(idle=True))), data.draw(cuts), data.draw(heard))
 
-    def begin(self, worker: Worker, cut: tuple[Cut, int] | None = None) -> None:
-        attempt = worker.attempt = worker.attempt or Attempt()
+    def asked_for(self) -> Attempt:
+        """Return an attempt that the workflow has just asked for."""
+        self.asks += 1
+        return Attempt(self.asks, self.version, self.holds)
+
+    def begin(self, worker: Worker, cut: tuple[Cut, int] | None = None, is_heard: bool = True) -> None:
+        attempt = worker.attempt = worker.attempt or self.asked_for()
         answer = self.ask(
-            self.world.ledger(cut).begin(self.run_id, DB, "hook", attempt.claim, expired_claim=attempt.expired_claim),
+            self.world.ledger(cut).begin(
+                self.run_id,
+                DB,
+                "hook",
+                attempt.claim,
+                expired_claim=attempt.expired_claim,
+                holds=attempt.holds,
+            ),
             cut,
         )
         match answer:
@@ -322,6 +376,35 @@ class LedgerMachine(RuleBasedStateMachine):
                 worker.attempt = None
                 if is_decided:
                     self.told(state)
+            case RouteClosed(holds=holds, is_over=is_over):
+                worker.attempt = None
+                if is_heard and attempt.number_of_ask == self.asks:
+                    self.holds = max(self.holds, holds)
+                    self.is_held = not is_over
+
+    # The job and its route
+
+    def set_route(self, state: RouteState) -> None:
+        self.is_open = state is RouteState.ACTIVE
+        self.world.run(self.world.store.set_state(DB, "hook", state))
+
+    @step(2, when=lambda self: self.is_open and self.pauses and not (self.row and self.row.state in DECIDED))
+    def the_route_is_paused(self, _: st.DataObject) -> None:
+        self.pauses -= 1
+        self.set_route(RouteState.PAUSED)
+
+    @step(4, when=lambda self: not self.is_open and self.row)
+    def the_route_is_resumed(self, _: st.DataObject) -> None:
+        self.set_route(RouteState.ACTIVE)
+
+    @step(12, when=lambda self: self.is_held and (not self.row or self.row.is_unattempted))
+    def the_job_is_changed(self, _: st.DataObject) -> None:
+        self.version += 1
+        self.is_held = False
+
+    @step(6, when=lambda self: self.is_held)
+    def the_hold_ends(self, _: st.DataObject) -> None:
+        self.is_held = False
 
     @step(2, when=lambda self: self.giving_up())
     def gives_up_to_begin(self, data: st.DataObject) -> None:
@@ -341,6 +424,7 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt.stage = Stage.END
             return
         assert not self.answered, "I1: a request after a DELETE was answered 200"
+        assert attempt.version == self.version, "I9: a request with what a confirmed change had replaced"
         if not self.faulty:
             assert not self.requested[attempt.number], "I3: an attempt is made twice"
             assert not self.taken, "I3: an attempt after the job was taken"
@@ -502,15 +586,21 @@ class LedgerMachine(RuleBasedStateMachine):
         worker.attempt, worker.frozen = None, False
         self.faulty = True
 
-    @step(1, when=lambda self: self.eligible(*Stage, idle=True))
+    @step(8, when=lambda self: self.eligible(idle=not self.is_held and (not self.row or self.row.is_unattempted)))
+    def freezes_before_it_begins(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.eligible(idle=True)))
+        worker.frozen, worker.attempt = True, self.asked_for()
+
+    @step(1, when=lambda self: self.eligible(*Stage))
     def freezes(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(self.eligible(*Stage, idle=True)))
+        worker = data.draw(st.sampled_from(self.eligible(*Stage)))
         worker.frozen = True
-        attempt = worker.attempt = worker.attempt or Attempt()
+        attempt = worker.attempt
+        assert attempt
         if attempt.stage is Stage.BEGUN and not attempt.late and data.draw(st.booleans()):
             attempt.stage = Stage.CHECKED
 
-    @step(2, when=lambda self: self.eligible(*Stage, frozen=True))
+    @step(3, when=lambda self: self.eligible(*Stage, frozen=True))
     def wakes(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.eligible(*Stage, frozen=True))).frozen = False
 
@@ -537,6 +627,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def heal(self) -> None:
         """Check that the run is decided once no more faults happen, without anybody who cancels."""
         self.has_postgres = True
+        self.is_held = False
+        self.set_route(RouteState.ACTIVE)
         for request in [*self.requests]:
             self.answer(request, taken=True)
         for worker in self.workers:

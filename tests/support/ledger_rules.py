@@ -34,25 +34,44 @@ class Row(Struct, frozen=True):
     attempts_made: int
     has_lost_attempt: bool = False
     end: str | None = None
+    holds: int = 0
 
 
-def begin(row: Row | None, claim: str, expired_claim: str | None = None) -> tuple[Row, bool]:
-    """Return the row after `begin`, and whether the attempt may be made."""
+def begin(
+    row: Row | None, claim: str, expired_claim: str | None = None, *, holds: int | None = None
+) -> tuple[Row, bool]:
+    """Return the row after `begin` on a route that is open, and whether the attempt may be made."""
     if row is None:
         return Row(UNDER_WAY, claim, At.CLAIM, 0), True
     begun = replace(row, state=UNDER_WAY, claim=claim, at=At.CLAIM)
     lost = row.at is At.PAST and row.claim == expired_claim
+    knows = holds is None or holds >= row.holds
     match row.state:
-        case "waiting" if row.at is At.PAST:
+        case "waiting" if row.at is At.PAST and knows:
             return begun, True
         case "under_way" if row.claim == claim:
             return row, True
-        case "under_way" if lost:
+        case "under_way" if lost and knows:
             return replace(begun, has_lost_attempt=True), True
         case "cancelling" if row.claim == claim:
             return _cancelled(row), False
         case "cancelling" if lost:
             return _cancelled(replace(row, has_lost_attempt=True)), False
+    return row, False
+
+
+def begin_on_closed(
+    row: Row | None, claim: str, expired_claim: str | None = None, *, holds: int | None = None
+) -> tuple[Row, bool]:
+    """Return the row after `begin` on a route that is closed, and whether the job is to be held."""
+    noted = (holds or 0) + 1
+    if row is None:
+        return Row(WAITING, None, At.NOW, 0, holds=noted), True
+    if row.state == UNDER_WAY and row.claim == claim:
+        row = replace(row, state=WAITING, at=At.NOW)
+    lost = row.state in (UNDER_WAY, CANCELLING) and row.at is At.PAST and row.claim == expired_claim
+    if row.state == WAITING or lost:
+        return replace(row, holds=max(row.holds, noted)), True
     return row, False
 
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from temporalio.exceptions import ApplicationErrorCategory
 
 from activities.failures import error_of, success_of
-from timemachine.domain.delivery import AttemptsMade
+from timemachine.domain.delivery import AttemptsMade, HoldReport
 from timemachine.domain.outcomes import Cancelled, Deferred, Delivered, Failed, Held, Outcome, Unknown
 
 
@@ -30,9 +30,13 @@ FAILURES: list[tuple[Failed | Held | Deferred | Unknown | Cancelled, str, float]
     (Unknown(reason="the attempt is under way"), "Unsure", 0),
     (Cancelled(), "Unsure", 5),
 ]
-FINAL: list[tuple[Failed | Held, str, int]] = [
-    (Failed(reason="500 from the receiver", attempts=2), "AttemptFailed", 2),
-    (Held(reason="the route is paused", since=datetime.now(UTC), attempts_made=3), "Held", 3),
+FINAL: list[tuple[Failed | Held, str, AttemptsMade | HoldReport]] = [
+    (Failed(reason="500 from the receiver", attempts=2), "AttemptFailed", AttemptsMade(made=2)),
+    (
+        Held(reason="the route is paused", since=datetime.now(UTC), attempts_made=3, holds=2, is_over=True),
+        "Held",
+        HoldReport(attempts_made=3, holds=2, is_over=True),
+    ),
 ]
 
 
@@ -53,12 +57,14 @@ def test_it_is_tried_again_when_the_outcome_says(
     assert error.category is ApplicationErrorCategory.BENIGN
 
 
-@pytest.mark.parametrize(("outcome", "type_", "made"), FINAL, ids=named)
-def test_it_is_not_tried_again_and_says_how_many_were_made(outcome: Failed | Held, type_: str, made: int) -> None:
+@pytest.mark.parametrize(("outcome", "type_", "report"), FINAL, ids=named)
+def test_it_is_not_tried_again_and_says_how_many_were_made(
+    outcome: Failed | Held, type_: str, report: AttemptsMade | HoldReport
+) -> None:
     error = error_of(outcome)
 
     assert (error.message, error.type, error.non_retryable) == (outcome.reason, type_, True)
-    assert error.details == (AttemptsMade(made=made),)
+    assert error.details == (report,)
     assert error.category is ApplicationErrorCategory.BENIGN
 
 

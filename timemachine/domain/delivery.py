@@ -41,6 +41,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """How the first attempt ended, where it did not deliver the job; in runs from before the ledger."""
     run_id: str = ""
     """The first run id of the workflow, by which the ledger knows it."""
+    holds: int | None = None
+    """Holds of the run that the workflow knew of when it asked for the attempt. After each the job may be changed, so
+    that who does not know of the last one delivers what is outdated. None where the workflow does not count them."""
 
 
 class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +54,17 @@ class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     made: int = 0
+
+
+class HoldReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the error of an attempt carries whose job is to be held: the fields of `Held` of these names.
+
+    Stored in histories: fields may only be added, with defaults.
+    """
+
+    attempts_made: int = msgspec.field(default=0, name="made")
+    holds: int = 0
+    is_over: bool = False
 
 
 class RequestResult(msgspec.Struct, frozen=True, kw_only=True):

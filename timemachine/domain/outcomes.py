@@ -31,6 +31,10 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="
     """Attempts made before."""
     release_at: int | None = None
     """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
+    holds: int = 0
+    """Holds of the run that the ledger has noted: the next attempt has to know of all."""
+    is_over: bool = False
+    """Whether the route is open, and the attempt was asked for by who did not know of the last hold."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="failed"):
@@ -122,6 +126,8 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an attempt was lost with its worker, so that nobody knows its end."""
     end: AttemptResult | None
     """How the last attempt ended."""
+    holds: int = 0
+    """Times that an attempt was told that the route is closed."""
 
     @property
     def is_decided(self) -> bool:

@@ -59,12 +59,16 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
-    """No attempt may be made, because the route is paused or disabled."""
+    """No attempt may be made, because the route is or was paused or disabled."""
 
     reason: str
     """For a person to read."""
     attempts_made: int
     """Attempts made before."""
+    holds: int
+    """Times that an attempt of the run was told so. None begins any more that was asked for before the last of them."""
+    is_over: bool = False
+    """Whether the route is open again, and who asks did not know that it had been closed."""
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +108,7 @@ class DeliveryLedger:
         *,
         expired_claim: str | None = None,
         attempts_made: int = 0,
+        holds: int | None = None,
     ) -> Begun | LedgerRow | RouteClosed:
         """Claim the next attempt of a run, and read where it goes, in one look.
 
@@ -111,11 +116,13 @@ class DeliveryLedger:
             claim: Of this attempt alone. The same one may begin again, when its answer was lost.
             expired_claim: An expired claim that the caller itself saw at least `GRACE` ago, to be taken over.
             attempts_made: Attempts made before there was a row.
+            holds: Times that the job was held, as far as who asked for the attempt knew. The job may have been changed
+                at each. None is not compared.
 
         Returns:
             Begun: The attempt may be made.
             LedgerRow: It may not, because of what the row says.
-            RouteClosed: It may not, because the route is paused or disabled.
+            RouteClosed: It may not, because the route is paused or disabled, or was so since the attempt was asked for.
 
         Raises:
             VaultError: The route's secrets cannot be read with the keys that are set. The attempt has been begun.
@@ -130,6 +137,7 @@ class DeliveryLedger:
                 expired_claim and UUID(expired_claim),
                 self._attempt_time,
                 attempts_made,
+                holds,
             )
         if answer is None:
             raise UnavailableError("Postgres returned no row")
@@ -137,19 +145,25 @@ class DeliveryLedger:
             target = await self._routes.open_target(db, route_id, answer) if answer["state"] else None
             return Begun(number=answer["made"] + 1, target=target, at=answer["now"])
         row = await self.find(run_id)
-        if row and row.claim == str(claim) and row.state is RowState.UNDER_WAY:
-            # Begun, without our knowing, before the route was closed.
-            row = await self.end(run_id, claim, AttemptReport(counts=False))
-        is_lost = row is not None and row.is_expired and row.claim == expired_claim
-        if row and not is_lost and (row.state is not RowState.WAITING or not _is_closed(answer)):
-            return row
-        if not _is_closed(answer):
+        if row is None:
             raise UnavailableError("the ledger's row went away")
-        reason = answer["state_reason"]
-        return RouteClosed(
-            reason=f"the route is {answer['state']}" + (f": {reason}" if reason else ""),
-            attempts_made=row.attempts_made if row else 0,
-        )
+        if row.claim == str(claim) and row.state is RowState.UNDER_WAY:
+            # Begun, without our knowing, before the route was closed.
+            await self.end(run_id, claim, AttemptReport(counts=False))
+            return await self.begin(
+                run_id, db, route_id, claim, expired_claim=expired_claim, attempts_made=attempts_made, holds=holds
+            )
+        is_lost = row.is_expired and row.claim == expired_claim
+        if row.state is not RowState.WAITING and not is_lost:
+            return row
+        if _is_closed(answer):
+            reason = answer["state_reason"]
+            closed = f"the route is {answer['state']}" + (f": {reason}" if reason else "")
+            return RouteClosed(reason=closed, attempts_made=row.attempts_made, holds=row.holds)
+        if holds is not None and holds < row.holds:
+            reason = "the route was closed since the attempt was asked for"
+            return RouteClosed(reason=reason, attempts_made=row.attempts_made, holds=row.holds, is_over=True)
+        return row
 
     async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
@@ -243,6 +257,7 @@ def _row(row: Record) -> LedgerRow:
         seconds_left=row["left"].total_seconds(),
         attempts_made=row["made"],
         has_lost_attempt=row["doubt"],
+        holds=row["holds"],
         end=msgspec.json.decode(row["outcome"], type=AttemptResult) if row["outcome"] else None,
     )
 
@@ -262,8 +277,11 @@ def _encode_result(end: AttemptResult) -> str:
 _LOST_OUTCOME = _encode_result(AttemptResult(number=0, kind=AttemptKind.LOST, reason=LOST_REASON, ended_at=0))
 
 # `at`: when the claim expires of an attempt under way, or when the next attempt may begin of a run that waits. `made`:
-# attempts whose end is known. `doubt`: an attempt was lost with its worker. `outcome`: the result of the last attempt.
-_ROW = "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.outcome"
+# attempts whose end is known. `doubt`: an attempt was lost with its worker. `holds`: times that an attempt was told
+# that the route is closed. `outcome`: the result of the last attempt.
+_ROW = (
+    "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.holds, run.outcome"
+)
 
 
 def _state_after_cancel(doubt: str) -> str:
@@ -279,14 +297,17 @@ def _outcome_after_cancel(doubt: str) -> str:
 def _may_take_over(claim: str) -> str:
     """Return whether the claim is one that the caller has seen expired before, and still is."""
     # Without a claim that was seen the comparison is null, and so would be what is computed with it.
-    return f"(run.state <> 'waiting' AND coalesce(run.claim = {claim}, false) AND run.at <= clock_timestamp())"
+    is_seen = f"coalesce(run.claim = {claim}, false) AND run.at <= clock_timestamp()"
+    return f"(run.state IN ('under_way', 'cancelling') AND {is_seen})"
 
 
 _BY_BEGIN, _BY_CANCEL = _may_take_over("$5::uuid"), _may_take_over("$3::uuid")
 
+_KNOWS_HOLDS = "run.holds <= coalesce($8::int, run.holds)"
+
 # $1 db, $2 route (both of TARGET), $3 run, $4 claim, $5 expired claim, $6 default time-out in seconds, $7 attempts made
-# before. `(SELECT) AS one` gives one row even where there is no such route. Whether the route is open decides in one
-# look about a row to be inserted and one to be updated.
+# before, $8 holds that are known. `(SELECT) AS one` gives one row even where there is no such route. Whether the route
+# is open decides in one look about a row to be inserted and one to be updated; where it is closed the hold is noted.
 _BEGIN = f"""
     WITH target AS ({TARGET}),
     begun AS (
@@ -308,9 +329,17 @@ _BEGIN = f"""
             doubt = run.doubt OR {_BY_BEGIN},
             claim = CASE WHEN run.state = 'cancelling' THEN run.claim ELSE excluded.claim END,
             at = CASE WHEN run.state = 'under_way' AND run.claim = excluded.claim THEN run.at ELSE excluded.at END
-        WHERE (run.state = 'waiting' AND run.at <= clock_timestamp())
-            OR (run.state IN ('under_way', 'cancelling') AND (run.claim = excluded.claim OR {_BY_BEGIN}))
+        WHERE (run.state = 'waiting' AND run.at <= clock_timestamp() AND {_KNOWS_HOLDS})
+            OR (run.state = 'under_way' AND (run.claim = excluded.claim OR ({_BY_BEGIN} AND {_KNOWS_HOLDS})))
+            OR (run.state = 'cancelling' AND (run.claim = excluded.claim OR {_BY_BEGIN}))
         RETURNING run.state AS run_state, run.made
+    ),
+    held AS (
+        INSERT INTO delivery_ledger AS run (run_id, state, at, made, holds)
+        SELECT $3, 'waiting', clock_timestamp(), $7::int, coalesce($8::int, 0) + 1
+        FROM target WHERE target.state <> 'active'
+        ON CONFLICT (run_id) DO UPDATE SET holds = greatest(run.holds, excluded.holds)
+        WHERE run.state = 'waiting' OR {_BY_BEGIN}
     )
     SELECT begun.*, target.*, clock_timestamp() AS now
     FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
@@ -367,6 +396,7 @@ _CANCEL = f"""
             WHEN {_BY_CANCEL} THEN 'failed'
             ELSE 'cancelling'
         END,
+        at = CASE WHEN run.state = 'waiting' THEN greatest(run.at, excluded.at) ELSE run.at END,
         outcome = {_outcome_after_cancel(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
         doubt = run.doubt OR {_BY_CANCEL}
     WHERE run.state IN ('waiting', 'under_way') OR (run.state = 'cancelling' AND {_BY_CANCEL})
