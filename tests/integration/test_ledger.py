@@ -375,6 +375,29 @@ async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: Rout
     assert row.is_unattempted
 
 
+async def test_a_hold_is_noted_though_an_attempt_ends_while_the_row_is_looked_at(
+    run: Run, store: RouteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = DeliveryLedger.find
+
+    async def find_later(ledger: DeliveryLedger, run_id: str) -> LedgerRow | None:
+        monkeypatch.undo()
+        await run.end("not made", OTHERS)
+        return await find(ledger, run_id)
+
+    await run.begin(OTHERS)
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+    monkeypatch.setattr(DeliveryLedger, "find", find_later)
+
+    answer = await run.begin(MINE, holds=0)
+
+    assert isinstance(answer, RouteClosed)
+    assert answer.holds == 1
+    row = await run.find()
+    assert row
+    assert row.holds == 1
+
+
 async def test_a_held_run_that_is_cancelled_is_remembered_until_its_job_is_due(run: Run, store: RouteStore) -> None:
     """Its workflow may learn of the cancel only then."""
     await store.set_state(run.db, "hook", RouteState.PAUSED)

@@ -144,23 +144,21 @@ class DeliveryLedger:
         if answer["run_state"] == RowState.UNDER_WAY:
             target = await self._routes.open_target(db, route_id, answer) if answer["state"] else None
             return Begun(number=answer["made"] + 1, target=target, at=answer["now"])
+        if answer["holds"] is not None:
+            return _closed(answer)
         row = await self.find(run_id)
         if row is None:
             raise UnavailableError("the ledger's row went away")
-        if row.claim == str(claim) and row.state is RowState.UNDER_WAY:
+        if is_own := row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             # Begun, without our knowing, before the route was closed.
             await self.end(run_id, claim, AttemptReport(counts=False))
+        has_nobody = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
+        if is_own or (has_nobody and _is_closed(answer)):
+            # The row has changed since, and the hold is not noted yet.
             return await self.begin(
                 run_id, db, route_id, claim, expired_claim=expired_claim, attempts_made=attempts_made, holds=holds
             )
-        is_lost = row.is_expired and row.claim == expired_claim
-        if row.state is not RowState.WAITING and not is_lost:
-            return row
-        if _is_closed(answer):
-            reason = answer["state_reason"]
-            closed = f"the route is {answer['state']}" + (f": {reason}" if reason else "")
-            return RouteClosed(reason=closed, attempts_made=row.attempts_made, holds=row.holds)
-        if holds is not None and holds < row.holds:
+        if has_nobody and holds is not None and holds < row.holds:
             reason = "the route was closed since the attempt was asked for"
             return RouteClosed(reason=reason, attempts_made=row.attempts_made, holds=row.holds, is_over=True)
         return row
@@ -250,6 +248,11 @@ def _is_closed(answer: Record) -> bool:
     return answer["state"] not in (None, RouteState.ACTIVE)
 
 
+def _closed(answer: Record) -> RouteClosed:
+    reason = f"the route is {answer['state']}" + (f": {answer['state_reason']}" if answer["state_reason"] else "")
+    return RouteClosed(reason=reason, attempts_made=answer["held_made"], holds=answer["holds"])
+
+
 def _row(row: Record) -> LedgerRow:
     return LedgerRow(
         state=RowState(row["run_state"]),
@@ -307,7 +310,8 @@ _KNOWS_HOLDS = "run.holds <= coalesce($8::int, run.holds)"
 
 # $1 db, $2 route (both of TARGET), $3 run, $4 claim, $5 expired claim, $6 default time-out in seconds, $7 attempts made
 # before, $8 holds that are known. `(SELECT) AS one` gives one row even where there is no such route. Whether the route
-# is open decides in one look about a row to be inserted and one to be updated; where it is closed the hold is noted.
+# is open decides in one look about a row to be inserted and one to be updated; where it is closed the hold is noted,
+# each under a number of its own.
 _BEGIN = f"""
     WITH target AS ({TARGET}),
     begun AS (
@@ -338,11 +342,12 @@ _BEGIN = f"""
         INSERT INTO delivery_ledger AS run (run_id, state, at, made, holds)
         SELECT $3, 'waiting', clock_timestamp(), $7::int, coalesce($8::int, 0) + 1
         FROM target WHERE target.state <> 'active'
-        ON CONFLICT (run_id) DO UPDATE SET holds = greatest(run.holds, excluded.holds)
+        ON CONFLICT (run_id) DO UPDATE SET holds = greatest(run.holds + 1, excluded.holds)
         WHERE run.state = 'waiting' OR {_BY_BEGIN}
+        RETURNING run.holds, run.made AS held_made
     )
-    SELECT begun.*, target.*, clock_timestamp() AS now
-    FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true
+    SELECT begun.*, held.*, target.*, clock_timestamp() AS now
+    FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true LEFT JOIN held ON true
 """  # noqa: S608 - constants
 
 # $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none); then the log's.
