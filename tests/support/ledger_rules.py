@@ -63,11 +63,14 @@ def begin(
 def begin_on_closed(
     row: Row | None, claim: str, expired_claim: str | None = None, *, holds: int | None = None
 ) -> tuple[Row, bool]:
-    """Return the row after `begin` on a route that is closed, and whether the job is to be held."""
+    """Return the row after `begin` on a route that is closed, and whether the job is to be held.
+
+    An attempt of the same claim that is under way is given back, before `begin` is to be repeated.
+    """
     if row is None:
         return Row(WAITING, None, At.NOW, 0, holds=(holds or 0) + 1), True
     if row.state == UNDER_WAY and row.claim == claim:
-        row = replace(row, state=WAITING, at=At.NOW)
+        return replace(row, state=WAITING, at=At.NOW), False
     lost = row.state in (UNDER_WAY, CANCELLING) and row.at is At.PAST and row.claim == expired_claim
     if row.state == WAITING or lost:
         return replace(row, holds=max(row.holds, holds or 0) + 1), True

@@ -126,6 +126,7 @@ class DeliveryLedger:
 
         Raises:
             VaultError: The route's secrets cannot be read with the keys that are set. The attempt has been begun.
+            UnavailableError: Also where the row has changed in this moment; to be repeated.
         """
         async with connection(self._pool) as postgres:
             answer = await postgres.fetchrow(
@@ -149,15 +150,12 @@ class DeliveryLedger:
         row = await self.find(run_id)
         if row is None:
             raise UnavailableError("the ledger's row went away")
-        if is_own := row.claim == str(claim) and row.state is RowState.UNDER_WAY:
-            # Begun, without our knowing, before the route was closed.
+        if row.claim == str(claim) and row.state is RowState.UNDER_WAY:
             await self.end(run_id, claim, AttemptReport(counts=False))
+            raise UnavailableError("begun, without our knowing, before the route was closed")
         has_nobody = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
-        if is_own or (has_nobody and _is_closed(answer)):
-            # The row has changed since, and the hold is not noted yet.
-            return await self.begin(
-                run_id, db, route_id, claim, expired_claim=expired_claim, attempts_made=attempts_made, holds=holds
-            )
+        if has_nobody and _is_closed(answer):
+            raise UnavailableError("the row has changed, and the hold is not noted")
         if has_nobody and holds is not None and holds < row.holds:
             reason = "the route was closed since the attempt was asked for"
             return RouteClosed(reason=reason, attempts_made=row.attempts_made, holds=row.holds, is_over=True)
