@@ -43,6 +43,10 @@ log = logging.getLogger(__name__)
 CLOCK_PATIENCE = 5.0
 """Seconds that an attempt waits in place for a trigger time that this machine's clock has not reached yet."""
 
+STALE_AFTER = 8.0
+"""Seconds after which an attempt is not begun that was asked for by a workflow which counts no holds: from before the
+ledger, or on an older worker. Its own worker was stopped meanwhile, and the job may have been changed."""
+
 
 class Attempts:
     """Makes attempts with what a worker shares among them."""
@@ -79,11 +83,14 @@ class Attempts:
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
         """Wait for the time and for a slot of the route, and attempt."""
+        asked_at = boot_time()
         early = await _wait_until_due(delivery.job)
         if early:
             return deferral(f"this worker's clock is {early:.1f} s behind", early)
         try:
             async with self._slots.slot(delivery.job.route_key) as note_attempt:
+                if delivery.holds is None and boot_time() > asked_at + STALE_AFTER:
+                    return deferral("the worker was stopped meanwhile", 1.0)
                 return await self._claim(delivery, note_attempt)
         except NoSlotError as error:
             return deferral(str(error), error.after)

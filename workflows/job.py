@@ -44,6 +44,9 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 
 CANCEL_TIMEOUT = timedelta(seconds=10)
 
+CLOCK_STEP = timedelta(seconds=5)
+"""Time by which Temporal's clock may be set back: a timer that fires before its time by no more is set once more."""
+
 
 @workflow.defn(name=stored_names.JOB)
 class JobWorkflow(JobBeforeLedger):
@@ -371,13 +374,17 @@ class JobWorkflow(JobBeforeLedger):
             self._log("job released")
 
     async def _until_out_of_hold(self, held: Held) -> None:
-        """Wait for a change of the job, for its moment after a release, or for the time to check the route."""
+        """Wait for a change of the job, for its moment after a release, or for the time to check the route.
+
+        A timer that fires long before its time was set by a worker with other `HOLD_CHECKS`, and its end counts.
+        """
         job, check_at = self._job, workflow.now() + HOLD_CHECKS[min(self._hold_checks, len(HOLD_CHECKS) - 1)]
         self._hold_checks += 1
         while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
             seen = self._release_at
             summary = "until its moment" if seen else _summary(f"held: {held.reason}")
-            if not await self._is_changed_or_released(job, seen, wait, summary):
+            is_over = not await self._is_changed_or_released(job, seen, wait, summary)
+            if is_over and (seen or check_at) - workflow.now() > CLOCK_STEP:
                 return
             if self._release_at and self._release_at != seen:
                 self._hold_checks = 0
@@ -392,10 +399,7 @@ class JobWorkflow(JobBeforeLedger):
     async def _is_changed_or_released(
         self, job: Job, release_at: datetime | None, wait: timedelta, summary: str
     ) -> bool:
-        """Wait, and return whether the held job is changed, or given another moment for its release, before that.
-
-        The timer tells, not the clock: a worker of another version may have set it to another time.
-        """
+        """Wait, and return whether the held job is changed, or given another moment for its release, before that."""
         try:
             await workflow.wait_condition(
                 lambda: self._job is not job or self._release_at != release_at, timeout=wait, timeout_summary=summary

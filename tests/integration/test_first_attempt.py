@@ -450,3 +450,22 @@ async def test_an_attempt_whose_worker_was_stopped_once_it_had_begun_is_not_made
 
     assert (await another.row(delivery.run_id)).is_unattempted
     assert receiver.received == []
+
+
+@pytest.mark.parametrize("holds", [None, 0])
+async def test_an_attempt_of_a_workflow_that_counts_no_holds_is_not_begun_when_its_worker_was_stopped(
+    service: Service,
+    receiver: Receiver,
+    first: FirstAttempts,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    holds: int | None,
+) -> None:
+    """Where they are counted, the ledger knows whether the job may have been changed since."""
+    monkeypatch.setattr("activities.attempt.STALE_AFTER", -1.0)
+    delivery = replace(a_delivery(service.db), holds=holds)
+
+    outcome = await first.make(delivery)
+
+    assert isinstance(outcome, Deferred if holds is None else Delivered)
+    assert (await another.ledger.find(delivery.run_id) is None) == (holds is None)

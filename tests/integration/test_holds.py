@@ -1,11 +1,11 @@
 """Routes that are paused or disabled hold their jobs, without using up attempts, and release them again."""
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
@@ -15,11 +15,13 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.refusals import NO_SUCH_ROUTE, TOO_LATE
 from tests.support.service import ROUTE, Service, a_job, refused
 from tests.support.waiting import eventually
+from timemachine.domain.jobs import Job
 from timemachine.postgres.delivery_ledger import AttemptReport
 from timemachine.temporal.payloads import DATA_CONVERTER
 from workflows.job import JobWorkflow
 
 TIMER_FIRED = EventType.EVENT_TYPE_TIMER_FIRED
+SHORTLY = timedelta(milliseconds=10)
 
 
 async def test_a_paused_route_holds_its_jobs_and_resume_lets_them_go(
@@ -240,6 +242,35 @@ async def test_a_held_job_replays_after_the_times_of_its_checks_were_changed(
 
     monkeypatch.setattr("workflows.job.HOLD_CHECKS", (since,))
 
+    await replay(history)
+
+
+async def test_a_held_job_whose_timer_fired_before_its_time_replays(
+    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Temporal's clock, which was set back. The timer was set once more, for the rest."""
+    wait_for = JobWorkflow._is_changed_or_released
+
+    async def early(run: JobWorkflow, job: Job, release_at: datetime | None, wait: timedelta, summary: str) -> bool:
+        return await wait_for(run, job, release_at, max(wait - timedelta(seconds=1), SHORTLY), summary)
+
+    monkeypatch.setattr(JobWorkflow, "_is_changed_or_released", early)
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=1.5),))
+    await pause(service)
+    job_id = await service.create(0)
+    await eventually(lambda: events(client, service, job_id), lambda seen: seen.count(TIMER_FIRED) >= 3)
+    assert (await service.cancel(job_id)).status_code == 200
+    job = workflow_of(client, service, job_id)
+    timers = [event.timer_started_event_attributes async for event in job.fetch_history_events()]
+    waits = [timer.start_to_fire_timeout.ToTimedelta() for timer in timers if timer.timer_id]
+    assert timedelta(seconds=0.5) >= waits[0] > waits[1]
+
+    monkeypatch.setattr(JobWorkflow, "_is_changed_or_released", wait_for)
+
+    await replay(await job.fetch_history())
+
+
+async def replay(history: WorkflowHistory) -> None:
     replayer = Replayer(
         workflows=[JobWorkflow], workflow_runner=UnsandboxedWorkflowRunner(), data_converter=DATA_CONVERTER
     )

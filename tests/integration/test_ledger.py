@@ -49,6 +49,8 @@ from timemachine.vault import Vault, new_key
 
 ATTEMPT_TIME = 15.0
 WAIT = timedelta(hours=1)
+YEARS = 1e9
+"""Seconds."""
 DUE = datetime(2026, 1, 1, tzinfo=UTC)
 NUMBER = 3
 """Of the attempt that the tests end; two were made before."""
@@ -217,6 +219,8 @@ async def check_row(run: Run, expected: Row | None, before: datetime | None) -> 
     lasts = {At.CLAIM: ATTEMPT_TIME + CLAIM_MARGIN, At.NOW: 0, At.NEXT: WAIT.total_seconds()}
     if expected.at in lasts:
         assert found.seconds_left == pytest.approx(lasts[expected.at], abs=10)
+    elif expected.at is At.LONG_AGO:
+        assert found.seconds_left < -YEARS
     elif expected.at is not At.ANY:
         assert await run.at() == (DUE if expected.at is At.DUE else before)
 
@@ -415,6 +419,21 @@ async def test_a_held_run_that_is_cancelled_is_remembered_until_its_job_is_due(r
     assert (await run.ledger.cancel(run.id, due=due)).state is RowState.CANCELLED
 
     assert await run.at() == due
+
+
+async def test_the_cancel_of_a_run_that_was_held_for_long_is_not_old(run: Run, store: RouteStore) -> None:
+    """Its workflow, or a worker that is frozen, may not have learned of it yet."""
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+    await run.begin()
+    held_since = datetime(2001, 1, 1, tzinfo=UTC)
+    await run.pool.execute("UPDATE delivery_ledger SET created_at = $2 WHERE run_id = $1", run.id, held_since)
+
+    await run.ledger.cancel(run.id, due=held_since)
+    await run.ledger.remove_before(held_since + timedelta(days=1), 10)
+
+    row = await run.find()
+    assert row
+    assert row.state is RowState.CANCELLED
 
 
 async def test_an_attempt_on_a_route_that_is_gone_begins_without_a_target(run: Run) -> None:

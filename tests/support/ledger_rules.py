@@ -18,6 +18,8 @@ class At(StrEnum):
     CLAIM = "claim"
     """As long as a claim lasts, from now."""
     NOW = "now"
+    LONG_AGO = "long ago"
+    """Before any clock's time."""
     NEXT = "next"
     """The wait that an end asks for, from now."""
     DUE = "due"
@@ -68,7 +70,7 @@ def begin_on_closed(
     An attempt of the same claim that is under way is given back, before `begin` is to be repeated.
     """
     if row is None:
-        return Row(WAITING, None, At.NOW, 0, holds=(holds or 0) + 1), True
+        return Row(WAITING, None, At.LONG_AGO, 0, holds=(holds or 0) + 1), True
     if row.state == UNDER_WAY and row.claim == claim:
         return replace(row, state=WAITING, at=At.NOW), False
     lost = row.state in (UNDER_WAY, CANCELLING) and row.at is At.PAST and row.claim == expired_claim

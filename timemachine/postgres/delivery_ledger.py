@@ -338,7 +338,7 @@ _BEGIN = f"""
     ),
     held AS (
         INSERT INTO delivery_ledger AS run (run_id, state, at, made, holds)
-        SELECT $3, 'waiting', clock_timestamp(), $7::int, coalesce($8::int, 0) + 1
+        SELECT $3, 'waiting', 'epoch', $7::int, coalesce($8::int, 0) + 1
         FROM target WHERE target.state <> 'active'
         ON CONFLICT (run_id) DO UPDATE SET holds = greatest(run.holds + 1, excluded.holds)
         WHERE run.state = 'waiting' OR {_BY_BEGIN}
@@ -399,7 +399,10 @@ _CANCEL = f"""
             WHEN {_BY_CANCEL} THEN 'failed'
             ELSE 'cancelling'
         END,
-        at = CASE WHEN run.state = 'waiting' THEN greatest(run.at, excluded.at) ELSE run.at END,
+        at = CASE
+            WHEN run.state = 'waiting' THEN greatest(run.at, excluded.at, clock_timestamp())
+            ELSE run.at
+        END,
         outcome = {_outcome_after_cancel(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
         doubt = run.doubt OR {_BY_CANCEL}
     WHERE run.state IN ('waiting', 'under_way') OR (run.state = 'cancelling' AND {_BY_CANCEL})
