@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
@@ -15,8 +15,6 @@ LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
 
 _AT_THE_END_OF_THE_QUEUE = timedelta(milliseconds=100)
-
-T = TypeVar("T")
 
 
 class BulkRun:
@@ -51,15 +49,15 @@ class BulkRun:
             )
 
 
-async def to_its_end(step: Coroutine[Any, Any, T]) -> T:
-    """Return what a step comes to, which a cancel of this activity does not cut in two.
+async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
+    """Do a step, which a cancel of this activity does not cut in two. What it comes to, it has to note by itself.
 
     Raises:
         asyncio.CancelledError: The activity was cancelled meanwhile; the step has been done.
     """
     task = asyncio.create_task(step)
     try:
-        return await asyncio.shield(task)
+        await asyncio.shield(task)
     except asyncio.CancelledError:
         await task
         raise

@@ -45,6 +45,11 @@ class Redeliveries:
         """
         start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
         run, progress = BulkRun(), start.progress
+
+        async def take_up(failure: WorkflowExecution) -> None:
+            nonlocal progress
+            progress = await self._counted(failure, progress)
+
         run.heartbeat(progress, start)
         try:
             while True:
@@ -55,7 +60,7 @@ class Redeliveries:
                     if not failed.filter.includes(listed_job(failure, datetime.now(UTC))):
                         continue
                     await self._rate.acquire()
-                    progress = await to_its_end(self._take_up(failure, progress))
+                    await to_its_end(take_up(failure))
                     run.heartbeat(progress, start)
                 if not page.next_page_token:
                     return progress
@@ -70,7 +75,7 @@ class Redeliveries:
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(_query(failed))).count)
 
-    async def _take_up(self, failure: WorkflowExecution, progress: Progress) -> Progress:
+    async def _counted(self, failure: WorkflowExecution, progress: Progress) -> Progress:
         """Start one job again, and count it."""
         if await self._started(failure):
             return msgspec.structs.replace(progress, started=progress.started + 1)

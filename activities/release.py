@@ -41,6 +41,12 @@ class Releases:
             RPCError, UnavailableError: Temporal or Postgres does not answer; to be tried again.
         """
         released, run = _resumed() or await self._begin(release), BulkRun()
+
+        async def tell(workflow_id: str) -> None:
+            nonlocal released
+            await self._signal(workflow_id, release.spread)
+            released = msgspec.structs.replace(released, signalled=released.signalled + 1)
+
         run.heartbeat(released)
         try:
             while await self._open(release):
@@ -55,8 +61,7 @@ class Releases:
                     if job.typed_search_attributes.get(ROUTE) != release.route_key:
                         continue
                     await self._rate.acquire()
-                    await to_its_end(self._signal(job.id, release.spread))
-                    released = msgspec.structs.replace(released, signalled=released.signalled + 1)
+                    await to_its_end(tell(job.id))
                     run.heartbeat(released)
                 if not page.next_page_token:
                     return msgspec.structs.replace(released, token=b"")

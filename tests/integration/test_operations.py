@@ -3,13 +3,18 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import httpx
 import pytest
 from msgspec.structs import replace
+from temporalio import activity
 from temporalio.client import Client
 
+from activities.redelivery import Redeliveries
+from activities.release import Releases
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving, working
@@ -229,6 +234,52 @@ async def test_a_redelivery_is_stopped_in_the_middle(slow: Service, client: Clie
         "error": "it was stopped",
     }
     await receiver.wait_until(lambda: len(receiver.received) == 30 + stopped["done"])
+
+
+def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str) -> None:
+    """Have the third of an activity's steps last until the activity is told to stop."""
+    take, taken = getattr(bulk, step), count(1)
+
+    async def until_told(*args: object) -> object:
+        if next(taken) == 3:
+            while not activity.is_cancelled():
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        return await take(*args)
+
+    monkeypatch.setattr(bulk, step, until_told)
+
+
+async def test_what_is_being_redelivered_when_it_is_stopped_counts(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.answer = refuse
+    await asyncio.gather(*(fail(service) for _ in range(5)))
+    await until_failed(client, service, 5)
+    receiver.answer = take
+    wait_for_the_stop(monkeypatch, Redeliveries, "_started")
+    await redeliver_all(service)
+    operation = await the_only(service, "redelivery")
+
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+
+    assert (await until_ended(service, operation["id"]))["done"] == 3
+    await receiver.wait_until(lambda: len(receiver.received) == 5 + 3)
+
+
+async def test_what_is_being_released_when_it_is_stopped_counts(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
+    await hold(service, client, 5)
+    wait_for_the_stop(monkeypatch, Releases, "_signal")
+    await resume(service)
+    operation = await the_only(service, "release")
+
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+
+    assert (await until_ended(service, operation["id"]))["done"] == 3
+    await receiver.wait_until(lambda: len(receiver.received) == 3)
 
 
 async def test_a_release_that_another_resume_replaces_was_stopped(slow: Service, client: Client) -> None:
