@@ -1,6 +1,7 @@
 """Bulk work: it stops with its worker, yields its slot to others, and goes on from its last heartbeat."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -10,6 +11,8 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from timemachine.domain import stored_names
+
+log = logging.getLogger(__name__)
 
 LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
@@ -59,7 +62,9 @@ async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        await task
+        await asyncio.wait([task])
+        if error := task.exception():
+            log.warning("step failed while its activity was cancelled", extra={"reason": str(error)})
         raise
 
 

@@ -49,5 +49,10 @@ def retryable(reason: str, wait: timedelta, *, type: str) -> ApplicationError:  
     return ApplicationError(reason, type=type, next_retry_delay=wait, category=ApplicationErrorCategory.BENIGN)
 
 
-def _final(reason: str, report: AttemptsMade | HoldReport, *, type: str) -> ApplicationError:  # noqa: A002 - its word
+def _final(
+    reason: str,
+    report: AttemptsMade | HoldReport,
+    *,
+    type: str,  # noqa: A002 - Temporal's word
+) -> ApplicationError:
     return ApplicationError(reason, report, type=type, non_retryable=True, category=ApplicationErrorCategory.BENIGN)

@@ -48,7 +48,7 @@ class Redeliveries:
 
         async def take_up(failure: WorkflowExecution) -> None:
             nonlocal progress
-            progress = await self._counted(failure, progress)
+            progress = await self._take_up(failure, progress)
 
         run.heartbeat(progress, start)
         try:
@@ -75,7 +75,7 @@ class Redeliveries:
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(_query(failed))).count)
 
-    async def _counted(self, failure: WorkflowExecution, progress: Progress) -> Progress:
+    async def _take_up(self, failure: WorkflowExecution, progress: Progress) -> Progress:
         """Start one job again, and count it."""
         if await self._started(failure):
             return msgspec.structs.replace(progress, started=progress.started + 1)

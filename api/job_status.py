@@ -29,7 +29,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     shown: JobOut
     run: JobRun
     row: LedgerRow | None
-    """What the ledger has of it; None before its first attempt."""
+    """What the ledger has of it; None before its first attempt, hold or cancel."""
 
 
 async def read_job_status(client: Client, ledger: DeliveryLedger, workflow_id: str) -> JobStatus:

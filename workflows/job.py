@@ -90,7 +90,7 @@ class JobWorkflow(JobBeforeLedger):
             outcome = await self._attempt()
             if not isinstance(outcome, Held):
                 return _return_or_raise(outcome)
-            self._holds = max(self._holds, outcome.holds)
+            self._holds, self._attempts_made = max(self._holds, outcome.holds), outcome.attempts_made
             if outcome.is_over:
                 continue
             await self._hold(outcome)
@@ -355,7 +355,6 @@ class JobWorkflow(JobBeforeLedger):
 
     async def _hold(self, held: Held) -> None:
         """Wait until the job is released or changed. One that was never attempted can be changed meanwhile."""
-        self._attempts_made = held.attempts_made
         self._release_at = None
         # What the job was before a change is not sent any more: the ledger has noted the hold.
         self._attempted = held.attempts_made > 0
@@ -383,8 +382,8 @@ class JobWorkflow(JobBeforeLedger):
         while self._job is job and (wait := (self._release_at or check_at) - workflow.now()) > timedelta(0):
             seen = self._release_at
             summary = "until its moment" if seen else _summary(f"held: {held.reason}")
-            is_over = not await self._is_changed_or_released(job, seen, wait, summary)
-            if is_over and (seen or check_at) - workflow.now() > CLOCK_STEP:
+            is_time_up = not await self._wait_for_change_or_release(job, seen, wait, summary)
+            if is_time_up and (seen or check_at) - workflow.now() > CLOCK_STEP:
                 return
             if self._release_at and self._release_at != seen:
                 self._hold_checks = 0
@@ -396,7 +395,7 @@ class JobWorkflow(JobBeforeLedger):
         """Log what happens to the job, once: a replay logs nothing."""
         workflow.logger.info(event, extra=self._job.log_fields | fields)
 
-    async def _is_changed_or_released(
+    async def _wait_for_change_or_release(
         self, job: Job, release_at: datetime | None, wait: timedelta, summary: str
     ) -> bool:
         """Wait, and return whether the held job is changed, or given another moment for its release, before that."""

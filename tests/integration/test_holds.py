@@ -249,12 +249,12 @@ async def test_a_held_job_whose_timer_fired_before_its_time_replays(
     service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By Temporal's clock, which was set back. The timer was set once more, for the rest."""
-    wait_for = JobWorkflow._is_changed_or_released
+    wait_for = JobWorkflow._wait_for_change_or_release
 
     async def early(run: JobWorkflow, job: Job, release_at: datetime | None, wait: timedelta, summary: str) -> bool:
         return await wait_for(run, job, release_at, max(wait - timedelta(seconds=1), SHORTLY), summary)
 
-    monkeypatch.setattr(JobWorkflow, "_is_changed_or_released", early)
+    monkeypatch.setattr(JobWorkflow, "_wait_for_change_or_release", early)
     monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(seconds=1.5),))
     await pause(service)
     job_id = await service.create(0)
@@ -265,7 +265,7 @@ async def test_a_held_job_whose_timer_fired_before_its_time_replays(
     waits = [timer.start_to_fire_timeout.ToTimedelta() for timer in timers if timer.timer_id]
     assert timedelta(seconds=0.5) >= waits[0] > waits[1]
 
-    monkeypatch.setattr(JobWorkflow, "_is_changed_or_released", wait_for)
+    monkeypatch.setattr(JobWorkflow, "_wait_for_change_or_release", wait_for)
 
     await replay(await job.fetch_history())
 

@@ -247,7 +247,7 @@ class LedgerMachine(RuleBasedStateMachine):
             answer = self.world.run(statement)
             assert not self.world.proxy.has_cut, "an answer, although the connection was cut"
         except UnavailableError:
-            assert self.world.proxy.has_cut or not self.is_open
+            assert self.world.proxy.has_cut
             answer = Lost.ANSWER
         self.world.proxy.cut(None)
         before, self.row = self.row, self.look()

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.redelivery import Redeliveries
 from activities.release import Releases
@@ -236,8 +237,8 @@ async def test_a_redelivery_is_stopped_in_the_middle(slow: Service, client: Clie
     await receiver.wait_until(lambda: len(receiver.received) == 30 + stopped["done"])
 
 
-def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str) -> None:
-    """Have the third of an activity's steps last until the activity is told to stop."""
+def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str, *, fails: bool = False) -> None:
+    """Have the third of an activity's steps last until the activity is told to stop, and then fail perhaps."""
     take, taken = getattr(bulk, step), count(1)
 
     async def until_told(*args: object) -> object:
@@ -245,26 +246,30 @@ def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str) ->
             while not activity.is_cancelled():
                 activity.heartbeat()
                 await asyncio.sleep(0.05)
+            if fails:
+                raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
         return await take(*args)
 
     monkeypatch.setattr(bulk, step, until_told)
 
 
+@pytest.mark.parametrize("fails", [False, True])
 async def test_what_is_being_redelivered_when_it_is_stopped_counts(
-    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     receiver.answer = refuse
     await asyncio.gather(*(fail(service) for _ in range(5)))
     await until_failed(client, service, 5)
     receiver.answer = take
-    wait_for_the_stop(monkeypatch, Redeliveries, "_started")
+    wait_for_the_stop(monkeypatch, Redeliveries, "_started", fails=fails)
     await redeliver_all(service)
     operation = await the_only(service, "redelivery")
 
     assert (await stop(service, operation["id"])).json() == {"status": "ok"}
 
-    assert (await until_ended(service, operation["id"]))["done"] == 3
-    await receiver.wait_until(lambda: len(receiver.received) == 5 + 3)
+    stopped = await until_ended(service, operation["id"])
+    assert (stopped["state"], stopped["done"]) == ("stopped", 2 if fails else 3)
+    await receiver.wait_until(lambda: len(receiver.received) == 5 + stopped["done"])
 
 
 async def test_what_is_being_released_when_it_is_stopped_counts(

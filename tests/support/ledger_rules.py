@@ -19,7 +19,7 @@ class At(StrEnum):
     """As long as a claim lasts, from now."""
     NOW = "now"
     LONG_AGO = "long ago"
-    """Before any clock's time."""
+    """Past by any clock."""
     NEXT = "next"
     """The wait that an end asks for, from now."""
     DUE = "due"
@@ -67,12 +67,12 @@ def begin_on_closed(
 ) -> tuple[Row, bool]:
     """Return the row after `begin` on a route that is closed, and whether the job is to be held.
 
-    An attempt of the same claim that is under way is given back, before `begin` is to be repeated.
+    An attempt of the same claim that is under way is given back.
     """
     if row is None:
         return Row(WAITING, None, At.LONG_AGO, 0, holds=(holds or 0) + 1), True
-    if row.state == UNDER_WAY and row.claim == claim:
-        return replace(row, state=WAITING, at=At.NOW), False
+    if row.state in (UNDER_WAY, CANCELLING) and row.claim == claim:
+        return end(row, claim, "not made", row.attempts_made) or row, False
     lost = row.state in (UNDER_WAY, CANCELLING) and row.at is At.PAST and row.claim == expired_claim
     if row.state == WAITING or lost:
         return replace(row, holds=max(row.holds, holds or 0) + 1), True

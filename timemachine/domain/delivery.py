@@ -42,8 +42,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str = ""
     """The first run id of the workflow, by which the ledger knows it."""
     holds: int | None = None
-    """Holds of the run that the workflow knew of when it asked for the attempt. After each the job may be changed, so
-    that who does not know of the last one delivers what is outdated. None where the workflow does not count them."""
+    """Number of the last hold that the workflow knew of when it asked for the attempt. The job may be changed after
+    each hold, so an attempt that does not know of the last one sends nothing. None where holds are not counted."""
 
 
 class AttemptsMade(msgspec.Struct, frozen=True, kw_only=True):

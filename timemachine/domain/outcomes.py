@@ -32,9 +32,9 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="
     release_at: int | None = None
     """When the job is released, in milliseconds since the epoch, once its route has been resumed."""
     holds: int = 0
-    """Holds of the run that the ledger has noted: the next attempt has to know of all."""
+    """Number of the last hold that the ledger has noted: the next attempt has to know of it."""
     is_over: bool = False
-    """Whether the route is open, and the attempt was asked for by who did not know of the last hold."""
+    """Whether the route is open, and the attempt was asked for without knowing of the last hold."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="outcome", tag="failed"):
@@ -127,7 +127,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     end: AttemptResult | None
     """How the last attempt ended."""
     holds: int = 0
-    """Times that an attempt was told that the route is closed."""
+    """Number of the last hold: of the last time that an attempt found the route closed."""
 
     @property
     def is_decided(self) -> bool:

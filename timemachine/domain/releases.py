@@ -15,7 +15,8 @@ HOLD_CHECKS = (
     timedelta(days=1),
 )
 """Times after which a held job checks its route by itself, the last one for ever. It may have been held just as the
-others were released, and a missed signal must not lose it."""
+others were released, and a missed signal must not lose it. A time that is made longer is made so by more than the
+workflow's `CLOCK_STEP`, or held jobs do not replay."""
 
 BEFORE_DEADLINE = timedelta(seconds=10)
 """Time that a released job has for its first attempt, if it has a deadline."""

@@ -18,7 +18,6 @@ from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
-from timemachine.domain.routes import RouteState
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
 from timemachine.postgres.pool import connection, delete
 from timemachine.postgres.route_store import TARGET, RouteStore, Target
@@ -66,9 +65,9 @@ class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
     attempts_made: int
     """Attempts made before."""
     holds: int
-    """Times that an attempt of the run was told so. None begins any more that was asked for before the last of them."""
+    """Number of the last hold that is noted. An attempt that was asked for without knowing of it is not begun."""
     is_over: bool = False
-    """Whether the route is open again, and who asks did not know that it had been closed."""
+    """Whether the route is open, and the attempt was asked for without knowing of the last hold."""
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,8 +115,8 @@ class DeliveryLedger:
             claim: Of this attempt alone. The same one may begin again, when its answer was lost.
             expired_claim: An expired claim that the caller itself saw at least `GRACE` ago, to be taken over.
             attempts_made: Attempts made before there was a row.
-            holds: Times that the job was held, as far as who asked for the attempt knew. The job may have been changed
-                at each. None is not compared.
+            holds: Number of the last hold that was known when the attempt was asked for. The job may have been changed
+                at each hold. None is not compared.
 
         Returns:
             Begun: The attempt may be made.
@@ -126,7 +125,6 @@ class DeliveryLedger:
 
         Raises:
             VaultError: The route's secrets cannot be read with the keys that are set. The attempt has been begun.
-            UnavailableError: Also where the row has changed in this moment; to be repeated.
         """
         async with connection(self._pool) as postgres:
             answer = await postgres.fetchrow(
@@ -148,15 +146,13 @@ class DeliveryLedger:
         if answer["holds"] is not None:
             return _closed(answer)
         row = await self.find(run_id)
+        if row and row.claim == str(claim) and row.state in (RowState.UNDER_WAY, RowState.CANCELLING):
+            # Begun, without our knowing, before the route was closed.
+            row = await self.end(run_id, claim, AttemptReport(counts=False))
         if row is None:
             raise UnavailableError("the ledger's row went away")
-        if row.claim == str(claim) and row.state is RowState.UNDER_WAY:
-            await self.end(run_id, claim, AttemptReport(counts=False))
-            raise UnavailableError("begun, without our knowing, before the route was closed")
-        has_nobody = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
-        if has_nobody and _is_closed(answer):
-            raise UnavailableError("the row has changed, and the hold is not noted")
-        if has_nobody and holds is not None and holds < row.holds:
+        is_free = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
+        if is_free and holds is not None and holds < row.holds:
             reason = "the route was closed since the attempt was asked for"
             return RouteClosed(reason=reason, attempts_made=row.attempts_made, holds=row.holds, is_over=True)
         return row
@@ -242,10 +238,6 @@ class DeliveryLedger:
         return await delete(self._pool, _REMOVE_BEFORE, at, limit)
 
 
-def _is_closed(answer: Record) -> bool:
-    return answer["state"] not in (None, RouteState.ACTIVE)
-
-
 def _closed(answer: Record) -> RouteClosed:
     reason = f"the route is {answer['state']}" + (f": {answer['state_reason']}" if answer["state_reason"] else "")
     return RouteClosed(reason=reason, attempts_made=answer["held_made"], holds=answer["holds"])
@@ -278,8 +270,8 @@ def _encode_result(end: AttemptResult) -> str:
 _LOST_OUTCOME = _encode_result(AttemptResult(number=0, kind=AttemptKind.LOST, reason=LOST_REASON, ended_at=0))
 
 # `at`: when the claim expires of an attempt under way, or when the next attempt may begin of a run that waits. `made`:
-# attempts whose end is known. `doubt`: an attempt was lost with its worker. `holds`: times that an attempt was told
-# that the route is closed. `outcome`: the result of the last attempt.
+# attempts whose end is known. `doubt`: an attempt was lost with its worker. `holds`: number of the last hold.
+# `outcome`: the result of the last attempt.
 _ROW = (
     "run.state AS run_state, run.claim, run.at - clock_timestamp() AS left, run.made, run.doubt, run.holds, run.outcome"
 )
@@ -400,7 +392,7 @@ _CANCEL = f"""
             ELSE 'cancelling'
         END,
         at = CASE
-            WHEN run.state = 'waiting' THEN greatest(run.at, excluded.at, clock_timestamp())
+            WHEN run.state = 'waiting' OR {_BY_CANCEL} THEN greatest(run.at, excluded.at, clock_timestamp())
             ELSE run.at
         END,
         outcome = {_outcome_after_cancel(f"{_BY_CANCEL} OR (run.state = 'waiting' AND run.doubt)")},
