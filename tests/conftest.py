@@ -96,6 +96,17 @@ async def working(client: Client, pool: Pool, webhooks: WebhookClient, settings:
         yield
 
 
+@asynccontextmanager
+async def delivering(client: Client, settings: Settings) -> AsyncIterator[None]:
+    """Run a worker of deliveries alone, in the tests' own loop."""
+    async with (
+        open_pool(settings) as pool,
+        WebhookClient(timeout=5, max_connections=9, address_guard=settings.address_guard) as webhooks,
+        create_worker(client, pool, webhooks, settings),
+    ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +9,7 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
 
+from tests.conftest import delivering
 from tests.support.cuts import until_continued
 from tests.support.holds import pause, resume, wait_until_held
 from tests.support.job_histories import wait_for_status, workflow_of
@@ -21,11 +20,8 @@ from tests.support.service import ROUTE, Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.jobs import HISTORY_LIMIT
 from timemachine.domain.outcomes import RowState
-from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.temporal.job_runs import describe_job
-from timemachine.webhooks.client import WebhookClient
-from worker import create_worker
 
 A_CHANGE_AND_THE_CUT = 30
 """Events that come on top of the limit at the most."""
@@ -98,28 +94,18 @@ async def test_an_operators_cancel_that_comes_with_the_cut_is_in_the_ledger(
     service, own = alone
     job_id = await service.create(3600)
     job, run = workflow_of(client, service, job_id), await first_run(client, service, job_id)
-    async with working_alone(client, own):
+    async with delivering(client, own):
         assert (await service.change(job_id, 3600)).status_code == 200
     monkeypatch.setattr("timemachine.domain.jobs.HISTORY_LIMIT", 1)
     changing = asyncio.create_task(service.change(job_id, 7200))
     await eventually(lambda: has_task(job))
     await job.cancel()
 
-    async with working_alone(client, own):
+    async with delivering(client, own):
         await wait_for_status(client, service, job_id, WorkflowExecutionStatus.CANCELED)
         await changing
 
     assert (await another.row(run)).state is RowState.CANCELLED
-
-
-@asynccontextmanager
-async def working_alone(client: Client, own: Settings) -> AsyncIterator[None]:
-    async with (
-        open_pool(own) as pool,
-        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
-        create_worker(client, pool, webhooks, own),
-    ):
-        yield
 
 
 async def has_task(job: WorkflowHandle[Any, Any]) -> bool:

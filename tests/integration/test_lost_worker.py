@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from msgspec.structs import replace
@@ -11,7 +10,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from api.app import create_app
 from devstack.temporal import Temporal
-from tests.conftest import serving
+from tests.conftest import delivering, serving
 from tests.integration.test_cancel import MAY_BE_TAKEN
 from tests.support.job_histories import wait_for_status
 from tests.support.receiver import Received, Receiver, response
@@ -19,10 +18,7 @@ from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
-from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
-from timemachine.webhooks.client import WebhookClient
-from worker import create_worker
 
 CLAIM_TIME = 10.5
 """Seconds that a claim holds on the route of these tests."""
@@ -54,16 +50,6 @@ async def lost(own: Settings, temporal: Temporal, db: str, receiver: Receiver) -
         yield service, job_id
 
 
-@asynccontextmanager
-async def working(client: Client, own: Settings) -> AsyncIterator[None]:
-    async with (
-        open_pool(own) as pool,
-        WebhookClient(timeout=5, max_connections=9, address_guard=own.address_guard) as webhooks,
-        create_worker(client, pool, webhooks, own),
-    ):
-        yield
-
-
 async def test_another_worker_makes_the_attempt_again(
     lost: tuple[Service, str], own: Settings, client: Client, receiver: Receiver
 ) -> None:
@@ -73,7 +59,7 @@ async def test_another_worker_makes_the_attempt_again(
         return response(200)
 
     receiver.answer = take
-    async with working(client, own):
+    async with delivering(client, own):
         first, second = await receiver.wait_for(job_id, 2, limit=90)
         assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
 
@@ -94,7 +80,7 @@ async def test_a_cancel_is_not_confirmed_and_ends_it(
     assert refused(answer) == TOO_LATE
     assert MAY_BE_TAKEN in answer.json()["error"]
 
-    async with working(client, own):
+    async with delivering(client, own):
         await wait_for_status(client, service, job_id, WorkflowExecutionStatus.FAILED)
     assert (await service.find(job_id))["state"] == "failed"
     assert len(receiver.of(job_id)) == 1
