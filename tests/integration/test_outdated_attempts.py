@@ -145,7 +145,8 @@ async def test_a_worker_that_was_frozen_sends_nothing_of_what_was_before_a_chang
         async with worker_process(own, temporal.address):
             os.kill(frozen.pid, signal.SIGSTOP)
             for job_id in job_ids:
-                await wait_until_held(service, job_id)
+                # Each poll of the frozen worker may be given a task, and each is lost after ten seconds.
+                await eventually(partial(service.find, job_id), lambda job: "held" in job, limit=120)
             for job_id in job_ids:
                 changed = await repeated(partial(service.change, job_id, 3600, meta="new"))
                 assert changed.status_code == 200
