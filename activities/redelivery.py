@@ -48,7 +48,8 @@ class Redeliveries:
 
         async def take_up(failure: WorkflowExecution) -> None:
             nonlocal progress
-            progress = await self._take_up(failure, progress)
+            is_started = await self._started(failure)
+            progress = _counted(progress, is_started=is_started)
 
         run.heartbeat(progress, start)
         try:
@@ -75,12 +76,6 @@ class Redeliveries:
     async def _count(self, failed: FailedJobs) -> Progress:
         return Progress(found=(await self._client.count_workflows(_query(failed))).count)
 
-    async def _take_up(self, failure: WorkflowExecution, progress: Progress) -> Progress:
-        """Start one job again, and count it."""
-        if await self._started(failure):
-            return msgspec.structs.replace(progress, started=progress.started + 1)
-        return msgspec.structs.replace(progress, skipped=progress.skipped + 1)
-
     async def _started(self, failure: WorkflowExecution) -> bool:
         """Start one job again, and return whether it is started, by this or an earlier attempt at it."""
         by = activity.info().workflow_run_id
@@ -95,6 +90,13 @@ class Redeliveries:
         except (NoSuchJobError, TooLateError, WorkflowAlreadyStartedError):
             return False
         return True
+
+
+def _counted(progress: Progress, *, is_started: bool) -> Progress:
+    """Return the progress with one job more."""
+    if is_started:
+        return msgspec.structs.replace(progress, started=progress.started + 1)
+    return msgspec.structs.replace(progress, skipped=progress.skipped + 1)
 
 
 def _query(failed: FailedJobs) -> str:
