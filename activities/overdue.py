@@ -20,7 +20,7 @@ from timemachine.domain import stored_names
 from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.search_attributes import IS_HELD
+from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
 from timemachine.temporal.visibility import overdue_jobs_query
 
 LOOK_EVERY = 15.0
@@ -31,8 +31,9 @@ OVERDUE = timedelta(seconds=20)
 """How late a job is that is looked at. A task in Temporal's memory that no worker takes, or ends, is replaced within 15
 seconds as long as it is not lost."""
 
-WAKES_AT_A_TIME = 20
-"""Jobs that are being woken at a time. Each may take `ANSWER_TIME`, when its worker dies meanwhile."""
+LOOKS_AT_A_TIME = 20
+"""Jobs that are read or woken at a time. Each may take `ANSWER_TIME` twice: of a busy Temporal, or where a worker dies
+meanwhile. One by one, some fifty jobs that are merely late would keep those behind them waiting for minutes."""
 
 PAGE = 500
 FIRST_EVENTS = 20
@@ -71,32 +72,36 @@ class OverdueJobs:
         Raises:
             RPCError, UnavailableError: Temporal or Postgres does not answer.
         """
-        waking = set[asyncio.Task[None]]()
+        looking = set[asyncio.Task[None]]()
         try:
             async for run in self._overdue():
                 await self._rate.acquire()
-                if await self._has_no_task(run):
-                    if len(waking) >= WAKES_AT_A_TIME:
-                        _, waking = await asyncio.wait(waking, return_when=asyncio.FIRST_COMPLETED)
-                    waking.add(asyncio.create_task(self._wake(run)))
+                if len(looking) >= LOOKS_AT_A_TIME:
+                    _, looking = await asyncio.wait(looking, return_when=asyncio.FIRST_COMPLETED)
+                looking.add(asyncio.create_task(self._look_at(run)))
         finally:
-            await asyncio.gather(*waking)
+            await asyncio.gather(*looking)
 
     async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
         """Return the runs that are overdue, without those that are held, or at work as the ledger says.
 
-        Runs of another task queue belong to its workers: if it has none, an Update of them would only time out.
+        Runs of another task queue belong to its workers: if it has none, an Update of them would only time out. Of
+        each page the longest overdue come first: most of the others go out by themselves meanwhile.
         """
         runs = self._client.list_workflows(overdue_jobs_query(datetime.now(UTC) - OVERDUE), page_size=PAGE)
         while True:
             await runs.fetch_next_page()
             page = [run for run in runs.current_page or () if self._is_ours(run)]
             at_work = await self._ledger.at_work([run.run_id for run in page], since=OVERDUE)
-            for run in page:
+            for run in sorted(page, key=lambda run: run.typed_search_attributes[TRIGGER_TIME]):
                 if run.run_id not in at_work:
                     yield run
             if not runs.next_page_token:
                 return
+
+    async def _look_at(self, run: WorkflowExecution) -> None:
+        if await self._has_no_task(run):
+            await self._wake(run)
 
     def _is_ours(self, run: WorkflowExecution) -> bool:
         return run.task_queue == self._task_queue and not run.typed_search_attributes.get(IS_HELD)
@@ -104,7 +109,7 @@ class OverdueJobs:
     async def _has_no_task(self, run: WorkflowExecution) -> bool:
         """Return whether a run has never had a workflow task that was stored, and has not ended since."""
         handle = self._client.get_workflow_handle(run.id, run_id=run.run_id)
-        events = handle.fetch_history_events(page_size=FIRST_EVENTS)
+        events = handle.fetch_history_events(page_size=FIRST_EVENTS, rpc_timeout=ANSWER_TIME)
         try:
             await events.fetch_next_page()
         except RPCError as error:

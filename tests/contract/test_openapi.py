@@ -82,7 +82,7 @@ HEALTH = {("get", "/healthz"), ("get", "/readyz")}
 each_operation = pytest.mark.parametrize(("method", "path"), OPERATIONS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def document(api: httpx.AsyncClient) -> Any:
     return (await api.get(DOCUMENT)).json()
 
@@ -278,7 +278,6 @@ async def test_schemathesis_finds_nothing(keyed: Server, settings: Settings, wor
     """All its checks but some: see the hooks; and a job or operation is there still when a DELETE has ended it.
 
     With a key, because it also tries to do without.
-
 
     It takes about 15 s; the limit is for a machine that is busy with other things. One worker, because before Python
     3.11.8 two threads that parse at once may end in "AST constructor recursion depth mismatch" (python/cpython#106905).

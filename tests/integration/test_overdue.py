@@ -119,6 +119,42 @@ async def test_a_job_that_cannot_be_read_keeps_no_other_from_being_woken(
         monkeypatch.undo()
 
 
+async def test_a_lost_job_is_woken_while_others_are_read(
+    own_service: Service,
+    own: Settings,
+    client: Client,
+    another: AnotherWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A busy Temporal takes its time for each job that is late: those that are overdue for longer, and many more."""
+    late = [await own_service.create(0) for _ in range(3)]
+    lost = await own_service.create(0.7)
+    await lose_task(own_service, client, lost)
+    late += [await own_service.create(0) for _ in range(overdue.LOOKS_AT_A_TIME)]
+    for job_id in [lost, *late]:
+        await wait_for_visibility(client, own_service, job_id)
+    is_read, in_vain = asyncio.Event(), []
+    read = WorkflowHistoryEventAsyncIterator.fetch_next_page
+
+    async def read_lost_first(events: WorkflowHistoryEventAsyncIterator, **more: Any) -> None:
+        if events._input.id.endswith(lost):
+            is_read.set()
+        try:
+            await asyncio.wait_for(is_read.wait(), 10)
+        except TimeoutError:
+            in_vain.append(events._input.id)
+        await read(events, **more)
+
+    monkeypatch.setattr(WorkflowHistoryEventAsyncIterator, "fetch_next_page", read_lost_first)
+    monkeypatch.setattr(overdue, "ANSWER_TIME", timedelta(seconds=0.1))
+    await OverdueJobs(client, another.ledger, own).look()
+
+    woken = [getattr(record, "workflow_id", "") for record in caplog.records if "is woken" in record.message]
+    assert woken == [f"{own_service.db}/c/{lost}"]
+    assert in_vain == []
+
+
 async def test_jobs_of_another_task_queue_are_left_to_its_workers(
     own_service: Service, own: Settings, client: Client, another: AnotherWorker, caplog: pytest.LogCaptureFixture
 ) -> None:

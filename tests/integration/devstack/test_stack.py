@@ -61,7 +61,7 @@ async def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, set
     assert "starting" not in run.output
 
 
-@pytest.mark.parametrize("name", ["Postgres", "Temporal", "API", "worker"])
+@pytest.mark.parametrize("name", ["Postgres", "worker"])
 async def test_a_part_that_dies_stops_the_others(used: Path, name: str) -> None:
     async with a_run(used) as run:
         await run.until(READY)
@@ -72,7 +72,8 @@ async def test_a_part_that_dies_stops_the_others(used: Path, name: str) -> None:
     assert all(is_gone(part) for part in parts.values())
 
 
-async def test_what_a_killed_run_left_is_stopped_by_the_next(used: Path) -> None:
+async def test_it_starts_again_after_it_was_killed(used: Path) -> None:
+    """What it has left behind is stopped first, also where only Postgres' data is left."""
     async with a_run(used) as killed:
         await killed.until(READY)
         left = killed.parts()
@@ -82,16 +83,12 @@ async def test_what_a_killed_run_left_is_stopped_by_the_next(used: Path) -> None
             assert "worker, API, Temporal, Postgres" in await run.until("left behind")
             assert all(is_gone(part) for part in left.values())
             await run.until(READY)
-
-
-async def test_it_starts_again_after_everything_was_killed(used: Path) -> None:
-    async with a_run(used) as killed:
-        await killed.until(READY)
-        await killed.kill()
-        for part in killed.parts().values():
-            part.kill()
-        async with a_run(used) as run:
-            await run.until(READY)
+            left = run.parts()
+            await run.kill()
+            for part in left.values():
+                part.kill()
+            async with a_run(used) as last:
+                await last.until(READY)
 
 
 async def test_stopping_it_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
