@@ -13,7 +13,7 @@ from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.outcomes import RowState
-from timemachine.domain.redelivery import FailedJobs, PageStart, Progress
+from timemachine.domain.redelivery import FailedJobs, PageStart, Progress, furthest
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.job_runs import Redelivers, latest_run, redeliver
@@ -43,7 +43,7 @@ class Redeliveries:
             ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError: Temporal does not answer; to be tried again.
         """
-        start = _resumed() or PageStart(token=b"", progress=await self._count(failed))
+        before, start = _resumed() or await self._begin(failed)
         run, progress = BulkRun(), start.progress
 
         async def take_up(failure: WorkflowExecution) -> None:
@@ -51,7 +51,7 @@ class Redeliveries:
             is_started = await self._started(failure)
             progress = _counted(progress, is_started=is_started)
 
-        run.heartbeat(progress, start)
+        run.heartbeat(furthest(before, progress), start)
         try:
             while True:
                 page = self._client.list_workflows(_query(failed), page_size=PAGE, next_page_token=start.token or None)
@@ -62,19 +62,20 @@ class Redeliveries:
                         continue
                     await self._rate.acquire()
                     await to_its_end(take_up(failure))
-                    run.heartbeat(progress, start)
+                    run.heartbeat(furthest(before, progress), start)
                 if not page.next_page_token:
                     return progress
                 start = PageStart(token=page.next_page_token, progress=progress)
-                run.heartbeat(progress, start)
+                run.heartbeat(furthest(before, progress), start)
                 run.yield_slot()
         except asyncio.CancelledError:
             if not is_stop_requested():
                 raise
-            return msgspec.structs.replace(progress, stopped=True)
+            return msgspec.structs.replace(furthest(before, progress), stopped=True)
 
-    async def _count(self, failed: FailedJobs) -> Progress:
-        return Progress(found=(await self._client.count_workflows(_query(failed))).count)
+    async def _begin(self, failed: FailedJobs) -> tuple[Progress, PageStart]:
+        progress = Progress(found=(await self._client.count_workflows(_query(failed))).count)
+        return progress, PageStart(token=b"", progress=progress)
 
     async def _started(self, failure: WorkflowExecution) -> bool:
         """Start one job again, and return whether it is started, by this or an earlier attempt at it."""
@@ -103,7 +104,7 @@ def _query(failed: FailedJobs) -> str:
     return job_query(failed.filter, datetime.now(UTC))
 
 
-def _resumed() -> PageStart | None:
-    """Return where the attempt before this one was, if there was one."""
+def _resumed() -> tuple[Progress, PageStart] | None:
+    """Return how far the attempt before this one had come, and where it was, if there was one."""
     details = activity.info().heartbeat_details
-    return msgspec.convert(details[1], PageStart) if details else None
+    return (msgspec.convert(details[0], Progress), msgspec.convert(details[1], PageStart)) if details else None

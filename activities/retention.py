@@ -9,6 +9,7 @@ from temporalio import activity
 
 from timemachine.domain import stored_names
 from timemachine.domain.errors import SlowStatementError
+from timemachine.domain.releases import HOLD_CHECKS
 from timemachine.domain.retention import Cleaned
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 1000
 """Most rows removed at a time, so that no statement takes long."""
+
+LEDGER_KEPT_AT_LEAST = 2 * HOLD_CHECKS[-1]
+"""Time for which a cancel is kept. Where Temporal could not be told of it, a held job learns of it only when it checks
+its route."""
 
 _QUICK = 0.5
 """Seconds within which a statement ends that may as well remove twice as much."""
@@ -44,6 +49,7 @@ class Retention:
         self._ledger = ledger
         self._audit_log = audit_log
         self._kept = timedelta(days=settings.attempts_kept_days)
+        self._ledger_kept = max(self._kept, LEDGER_KEPT_AT_LEAST)
         self._audit_kept = timedelta(days=settings.audit_kept_days)
 
     @activity.defn(name=stored_names.REMOVE_OLD_ROWS)
@@ -54,9 +60,8 @@ class Retention:
             UnavailableError: Postgres does not answer; to be tried again.
         """
         now = datetime.now(UTC)
-        before = now - self._kept
-        removed = await _remove("attempts", self._attempts.remove_before, before)
-        await _remove("delivery_ledger", self._ledger.remove_before, before)
+        removed = await _remove("attempts", self._attempts.remove_before, now - self._kept)
+        await _remove("delivery_ledger", self._ledger.remove_before, now - self._ledger_kept)
         await _remove("audit", self._audit_log.remove_before, now - self._audit_kept)
         return Cleaned(removed=removed)
 

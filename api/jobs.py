@@ -58,7 +58,7 @@ from timemachine.postgres.delivery_ledger import LOST_REASON, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_runs import JobRun, describe_job, first_run_id, latest_run, start_job
+from timemachine.temporal.job_runs import JobRun, describe_job, first_run_id, latest_run, start_job, was_reset
 from workflows.job import JobWorkflow
 
 log = logging.getLogger(__name__)
@@ -323,8 +323,11 @@ class Jobs:
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
-        row, status = await self._ledger.find(first_run), description.status
-        if (row and not row.is_unattempted) or status is not WorkflowExecutionStatus.RUNNING:
+        status = description.status
+        is_open = status is WorkflowExecutionStatus.RUNNING
+        look = self._ledger.outdate if is_open and was_reset(description) else self._ledger.find
+        row = await look(first_run)
+        if (row and not row.is_unattempted) or not is_open:
             raise _too_late(row, status)
         try:
             await update(self._client.get_workflow_handle(description.id, first_execution_run_id=first_run))

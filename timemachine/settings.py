@@ -157,7 +157,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Hours of failures without a success after which a route is disabled."""
 
     attempts_kept_days: Duration = 30.0
-    """Days that the log of attempts, and the ledger of decided jobs, are kept."""
+    """Days that the log of attempts, and the ledger of decided jobs, are kept; the ledger for at least 2."""
 
     audit_kept_days: Duration = 365.0
     """Days that the audit log is kept."""

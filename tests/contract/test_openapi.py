@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
 
 from api.batch import MAX_JOBS
 from api.errors import ERROR_RESPONSES
@@ -106,6 +105,9 @@ def check_fields(document: Any, schema: Any) -> None:
 
 
 async def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
+    # To import it takes over a second, and each process of the tests imports every file.
+    import schemathesis
+
     assert document["openapi"].startswith("3.1.")
     schemathesis.openapi.from_dict(document).validate()
 

@@ -7,13 +7,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from msgspec import Raw
+from msgspec.structs import replace
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
 from activities.attempt import Attempts
 from activities.deliver import TASK_PATIENCE
 from tests.support.holds import pause, resume, wait_until_held
 from tests.support.job_histories import wait_for_event, workflow_of
+from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import AWAY, TOO_LATE
 from tests.support.service import Service, a_job, refused
@@ -23,6 +27,7 @@ from timemachine.domain.errors import TriggerTimeError
 from timemachine.domain.outcomes import Held, Outcome
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
+from timemachine.temporal.job_runs import latest_run
 from timemachine.webhooks.client import WebhookClient
 
 
@@ -55,6 +60,25 @@ async def test_a_create_is_not_confirmed_while_the_job_is_being_cancelled(
     ending.set()
     assert (await service.wait_for_end(job["id"]))["state"] == "cancelled"
     assert (await service.api.post(service.jobs, json=job)).status_code == 200
+
+
+async def test_a_held_job_whose_attempt_was_lost_takes_no_change(
+    service: Service, client: Client, another: AnotherWorker
+) -> None:
+    """The API looks before it sends a change, and may have looked before the attempt."""
+    job_id = await service.create(1)
+    run = await first_run(client, service, job_id)
+    await another.begin(service.db, run)
+    await another.die(run)
+    await pause(service)
+    await wait_until_held(service, job_id)
+    job = workflow_of(client, service, job_id)
+
+    with pytest.raises(WorkflowUpdateFailedError) as refusal:
+        await job.execute_update("change", replace((await latest_run(client, job.id)).job, meta=Raw(b'"new"')))
+
+    assert isinstance(refusal.value.cause, ApplicationError)
+    assert refusal.value.cause.type == "TooLate"
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.redelivery import Redeliveries
@@ -273,6 +273,38 @@ async def test_what_is_being_redelivered_when_it_is_stopped_counts(
     stopped = await until_ended(service, operation["id"])
     assert (stopped["state"], stopped["done"]) == ("stopped", 2 if fails else 3)
     await receiver.wait_until(lambda: len(receiver.received) == 5 + stopped["done"])
+
+
+async def test_what_was_redelivered_before_a_retry_that_is_stopped_counts(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The retry goes through the page once more, and is stopped at its first job."""
+    receiver.answer = refuse
+    await asyncio.gather(*(fail(service) for _ in range(5)))
+    await until_failed(client, service, 5)
+    receiver.answer = take
+    started, steps, again = Redeliveries._started, count(1), asyncio.Event()
+
+    async def started_until_away(redeliveries: Redeliveries, failure: WorkflowExecution) -> bool:
+        step = next(steps)
+        if step == 4:
+            raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+        if step == 5:
+            again.set()
+            while not activity.is_cancelled():
+                activity.heartbeat(*activity.info().heartbeat_details)
+                await asyncio.sleep(0.05)
+        return await started(redeliveries, failure)
+
+    monkeypatch.setattr(Redeliveries, "_started", started_until_away)
+    await redeliver_all(service)
+    operation = await the_only(service, "redelivery")
+    await again.wait()
+
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+
+    assert (await until_ended(service, operation["id"]))["done"] == 3
+    await receiver.wait_until(lambda: len(receiver.received) == 5 + 3)
 
 
 async def test_what_is_being_released_when_it_is_stopped_counts(

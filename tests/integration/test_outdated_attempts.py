@@ -3,6 +3,7 @@
 A worker that was stopped does not know that its task was given to another one, which has found the route closed.
 """
 
+import asyncio
 import os
 import signal
 import uuid
@@ -17,9 +18,12 @@ from temporalio.client import Client
 from activities.attempt import Attempts
 from activities.deliver import Deliveries
 from devstack.temporal import Temporal
-from tests.support.holds import pause, resume, wait_until_held
+from tests.conftest import delivering
+from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
+from tests.support.job_histories import workflow_of
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Receiver
+from tests.support.resets import reset
 from tests.support.service import ROUTE, Service, repeated
 from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
@@ -103,9 +107,66 @@ async def test_each_hold_makes_what_was_asked_for_before_it_outdated(
     assert receiver.received == []
 
 
+async def test_what_was_asked_for_before_a_reset_is_not_sent_after_a_change(
+    service: Service, receiver: Receiver, client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run after a reset goes back to a hold that the row knows of, and notes none."""
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
+    await pause(service)
+    job_id = await service.create(0, meta="old")
+    await wait_until_held(service, job_id)
+    await wait_until_listed(client, service, 1)
+    asked = await delivery_now(client, service, job_id, holds=1)
+    await resume(service, spread=3600)
+    await eventually(partial(service.find, job_id), lambda job: "next_attempt_time" in job)
+    await reset(client, workflow_of(client, service, job_id), task=-1)
+    assert (await service.change(job_id, 3600, meta="new")).status_code == 200
+
+    async with deliveries(client, settings) as late:
+        assert isinstance(await late.first_attempt(asked), Held)
+
+    assert receiver.received == []
+    assert (await service.trigger(job_id)).status_code == 200
+    (received,) = await receiver.wait_for(job_id)
+    assert received.body == b'"new"'
+
+
+async def test_what_a_run_has_asked_for_is_not_sent_when_its_reset_begins_with_a_change(
+    alone: tuple[Service, Settings], receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is due, and there is no row: the run before the reset has asked for an attempt that has not begun."""
+    service, own = alone
+    asked = list[Delivery]()
+
+    async def never_begun(_: Attempts, delivery: Delivery, **__: float) -> None:
+        asked.append(delivery)
+        if len(asked) > 1:
+            await asyncio.Event().wait()
+
+    with monkeypatch.context() as frozen:
+        frozen.setattr(Attempts, "outcome", never_begun)
+        job_id = await service.create(0, meta="old")
+        async with delivering(client, own):
+            await eventually(lambda: asyncio.sleep(0, len(asked)), lambda count: count > 1)
+    job = workflow_of(client, service, job_id)
+    await reset(client, job)
+    changing = asyncio.create_task(service.change(job_id, 3600, meta="new"))
+    await eventually(partial(holds_noted, own, asked[0].run_id), lambda holds: holds > 0)
+    # The worker's first task has to have the change with it, which no history tells of before.
+    await asyncio.sleep(0.5)
+
+    async with delivering(client, own), deliveries(client, own) as late:
+        assert (await changing).status_code == 200
+        assert isinstance(await late.first_attempt(asked[-1]), Held)
+
+    assert receiver.received == []
+    assert (await service.find(job_id))["state"] == "scheduled"
+
+
 async def holds_noted(settings: Settings, run_id: str) -> int:
     async with open_pool(settings) as pool:
-        return (await AnotherWorker(pool, settings).row(run_id)).holds
+        row = await AnotherWorker(pool, settings).ledger.find(run_id)
+        return row.holds if row else 0
 
 
 @pytest.mark.parametrize("in_task", [True, False], ids=["within the task", "by the activity"])

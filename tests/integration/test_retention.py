@@ -85,6 +85,24 @@ async def test_the_audit_log_is_kept_for_as_long_as_it_is_set(
         assert await postgres.fetchval("SELECT count(*) FROM audit WHERE db = $1", db) == 2
 
 
+async def test_a_cancel_is_kept_until_a_held_job_has_checked_its_route(settings: Settings) -> None:
+    """However short the retention is: the job may know of its cancel by the row alone."""
+    runs = {timedelta(hours=25): new_id(), timedelta(hours=49): new_id()}
+    async with open_pool(settings) as pool, connection(pool) as postgres:
+        for age, run in runs.items():
+            await postgres.execute(
+                "INSERT INTO delivery_ledger (run_id, state, at, made, created_at)"
+                " VALUES ($1, 'cancelled', now() - $2::interval, 0, now() - $2::interval)",
+                run,
+                age,
+            )
+
+        await clean(replace(settings, attempts_kept_days=0.01))
+
+        kept = await postgres.fetch("SELECT run_id FROM delivery_ledger WHERE run_id = ANY($1)", list(runs.values()))
+    assert [row["run_id"] for row in kept] == [runs[timedelta(hours=25)]]
+
+
 async def test_very_many_are_removed_in_batches(settings: Settings, db: str) -> None:
     await fill(settings, db, 2 * BATCH + 5, timedelta(days=400))
     environment = ActivityEnvironment()

@@ -51,6 +51,11 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return Counts(matched=self.found, done=self.started, failed=self.skipped, stopped=self.stopped)
 
 
+def furthest(one: Progress, other: Progress) -> Progress:
+    """Return which of two has come further. A page that is gone through once more is counted from its start again."""
+    return max(one, other, key=lambda progress: progress.started + progress.skipped)
+
+
 class PageStart(msgspec.Struct, frozen=True, kw_only=True):
     """Where a redelivery goes on after its worker's death: at the beginning of the page that it worked on.
 

@@ -63,7 +63,7 @@ class RouteClosed(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """For a person to read."""
     attempts_made: int
-    """Attempts made before."""
+    """Attempts made before, one that was lost with its worker among them."""
     holds: int
     """Number of the last hold that is noted. An attempt that was asked for without knowing of it is not begun."""
     is_over: bool = False
@@ -154,8 +154,21 @@ class DeliveryLedger:
         is_free = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
         if is_free and holds is not None and holds < row.holds:
             reason = "the route was closed since the attempt was asked for"
-            return RouteClosed(reason=reason, attempts_made=row.attempts_made, holds=row.holds, is_over=True)
+            made = row.attempts_made + row.has_lost_attempt
+            return RouteClosed(reason=reason, attempts_made=made, holds=row.holds, is_over=True)
         return row
+
+    async def outdate(self, run_id: str) -> LedgerRow:
+        """Have no attempt begin any more that was asked for before, as a hold does, and return the row.
+
+        One that was attempted, or is decided, stays as it is.
+        """
+        async with connection(self._pool) as postgres:
+            row = await postgres.fetchrow(_OUTDATE, run_id)
+        found = _row(row) if row else await self.find(run_id)
+        if found is None:
+            raise UnavailableError("the ledger's row went away")
+        return found
 
     async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
@@ -334,10 +347,18 @@ _BEGIN = f"""
         FROM target WHERE target.state <> 'active'
         ON CONFLICT (run_id) DO UPDATE SET holds = greatest(run.holds + 1, excluded.holds)
         WHERE run.state = 'waiting' OR {_BY_BEGIN}
-        RETURNING run.holds, run.made AS held_made
+        RETURNING run.holds, run.made + (run.doubt OR run.state <> 'waiting')::int AS held_made
     )
     SELECT begun.*, held.*, target.*, clock_timestamp() AS now
     FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true LEFT JOIN held ON true
+"""  # noqa: S608 - constants
+
+# $1 run.
+_OUTDATE = f"""
+    INSERT INTO delivery_ledger AS run (run_id, state, at, made, holds) VALUES ($1, 'waiting', 'epoch', 0, 1)
+    ON CONFLICT (run_id) DO UPDATE SET holds = run.holds + 1
+    WHERE run.state = 'waiting' AND run.made = 0 AND NOT run.doubt
+    RETURNING {_ROW}
 """  # noqa: S608 - constants
 
 # $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none); then the log's.

@@ -88,6 +88,11 @@ def first_run_id(description: WorkflowExecutionDescription) -> str:
     return description.raw_description.workflow_execution_info.first_run_id
 
 
+def was_reset(description: WorkflowExecutionDescription) -> bool:
+    """Return whether an operator's reset has begun this run: it does not know what the one before it was doing."""
+    return description.raw_description.workflow_extended_info.HasField("last_reset_time")
+
+
 async def describe_job(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
     """Return what Temporal tells of a job's latest run.
 
