@@ -2,7 +2,8 @@
 
 Each step is one statement of the ledger, or one thing that happens to who calls it: a connection is cut before Postgres
 has the statement or before its answer is back, a worker crashes or freezes, a claim expires. The route is closed and
-opened meanwhile, and the job is changed while its workflow knows that it is held. After each step the promises hold.
+opened meanwhile, and the job is changed while its workflow knows that it is held, or was reset. After each step the
+promises hold.
 
 What is taken for granted: a claim expires only when its worker is dead, frozen, or could not reach Postgres; and who
 lives and reaches Postgres writes the end of its attempt before somebody else takes it over.
@@ -223,7 +224,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.set_route(data.draw(st.sampled_from([RouteState.ACTIVE, RouteState.PAUSED])))
         # What the workflow knows: it asks for an attempt, and hears what came of the last one that it asked for.
         self.asks = self.version = self.holds = 0
-        self.is_held = False
+        self.is_held = self.was_reset = False
         # What the promises speak of.
         self.requested = Counter[int]()
         self.taken = self.taken_known = self.answered = self.wished = self.faulty = False
@@ -397,10 +398,25 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_route_is_resumed(self, _: st.DataObject) -> None:
         self.set_route(RouteState.ACTIVE)
 
-    @step(12, when=lambda self: self.is_held and (not self.row or self.row.is_unattempted))
-    def the_job_is_changed(self, _: st.DataObject) -> None:
+    @step(12, when=lambda self: self.has_postgres and self.is_held and self.is_unattempted())
+    def the_job_is_changed(self, data: st.DataObject) -> None:
+        if self.was_reset:
+            cut = data.draw(cuts)
+            row = self.ask(self.world.ledger(cut).outdate(self.run_id), cut)
+            if row is Lost.ANSWER or not row.is_unattempted:
+                return
         self.version += 1
         self.is_held = False
+
+    @step(2, when=lambda self: not self.was_reset and not self.is_held and self.asks and self.is_unattempted())
+    def the_workflow_is_reset(self, data: st.DataObject) -> None:
+        """It goes back to where it could be changed, and knows as much of holds as then."""
+        self.was_reset = self.is_held = True
+        self.holds = data.draw(st.integers(0, self.holds))
+        self.asks += 1
+
+    def is_unattempted(self) -> bool:
+        return not self.row or self.row.is_unattempted
 
     @step(6, when=lambda self: self.is_held)
     def the_hold_ends(self, _: st.DataObject) -> None:
@@ -586,7 +602,7 @@ class LedgerMachine(RuleBasedStateMachine):
         worker.attempt, worker.frozen = None, False
         self.faulty = True
 
-    @step(8, when=lambda self: self.eligible(idle=not self.is_held and (not self.row or self.row.is_unattempted)))
+    @step(8, when=lambda self: self.eligible(idle=not self.is_held and self.is_unattempted()))
     def freezes_before_it_begins(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.eligible(idle=True)))
         worker.frozen, worker.attempt = True, self.asked_for()
