@@ -325,8 +325,11 @@ class Jobs:
         """
         status = description.status
         is_open = status is WorkflowExecutionStatus.RUNNING
-        look = self._ledger.outdate if is_open and was_reset(description) else self._ledger.find
-        row = await look(first_run)
+        if is_open and was_reset(description):
+            # Else an attempt that the run before the reset has asked for could send what the job was before the change.
+            row: LedgerRow | None = await self._ledger.outdate(first_run)
+        else:
+            row = await self._ledger.find(first_run)
         if (row and not row.is_unattempted) or not is_open:
             raise _too_late(row, status)
         try:

@@ -11,6 +11,7 @@ import pytest
 from tests.contract.bodies import KIB, chunked, job, route, without
 from tests.contract.conftest import WAITING
 from tests.contract.server import JSON, Server, parse
+from tests.support.cases import each_case
 from tests.support.receiver import Receiver
 from tests.support.refusals import (
     BAD_TIME,
@@ -44,7 +45,7 @@ each_endpoint = pytest.mark.parametrize(
 
 
 @each_endpoint
-@pytest.mark.parametrize(
+@each_case(
     "body",
     [
         pytest.param(lambda good: b"", id="empty"),
@@ -92,7 +93,7 @@ async def test_a_body_above_the_cap(
     assert refused(answer) == TOO_LARGE
 
 
-@pytest.mark.parametrize(
+@each_case(
     "content_type",
     [
         *("text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"),
@@ -108,7 +109,7 @@ async def test_a_content_type_that_is_not_json(
     assert refused(await server.request(method, path.format(db=refusing.db), good(), header)) == WRONG_TYPE
 
 
-@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "deflate, identity", "identity, gzip", "x", "zstd"])
+@each_case("coding", ["gzip", "GZIP", "br", "deflate, identity", "identity, gzip", "x", "zstd"])
 @each_endpoint
 async def test_a_body_that_is_compressed_or_says_so(
     refusing: Service, server: Server, method: str, path: str, good: Callable[[], bytes], coding: str
@@ -150,7 +151,7 @@ each_small_body = pytest.mark.parametrize(("path", "good"), SMALL_BODIES, ids=[p
 
 
 @each_small_body
-@pytest.mark.parametrize(
+@each_case(
     "body",
     [
         pytest.param(lambda good: b" ", id="blank"),
@@ -208,7 +209,7 @@ async def test_a_body_that_is_left_out_has_no_type(jobs: Service, server: Server
     assert refused(await server.send(empty)) == MALFORMED
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("path", "good", "field", "value"),
     [
         ("/job/{db}/c", job, "retry", b'{"waits":[' + b"1," * 100_000 + b"1]}"),
@@ -240,7 +241,7 @@ async def test_what_is_sent_is_not_repeated_at_length(refusing: Service, server:
 NO_NUMBERS = ["null", "true", '"1"', "[]", "{}", "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "01", "1."]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("path", "body"),
     [
         ("/pause", rb'{"reason":"\u0000"}'),
@@ -304,7 +305,7 @@ def with_field(body: bytes, field: str, value: str | bytes) -> bytes:
     return body[:-1] + b',"%s":%s}' % (field.encode(), spelled)
 
 
-@pytest.mark.parametrize("retry", BAD_RETRIES, ids=lambda value: value[:50])
+@each_case("retry", BAD_RETRIES, ids=lambda value: value[:50])
 async def test_a_retry_that_is_refused(refusing: Service, retry: str) -> None:
     for method, path, body in [
         ("POST", refusing.jobs, job("new")),
@@ -319,7 +320,7 @@ async def test_a_retry_that_is_refused(refusing: Service, retry: str) -> None:
     assert refused(await refusing.api.get(f"/route/{refusing.db}/r")) == NO_SUCH_ROUTE
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("field", "value"),
     [
         ("retry", "null"),
@@ -377,7 +378,7 @@ FILTERED = [
 ]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("path", "queries"),
     [
         pytest.param("/job/{db}", PAGED + FILTERED, id="jobs"),
@@ -399,7 +400,7 @@ async def test_a_parameter_of_a_list_that_is_wrong(
         assert refused(await server.request("GET", f"{listed}?{query}")) == MALFORMED, query
 
 
-@pytest.mark.parametrize("name", ["", "%00", "%ff", "a%20b", "'", "%27%20OR%20%27%27=%27", "a/b", "..", "r" * 65])
+@each_case("name", ["", "%00", "%ff", "a%20b", "'", "%27%20OR%20%27%27=%27", "a/b", "..", "r" * 65])
 async def test_a_name_in_a_query_that_is_not_allowed(refusing: Service, server: Server, name: str) -> None:
     paths = {"/failed": ("route", "collection"), "/job": ("route", "created_by"), "/count": ("route", "collection")}
     for path, fields in paths.items():
@@ -419,7 +420,7 @@ async def test_of_a_parameter_that_is_given_twice_the_last_counts(refusing: Serv
 # --- fields of a job
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("fields", "expected"),
     [
         ({"id": None}, MALFORMED),
@@ -488,7 +489,7 @@ async def test_a_field_that_is_wrong_creates_and_changes_nothing(
     assert await refusing.find(WAITING) == before
 
 
-@pytest.mark.parametrize("field", ["id", "trigger_time", "route"])
+@each_case("field", ["id", "trigger_time", "route"])
 async def test_a_field_that_is_missing_is_named(refusing: Service, field: str) -> None:
     answer = await refusing.api.post(refusing.jobs, content=without(job(), field))
 
@@ -535,7 +536,7 @@ async def test_a_deadline_that_looks_like_seconds_is_told_so(refusing: Service) 
     assert answer.json()["error"] == "deadline: this looks like seconds; it must be in milliseconds since the epoch"
 
 
-@pytest.mark.parametrize("query", ["since=1795429472", "until=1795429472", "since=0&until=1795429472&kind=taken"])
+@each_case("query", ["since=1795429472", "until=1795429472", "since=0&until=1795429472&kind=taken"])
 async def test_a_parameter_that_looks_like_seconds_is_told_so(refusing: Service, server: Server, query: str) -> None:
     answer = await server.request("GET", f"/route/{refusing.db}/{ROUTE}/attempts?{query}")
 
@@ -543,7 +544,7 @@ async def test_a_parameter_that_looks_like_seconds_is_told_so(refusing: Service,
     assert "looks like seconds" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("field", ["trigger_time", "deadline"])
+@each_case("field", ["trigger_time", "deadline"])
 async def test_a_date_is_told_its_number(refusing: Service, field: str) -> None:
     date: dict[str, Any] = {field: "2100-01-01T00:00:00Z"}
     answer = await refusing.api.post(refusing.jobs, content=job(**date))
@@ -561,7 +562,7 @@ async def test_a_date_in_a_query_is_told_its_number(refusing: Service, server: S
     assert answer.json()["error"].endswith("2100-01-01T00:00:00+00:00 is 4102444800000")
 
 
-@pytest.mark.parametrize("kind", ["rest", "Rest", "", "GRPC", 1, None, ["REST"]])
+@each_case("kind", ["rest", "Rest", "", "GRPC", 1, None, ["REST"]])
 async def test_a_type_that_is_none_is_told_what_it_must_be(refusing: Service, kind: object) -> None:
     answer = await refusing.api.post(f"/route/{refusing.db}", content=route(type=kind))
 
@@ -580,7 +581,7 @@ async def test_the_last_of_two_equal_fields_counts(jobs: Service) -> None:
 # --- meta
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("meta", "expected"),
     [
         pytest.param(b'"' + b"x" * 257 * KIB + b'"', TOO_LARGE, id="257 KiB"),
@@ -689,14 +690,14 @@ MORE_PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", BAD_NAMES)
+@each_case("path", PATHS)
+@each_case("name", BAD_NAMES)
 async def test_a_name_in_a_path_that_is_not_allowed(server: Server, path: str, name: str) -> None:
     for method in ("GET", "DELETE"):
         assert refused(await server.request(method, path.format(name))) == FORBIDDEN_NAME
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
+@each_case("name", BAD_NAMES)
 async def test_a_name_in_a_longer_path_that_is_not_allowed(server: Server, name: str) -> None:
     for method, path in MORE_PATHS:
         assert refused(await server.request(method, path.format(name))) == FORBIDDEN_NAME, path
@@ -723,7 +724,7 @@ async def test_what_is_not_there_is_told_so(refusing: Service, server: Server) -
         assert refused(await server.request(method, path)) == expected, path
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
+@each_case("name", BAD_NAMES)
 async def test_nothing_is_created_or_changed_under_a_name_that_is_not_allowed(
     server: Server, jobs: Service, name: str
 ) -> None:
@@ -743,7 +744,7 @@ async def test_an_empty_name_is_not_skipped(server: Server, path: str) -> None:
         assert refused(await server.request(method, path)) == FORBIDDEN_NAME
 
 
-@pytest.mark.parametrize(
+@each_case(
     "name",
     [
         *("", ".", "..", "a/b", "/", "a b", " a", "a\n", "a\r\nx: y", "\0", "a\0", "\u00e9", "\u212a", "\u2024"),
@@ -777,7 +778,7 @@ async def test_the_longest_names_with_every_character_work(server: Server, jobs:
 # --- routes
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("fields", "expected"),
     [
         ({"id": 1}, MALFORMED),
@@ -848,7 +849,7 @@ async def test_a_webhook_url_is_kept_as_given(jobs: Service, url: str) -> None:
     assert (await jobs.api.get(f"/route/{jobs.db}/r")).json()["webhook_url"] == url
 
 
-@pytest.mark.parametrize("field", ["id", "type", "webhook_url"])
+@each_case("field", ["id", "type", "webhook_url"])
 async def test_a_field_of_a_route_that_is_missing_is_named(refusing: Service, field: str) -> None:
     answer = await refusing.api.post(f"/route/{refusing.db}", content=without(route(), field))
 
@@ -856,9 +857,7 @@ async def test_a_field_of_a_route_that_is_missing_is_named(refusing: Service, fi
     assert f"`{field}`" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(
-    "query", ["force", "force=", "force=yes", "force=2", "force=null", "force=%ff", "force=true%00"]
-)
+@each_case("query", ["force", "force=", "force=yes", "force=2", "force=null", "force=%ff", "force=true%00"])
 async def test_a_force_that_is_neither_true_nor_false(refusing: Service, server: Server, query: str) -> None:
     path = f"/route/{refusing.db}/{ROUTE}"
 
@@ -869,8 +868,8 @@ async def test_a_force_that_is_neither_true_nor_false(refusing: Service, server:
 # --- paths and methods
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize(
+@each_case("method", ["GET", "POST", "PUT", "DELETE", "PATCH"])
+@each_case(
     "path",
     [
         *(
@@ -894,7 +893,7 @@ async def test_a_path_that_is_none(server: Server, method: str, path: str) -> No
 
 
 # Every path, with the methods that have an operation.
-METHODS = pytest.mark.parametrize(
+METHODS = each_case(
     ("path", "allowed"),
     [
         ("/job/d", {"GET"}),
@@ -971,7 +970,7 @@ async def test_a_head_leaves_nothing_behind_it_on_the_connection(jobs: Service, 
     assert [answer.endswith(b"\r\n\r\n") for answer in answers[1:]] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+@each_case("method", ["HEAD", "OPTIONS"])
 async def test_a_path_that_is_none_is_none_for_every_method(server: Server, method: str) -> None:
     assert (await server.request(method, "/nowhere")).status_code == 404
 
@@ -993,7 +992,7 @@ def head(path: str, *lines: bytes) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode() + JSON + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "request_of",
     [
         pytest.param(lambda path: head(path, b"content-length: 500") + job()[:20], id="in the middle"),
@@ -1059,7 +1058,7 @@ async def test_a_client_that_expects_100_continue(jobs: Service, server: Server)
     assert answer.json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize(
+@each_case(
     "lines",
     [
         pytest.param([b"content-length: 2", b"transfer-encoding: chunked"], id="length and chunks"),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.contract.bodies import chunked, job, route
 from tests.contract.server import JSON, Server, parse
+from tests.support.cases import each_case
 from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, NO_SUCH_ROUTE
 from tests.support.service import ROUTE, Service, refused
 
@@ -78,9 +79,9 @@ def cut(whole: bytes, pieces: int) -> list[bytes]:
     return [whole[at : at + step] for at in range(0, len(whole), step)]
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 9])
-@pytest.mark.parametrize("in_chunks", [False, True], ids=["length", "chunks"])
-@pytest.mark.parametrize("lines", UPGRADES)
+@each_case("pieces", [1, 2, 9])
+@each_case("in_chunks", [False, True])
+@each_case("lines", UPGRADES)
 async def test_a_body_is_never_read_as_a_request(
     server: Server, lines: list[bytes], in_chunks: bool, pieces: int
 ) -> None:
@@ -106,7 +107,7 @@ async def test_a_request_that_offers_another_protocol_takes_effect(
     assert (await jobs.find("x"))["state"] == "scheduled"
 
 
-@pytest.mark.parametrize("lines", UPGRADES)
+@each_case("lines", UPGRADES)
 async def test_a_request_without_a_body_is_one_request(server: Server, lines: list[bytes]) -> None:
     first, second, last = await answers(server, [request("GET", "/job/d/c/x", None, lines), MARKED])
 
@@ -114,7 +115,7 @@ async def test_a_request_without_a_body_is_one_request(server: Server, lines: li
     assert last.json() == {"status": "ok"}
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("method", "path"),
     [
         ("GET", "/job/d/c/x"),
@@ -124,7 +125,7 @@ async def test_a_request_without_a_body_is_one_request(server: Server, lines: li
         ("GET", "/nowhere"),
     ],
 )
-@pytest.mark.parametrize("lines", UPGRADES)
+@each_case("lines", UPGRADES)
 async def test_a_body_that_nobody_asked_for_is_not_read_as_a_request(
     server: Server, method: str, path: str, lines: list[bytes]
 ) -> None:
@@ -158,7 +159,7 @@ async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(
     assert refused((await answers(server, [request("POST", pause, b"", in_chunks=True)]))[0]) == MALFORMED
 
 
-@pytest.mark.parametrize(
+@each_case(
     "lines",
     [
         pytest.param([b"content-length: 4", b"transfer-encoding: chunked"], id="length and chunks"),
@@ -186,7 +187,7 @@ async def test_an_optional_body_that_is_declared_is_not_taken_for_one_left_out(
         pytest.param([b"content-length: 1" + b"0" * 30], id="huge"),
     ],
 )
-@pytest.mark.parametrize("upgrade", [[], [b"upgrade: h2c", b"connection: upgrade"]], ids=["plain", "h2c"])
+@each_case("upgrade", [[], [b"upgrade: h2c", b"connection: upgrade"]])
 async def test_a_length_that_could_be_read_in_two_ways_ends_the_connection(
     refusing: Service, server: Server, lines: list[bytes], upgrade: list[bytes]
 ) -> None:
@@ -224,7 +225,7 @@ async def test_requests_one_behind_the_other_are_answered_in_order(jobs: Service
         assert [answer.status_code for answer in found] == [200, 400, 200, 400, 200]
 
 
-@pytest.mark.parametrize(
+@each_case(
     ("target", "expected"),
     [
         ("http://x/healthz", 200),
@@ -243,7 +244,7 @@ async def test_a_request_line_with_a_whole_url(server: Server, target: str, expe
     assert answer.headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "late",
     [
         pytest.param(b"zz\r\n", id="chunk size"),
@@ -252,8 +253,8 @@ async def test_a_request_line_with_a_whole_url(server: Server, target: str, expe
         pytest.param(b"1;a\rb\r\nx\r\n0\r\n\r\n", id="carriage return in an extension"),
     ],
 )
-@pytest.mark.parametrize("path", ["/job//c", "/nowhere", "/healthz"])
-@pytest.mark.parametrize("pieces", [1, 2, 9])
+@each_case("path", ["/job//c", "/nowhere", "/healthz"])
+@each_case("pieces", [1, 2, 9])
 async def test_a_body_that_is_malformed_after_its_answer_ends_the_connection(
     server: Server, path: str, late: bytes, pieces: int
 ) -> None:
@@ -265,7 +266,7 @@ async def test_a_body_that_is_malformed_after_its_answer_ends_the_connection(
     assert all(refused(answer)[1] != "E004" for answer in found if answer.status_code != 200)
 
 
-@pytest.mark.parametrize(
+@each_case(
     "whole",
     [
         pytest.param(request("GET", "/healthz", None, [b"x:" + b" " * 60_000 + b"\x00"]), id="header"),
@@ -295,7 +296,7 @@ async def test_http_1_0_has_no_chunks(server: Server) -> None:
     assert [refused(answer) for answer in await answers(server, [whole, MARKED])] == [MALFORMED]
 
 
-@pytest.mark.parametrize("target", ["healthz", "job/d/c/x", "x:80", "?a=/healthz", "http:healthz"])
+@each_case("target", ["healthz", "job/d/c/x", "x:80", "?a=/healthz", "http:healthz"])
 async def test_a_path_without_a_slash_is_refused(server: Server, target: str) -> None:
     """A proxy that lets nobody but some to `/route` may see no such path in `route`."""
     assert refused(await server.request("GET", target)) == MALFORMED

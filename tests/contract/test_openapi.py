@@ -288,7 +288,7 @@ async def test_schemathesis_finds_nothing(keyed: Server, settings: Settings, wor
         *(sys.executable, "-m", "schemathesis.cli", "run", keyed.url + DOCUMENT),
         *("--header", f"Authorization: Bearer {await make_key(settings)}"),
         *("--checks", "all", "--exclude-checks", "positive_data_acceptance,negative_data_rejection,use_after_free"),
-        *("--max-examples", "10", "--generation-deterministic", "--workers", "1", "--no-color"),
+        *("--max-examples", "3", "--generation-deterministic", "--workers", "1", "--no-color"),
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py"))},
         stdout=asyncio.subprocess.PIPE,

@@ -13,8 +13,8 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
 from tests.support.waiting import eventually
 
-JOBS = 80
-"""More than a page, and enough for some seconds."""
+JOBS = 50
+"""Enough for some seconds."""
 
 
 async def refuse(_: Received) -> bytes:
@@ -43,7 +43,7 @@ async def test_kill_of_the_worker_during_a_redelivery_of_many(
         seen: dict[str, Any] = (await service.api.get(f"{base}/{redelivery_id}")).json()
         return seen
 
-    seen = await eventually(progress, lambda seen: seen["started"] > 20)
+    seen = await eventually(progress, lambda seen: seen["started"] > 10)
     kill(stack.parts["worker"])
     await stack.parts["worker"].restart()
 

@@ -188,7 +188,7 @@ async def test_a_first_attempt_that_waits_for_its_slot_while_the_job_is_held_and
     outcome, waiting = Attempts.outcome, []
 
     async def waits_for_its_slot(attempts: Attempts, delivery: Delivery, *, patience: float) -> Outcome | None:
-        if patience != TASK_PATIENCE:
+        if patience != TASK_PATIENCE or delivery.job.db != service.db:
             return await outcome(attempts, delivery, patience=patience)
         waiting.append((attempts, delivery))
         return None

@@ -386,16 +386,14 @@ async def test_no_attempt_begins_on_a_route_that_is_closed(run: Run, store: Rout
 async def test_a_hold_is_noted_though_an_attempt_ends_while_the_row_is_looked_at(
     run: Run, store: RouteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = DeliveryLedger.find
-
-    async def find_later(ledger: DeliveryLedger, run_id: str) -> LedgerRow | None:
+    async def find_later(run_id: str) -> LedgerRow | None:
         monkeypatch.undo()
         await run.end("not made", OTHERS)
-        return await find(ledger, run_id)
+        return await run.ledger.find(run_id)
 
     await run.begin(OTHERS)
     await store.set_state(run.db, "hook", RouteState.PAUSED)
-    monkeypatch.setattr(DeliveryLedger, "find", find_later)
+    monkeypatch.setattr(run.ledger, "find", find_later)
 
     assert isinstance(await run.begin(MINE, holds=0), LedgerRow), "not said to be held, of which nothing is noted"
 
@@ -595,16 +593,16 @@ def test_only_a_cancel_of_a_lost_attempt_is_in_doubt() -> None:
     assert not a_row(RowState.TAKEN, has_lost_attempt=True, end=ENDS["taken"]).is_cancelled_in_doubt
 
 
-def refusing(monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.PostgresError) -> None:
-    """Let Postgres refuse the ends that are written first."""
-    write, left = DeliveryLedger._write_end, list(errors)
+def refusing(run: Run, monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.PostgresError) -> None:
+    """Let Postgres refuse the ends of a run that are written first."""
+    write, left = run.ledger._write_end, list(errors)
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: uuid.UUID, end: AttemptReport) -> LedgerRow | None:
+    async def write_end(run_id: str, claim: uuid.UUID, end: AttemptReport) -> LedgerRow | None:
         if left:
             raise left.pop(0)
-        return await write(ledger, run_id, claim, end)
+        return await write(run_id, claim, end)
 
-    monkeypatch.setattr(DeliveryLedger, "_write_end", write_end)
+    monkeypatch.setattr(run.ledger, "_write_end", write_end)
 
 
 @pytest.mark.parametrize(("how", "state"), [("taken", RowState.TAKEN), ("again", RowState.WAITING)])
@@ -613,7 +611,7 @@ async def test_an_end_that_is_refused_for_its_words_is_written_without_them(
 ) -> None:
     await run.put(None)
     await run.begin()
-    refusing(monkeypatch, asyncpg.UntranslatableCharacterError("no equivalent in this encoding"))
+    refusing(run, monkeypatch, asyncpg.UntranslatableCharacterError("no equivalent in this encoding"))
 
     row = await run.end(how)
 
@@ -628,7 +626,7 @@ async def test_an_end_that_is_refused_whatever_it_says_is_to_be_repeated(
 ) -> None:
     await run.put(None)
     await run.begin()
-    refusing(monkeypatch, error("refused"), error("refused"))
+    refusing(run, monkeypatch, error("refused"), error("refused"))
 
     with pytest.raises(UnavailableError):
         await run.end("taken")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.cases import each_case
 from timemachine.domain.address_guard import (
     RECOMMENDED,
     UNASSIGNED,
@@ -65,8 +66,8 @@ IN_A_URL: dict[str, Spelling] = {
 }
 
 PUBLIC = int(IPv4Address("93.184.215.14"))
-spelled_in_ipv6 = pytest.mark.parametrize("spelling", IN_IPV6)
-spelled_in_a_url = pytest.mark.parametrize("spelling", IN_A_URL)
+spelled_in_ipv6 = each_case("spelling", IN_IPV6)
+spelled_in_a_url = each_case("spelling", IN_A_URL)
 each_range = pytest.mark.parametrize("network", REFUSED, ids=str)
 each_v4_range = pytest.mark.parametrize("network", V4, ids=str)
 
@@ -132,7 +133,7 @@ def test_a_range_is_refused_in_a_url(network: IPv4Network, spelling: str) -> Non
         assert not AddressGuard().may_point_to(IN_A_URL[spelling](int(address)))
 
 
-@pytest.mark.parametrize("spelling", [name for name in IN_A_URL if name not in IN_IPV6 or "mapped" in name])
+@each_case("spelling", [name for name in IN_A_URL if name not in IN_IPV6 or "mapped" in name])
 @each_v4_range
 def test_what_is_beside_a_range_may_stand_in_a_url(network: IPv4Network, spelling: str) -> None:
     for address in just_outside(network):

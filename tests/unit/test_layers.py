@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import each_case
+
 ROOT = Path(__file__).parents[2]
 
 # Each layer, and the layers below it, which are all that it may import besides itself. The names are those of folders.
@@ -106,7 +108,7 @@ def our_modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
-@pytest.mark.parametrize(("module", "path"), [pytest.param(*found, id=found[0]) for found in our_modules()])
+@each_case(("module", "path"), [pytest.param(*found, id=found[0]) for found in our_modules()])
 def test_each_module_keeps_to_its_layer(module: str, path: Path) -> None:
     assert violations(module, path.read_text()) == []
 

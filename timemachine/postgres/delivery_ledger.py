@@ -165,10 +165,7 @@ class DeliveryLedger:
         """
         async with connection(self._pool) as postgres:
             row = await postgres.fetchrow(_OUTDATE, run_id)
-        found = _row(row) if row else await self.find(run_id)
-        if found is None:
-            raise UnavailableError("the ledger's row went away")
-        return found
+        return await self._written_or_found(run_id, row)
 
     async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
@@ -216,10 +213,14 @@ class DeliveryLedger:
         """
         async with connection(self._pool) as postgres:
             row = await postgres.fetchrow(_CANCEL, run_id, due, expired_claim and UUID(expired_claim))
-        found = _row(row) if row else await self.find(run_id)
-        if found is None:
+        return await self._written_or_found(run_id, row)
+
+    async def _written_or_found(self, run_id: str, written: Record | None) -> LedgerRow:
+        """Return the row as it was written, or as it is where there was nothing to write."""
+        row = _row(written) if written else await self.find(run_id)
+        if row is None:
             raise UnavailableError("the ledger's row went away")
-        return found
+        return row
 
     async def taken(self, run_ids: Sequence[str]) -> set[str]:
         """Return those of some runs of which a receiver took the job."""
