@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
 
+COUNTED_AT_ONCE = 1000
+"""Runs that one query returns at most, as Temporal's own limit is."""
+
 _AT_THE_END_OF_THE_QUEUE = timedelta(milliseconds=100)
 
 

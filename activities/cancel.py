@@ -9,9 +9,10 @@ from temporalio.client import Client, WorkflowExecutionDescription, WorkflowFail
 from temporalio.service import RPCError, RPCStatusCode
 
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.jobs import FAR_LIMIT
 from timemachine.domain.outcomes import LedgerRow
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
-from timemachine.temporal.job_runs import first_run_id
+from timemachine.temporal.job_runs import first_run_id, was_reset
 from timemachine.temporal.search_attributes import TRIGGER_TIME
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,9 @@ class Cancels:
             return None
 
     async def _cancel_in_ledger(self, run: WorkflowExecutionDescription, expired_claim: str | None) -> LedgerRow:
-        due = run.typed_search_attributes.get(TRIGGER_TIME) or datetime.now(UTC)
+        now = datetime.now(UTC)
+        # A run that was reset may not be yet what it was changed to.
+        due = now + FAR_LIMIT if was_reset(run) else run.typed_search_attributes.get(TRIGGER_TIME) or now
         return await self._ledger.cancel(first_run_id(run), due=due, expired_claim=expired_claim)
 
     async def _try_to_request_cancel(self, run: WorkflowExecutionDescription) -> None:

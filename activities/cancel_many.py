@@ -14,7 +14,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.bulk import BulkRun
+from activities.bulk import COUNTED_AT_ONCE, BulkRun
 from activities.cancel import Cancels
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
@@ -39,9 +39,6 @@ log = logging.getLogger(__name__)
 PAGE = 100
 AT_ONCE = 10
 """Jobs that are being cancelled at a time: one after the other they would not keep up with a high rate."""
-
-COUNTED_AT_ONCE = 1000
-"""Runs that one query returns at most, as Temporal's own limit is."""
 
 EMPTY_LOOKS = 2
 """Looks in a row that must find nothing to decide: Temporal's visibility, which is asked for jobs, lags behind."""

@@ -100,8 +100,11 @@ class OverdueJobs:
                 return
 
     async def _look_at(self, run: WorkflowExecution) -> None:
-        if await self._has_no_task(run):
-            await self._wake(run)
+        try:
+            if await self._has_no_task(run):
+                await self._wake(run)
+        except Exception:
+            log.exception("overdue job not looked at", extra={"workflow_id": run.id})
 
     def _is_ours(self, run: WorkflowExecution) -> bool:
         return run.task_queue == self._task_queue and not run.typed_search_attributes.get(IS_HELD)

@@ -8,16 +8,17 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.bulk import BulkRun, is_stop_requested, to_its_end
+from activities.bulk import COUNTED_AT_ONCE, BulkRun, is_stop_requested, to_its_end
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchJobError, TooLateError
+from timemachine.domain.job_filter import JobFilter
 from timemachine.domain.outcomes import RowState
 from timemachine.domain.redelivery import FailedJobs, PageStart, Progress, furthest
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
-from timemachine.temporal.job_runs import Redelivers, latest_run, redeliver
-from timemachine.temporal.visibility import job_query, listed_job
+from timemachine.temporal.job_runs import Redelivers, describe_job, latest_run, redeliver, redelivers
+from timemachine.temporal.visibility import job_query, later_runs_query, listed_job, runs_since_query
 
 PAGE = 100
 
@@ -37,12 +38,18 @@ class Redeliveries:
         """Start each job again that failed within the window and to which nothing has happened since.
 
         After its worker's death it goes on with the page that was being worked on. What had been started from it is
-        recognised, and neither started again nor counted twice. One that is stopped says how far it came.
+        recognised, and neither started again nor counted twice. One that is stopped says how far it came. One that was
+        stopped before is counted, and starts nothing.
 
         Raises:
             ApplicationError: This worker stops, or others take their turn; to be gone on with.
             RPCError: Temporal does not answer; to be tried again.
         """
+        if failed.counted_since:
+            return await self._count(failed, failed.counted_since)
+        return await self._start_all(failed)
+
+    async def _start_all(self, failed: FailedJobs) -> Progress:
         before, start = _resumed() or await self._begin(failed)
         run, progress = BulkRun(), start.progress
 
@@ -64,7 +71,7 @@ class Redeliveries:
                     await to_its_end(take_up(failure))
                     run.heartbeat(furthest(before, progress), start)
                 if not page.next_page_token:
-                    return progress
+                    return furthest(before, progress)
                 start = PageStart(token=page.next_page_token, progress=progress)
                 run.heartbeat(furthest(before, progress), start)
                 run.yield_slot()
@@ -77,20 +84,43 @@ class Redeliveries:
         progress = Progress(found=(await self._client.count_workflows(_query(failed))).count)
         return progress, PageStart(token=b"", progress=progress)
 
+    async def _count(self, failed: FailedJobs, since: datetime) -> Progress:
+        """Return how far a redelivery came: each run that it started says so in its memo."""
+        _, start = await self._begin(failed)
+        by, started = activity.info().workflow_run_id, set[str]()
+        query = runs_since_query(JobFilter(db=failed.db, route=failed.route_id), since)
+        async for run in self._client.list_workflows(query, page_size=COUNTED_AT_ONCE):
+            activity.heartbeat()
+            if (of := await redelivers(run)) and of.by == by:
+                started.add(of.run_id)
+        return msgspec.structs.replace(start.progress, started=len(started), stopped=True)
+
     async def _started(self, failure: WorkflowExecution) -> bool:
         """Start one job again, and return whether it is started, by this or an earlier attempt at it."""
         by = activity.info().workflow_run_id
         try:
             run = await latest_run(self._client, failure.id)
             if run.run_id != failure.run_id:
-                return await run.redelivers() == Redelivers(run_id=failure.run_id, by=by)
-            row = await self._ledger.find(run.first_run_id)
-            if row and row.state is RowState.TAKEN:
+                return await self._has_started(failure)
+            row, before = await self._ledger.find(run.first_run_id), await redelivers(run.description)
+            if (row and row.state is RowState.TAKEN) or (before and before.by == by):
                 return False
             await redeliver(self._client, run, row, task_queue=self._task_queue, by=by)
-        except (NoSuchJobError, TooLateError, WorkflowAlreadyStartedError):
+        except WorkflowAlreadyStartedError:
+            # By somebody else, or by an attempt at this activity that was taken for lost and lives on.
+            return await self._has_started(failure)
+        except (NoSuchJobError, TooLateError):
             return False
         return True
+
+    async def _has_started(self, failure: WorkflowExecution) -> bool:
+        """Return whether this redelivery has started a job, whatever has happened to it since."""
+        ours = Redelivers(run_id=failure.run_id, by=activity.info().workflow_run_id)
+        # Visibility lags behind: it may not have the latest run yet.
+        if await redelivers(await describe_job(self._client, failure.id)) == ours:
+            return True
+        later = later_runs_query([failure.id], failure.close_time or failure.start_time)
+        return any([await redelivers(run) == ours async for run in self._client.list_workflows(later)])
 
 
 def _counted(progress: Progress, *, is_started: bool) -> Progress:

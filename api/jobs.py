@@ -58,7 +58,15 @@ from timemachine.postgres.delivery_ledger import LOST_REASON, DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_runs import JobRun, describe_job, first_run_id, latest_run, start_job, was_reset
+from timemachine.temporal.job_runs import (
+    JobRun,
+    describe_job,
+    first_run_id,
+    lacks_changes,
+    latest_run,
+    start_job,
+    was_reset,
+)
 from workflows.job import JobWorkflow
 
 log = logging.getLogger(__name__)
@@ -333,7 +341,8 @@ class Jobs:
         if (row and not row.is_unattempted) or not is_open:
             raise _too_late(row, status)
         try:
-            await update(self._client.get_workflow_handle(description.id, first_execution_run_id=first_run))
+            # No other run: one that was reset since would not be outdated.
+            await update(self._client.get_workflow_handle(description.id, run_id=description.run_id))
         except WorkflowUpdateFailedError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == TOO_LATE:
                 raise _too_late(None, status) from error
@@ -412,10 +421,14 @@ def _is_same_create(existing: JobStatus, job: Job) -> bool:
     """Return whether a create is a repetition. After a cancel it is not: the client wants the job again.
 
     Raises:
-        UnavailableError: The job is being cancelled, and nobody knows yet whether it will be delivered.
+        UnavailableError: The job is being cancelled, and nobody knows yet whether it will be delivered; or it was
+            reset, and is not yet what it was changed to.
     """
-    if existing.shown.state in UNDECIDED and _is_being_cancelled(existing):
-        raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
+    if existing.shown.state in UNDECIDED:
+        if _is_being_cancelled(existing):
+            raise UnavailableError("the job is being cancelled; repeat this request when it has ended")
+        if lacks_changes(existing.run.description):
+            raise UnavailableError("an operator has reset the job; repeat this request when a worker has taken it up")
     if existing.row and existing.row.is_cancelled_in_doubt:
         return False
     state = existing.shown.state

@@ -39,7 +39,7 @@ from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_runs import JobRun, check_redeliverable, latest_run, redeliver
+from timemachine.temporal.job_runs import JobRun, check_redeliverable, latest_run, redeliver, redelivers
 from timemachine.temporal.operations import read_progress, start_operation
 
 POLL = 0.1
@@ -89,8 +89,8 @@ class Redeliveries:
                 await redeliver(self._client, run, row, task_queue=self._task_queue)
             except WorkflowAlreadyStartedError as error:
                 latest = await latest_run(self._client, workflow_id)
-                redelivers = await latest.redelivers()
-                if redelivers is None or redelivers.run_id != run.run_id:
+                again = await redelivers(latest.description)
+                if again is None or again.run_id != run.run_id:
                     raise TooLateError("the job was created again in this moment") from error
 
     async def _latest(self, workflow_id: str) -> tuple[JobRun, LedgerRow | None]:

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
@@ -14,13 +14,11 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain import stored_names
     from timemachine.domain.cancels import CancelJobs, CancelProgress, OpenJobs
     from timemachine.domain.task_queues import bulk_task_queue
+    from workflows.stops import VISIBILITY_LAG, is_stopped
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
 """Time without a sign of life after which the activity is taken for lost with its worker, and goes on elsewhere."""
-
-VISIBILITY_LAG = timedelta(seconds=3)
-"""Time after which Temporal's visibility shows what was done before a stop."""
 
 
 @workflow.defn(name=stored_names.CANCEL_MANY)
@@ -37,7 +35,7 @@ class CancelManyWorkflow:
         try:
             return await self._cancel(jobs)
         except ActivityError as error:
-            if not is_cancelled_exception(error):
+            if not is_stopped(error):
                 raise
         await workflow.sleep(VISIBILITY_LAG)
         return await self._cancel(msgspec.structs.replace(jobs, stopped=True))

@@ -4,13 +4,17 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
+from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
+    import msgspec
+
     from activities.redelivery import Redeliveries
     from timemachine.domain import stored_names
     from timemachine.domain.redelivery import FailedJobs, Progress
     from timemachine.domain.task_queues import bulk_task_queue
+    from workflows.stops import VISIBILITY_LAG, is_stopped
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -27,6 +31,15 @@ class RedeliveryWorkflow:
     @workflow.run
     async def run(self, failed: FailedJobs) -> Progress:
         """Have the jobs started again, however long that takes."""
+        try:
+            return await self._redeliver(failed)
+        except ActivityError as error:
+            if not is_stopped(error):
+                raise
+        await workflow.sleep(VISIBILITY_LAG)
+        return await self._redeliver(msgspec.structs.replace(failed, counted_since=workflow.info().start_time))
+
+    async def _redeliver(self, failed: FailedJobs) -> Progress:
         return await workflow.execute_activity_method(
             Redeliveries.redeliver_failed,
             failed,
@@ -35,6 +48,7 @@ class RedeliveryWorkflow:
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=f"failed jobs of route {failed.route_id}",
-            priority=Priority(fairness_key=failed.db),
+            summary=f"{'counted after a stop: ' if failed.counted_since else ''}failed jobs of route {failed.route_id}",
+            # A count after a stop is short, and waits for none of those that the stop was to make room for.
+            priority=Priority(priority_key=1 if failed.counted_since else None, fairness_key=failed.db),
         )

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import ActivityError, is_cancelled_exception
+from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
@@ -15,6 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain import stored_names
     from timemachine.domain.releases import Released, ReleaseHeld
     from timemachine.domain.task_queues import bulk_task_queue
+    from workflows.stops import is_stopped
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -40,13 +41,19 @@ class ReleaseWorkflow:
 
     @workflow.run
     async def run(self, release: ReleaseHeld) -> Released:
-        """Look for held jobs until there are none left, and return how many were told."""
+        """Look for held jobs until there are none left, and return how many were told.
+
+        Raises:
+            asyncio.CancelledError: Stopped in a look that could not say how far it came.
+        """
         try:
             stopped = await self._until_none_is_held(release)
-        except (asyncio.CancelledError, ActivityError) as error:
-            if not is_cancelled_exception(error):
-                raise
+        except asyncio.CancelledError:
             stopped = True
+        except ActivityError as error:
+            if not is_stopped(error):
+                raise
+            raise asyncio.CancelledError from error
         return Released(told=self._told, stopped=stopped)
 
     async def _until_none_is_held(self, release: ReleaseHeld) -> bool:

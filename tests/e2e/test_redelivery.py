@@ -1,6 +1,7 @@
 """`kill -9` of the worker in the middle of a redelivery of many: it goes on, and nothing is started twice."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,3 +57,33 @@ async def test_kill_of_the_worker_during_a_redelivery_of_many(
     await until_listed(client, f"{runs} AND ExecutionStatus = 'Completed'")
     started = Counter([run.id async for run in client.list_workflows(runs)])
     assert set(started.values()) == {2}
+
+
+@pytest.mark.timeout(300)
+async def test_a_redelivery_that_is_stopped_while_its_worker_is_dead_keeps_its_figures(
+    stack: Stack, service: Service, receiver: Receiver
+) -> None:
+    receiver.answer = refuse
+    await create_many(service, JOBS, due_in=0, retry={"maximum_attempts": 1})
+    client = await Client.connect(stack.env["TEMPORAL_ADDRESS"])
+    await until_listed(client, f"WorkflowId STARTS_WITH '{service.db}/' AND ExecutionStatus = 'Failed'")
+    receiver.answer = take
+    base = f"/route/{service.db}/{ROUTE}/redeliver"
+    redelivery_id = (await service.api.post(base, json={"since": 0})).json()["id"]
+    (operation,) = (await service.api.get(f"/operation/{service.db}")).json()["operations"]
+    path = f"/operation/{service.db}/{operation['id']}"
+
+    async def shown(at: str) -> dict[str, Any]:
+        seen: dict[str, Any] = (await service.api.get(at)).json()
+        return seen
+
+    await eventually(partial(shown, f"{base}/{redelivery_id}"), lambda seen: seen["started"] > 10)
+    kill(stack.parts["worker"])
+    assert (await service.api.delete(path)).json() == {"status": "ok"}
+    await stack.parts["worker"].restart()
+
+    stopped = await eventually(partial(shown, path), lambda seen: seen["state"] != "running", limit=90)
+    assert (stopped["state"], stopped["matched"]) == ("stopped", JOBS)
+    assert 10 < stopped["done"] < JOBS
+    await receiver.wait_until(lambda: len(receiver.received) == JOBS + stopped["done"])
+    assert (await service.api.delete(path)).json() == {"status": "ok"}

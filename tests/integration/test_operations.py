@@ -2,8 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from msgspec.structs import replace
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecution
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities import cancel_many, redelivery, release
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from api.app import create_app
@@ -27,12 +30,16 @@ from tests.support.receiver import Receiver, take
 from tests.support.refusals import MALFORMED, NO_SUCH_OPERATION, TOO_LATE
 from tests.support.service import ROUTE, Service, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.domain.redelivery import FailedJobs, redelivery_key
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
+from timemachine.temporal.job_runs import redeliver
 from timemachine.temporal.operations import find_operation, start_operation
 from timemachine.webhooks.client import WebhookClient
 
+SILENCE = timedelta(seconds=3)
+AWAY = RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
 UNKNOWN_RUN = "00000000-0000-4000-8000-000000000000"
 
 
@@ -240,9 +247,9 @@ async def test_a_redelivery_is_stopped_in_the_middle(slow: Service, client: Clie
     await receiver.wait_until(lambda: len(receiver.received) == 30 + stopped["done"])
 
 
-def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str, *, fails: bool = False) -> None:
+def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, work: type, step: str, *, fails: bool = False) -> None:
     """Have the third of an activity's steps last until the activity is told to stop, and then fail perhaps."""
-    take, taken = getattr(bulk, step), count(1)
+    take, taken = getattr(work, step), count(1)
 
     async def until_told(*args: object) -> object:
         if next(taken) == 3:
@@ -250,19 +257,17 @@ def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, bulk: type, step: str, *,
                 activity.heartbeat()
                 await asyncio.sleep(0.05)
             if fails:
-                raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+                raise AWAY
         return await take(*args)
 
-    monkeypatch.setattr(bulk, step, until_told)
+    monkeypatch.setattr(work, step, until_told)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_what_is_being_redelivered_when_it_is_stopped_counts(
     service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    receiver.answer = refuse
-    await asyncio.gather(*(fail(service) for _ in range(5)))
-    await until_failed(client, service, 5)
+    await failed_jobs(service, client, receiver, 5)
     receiver.answer = take
     wait_for_the_stop(monkeypatch, Redeliveries, "_started", fails=fails)
     await redeliver_all(service)
@@ -279,16 +284,14 @@ async def test_what_was_redelivered_before_a_retry_that_is_stopped_counts(
     service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The retry goes through the page once more, and is stopped at its first job."""
-    receiver.answer = refuse
-    await asyncio.gather(*(fail(service) for _ in range(5)))
-    await until_failed(client, service, 5)
+    await failed_jobs(service, client, receiver, 5)
     receiver.answer = take
     started, steps, again = Redeliveries._started, count(1), asyncio.Event()
 
     async def started_until_away(redeliveries: Redeliveries, failure: WorkflowExecution) -> bool:
         step = next(steps)
         if step == 4:
-            raise RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
+            raise AWAY
         if step == 5:
             again.set()
             while not activity.is_cancelled():
@@ -320,6 +323,195 @@ async def test_what_is_being_released_when_it_is_stopped_counts(
 
     assert (await until_ended(service, operation["id"]))["done"] == 3
     await receiver.wait_until(lambda: len(receiver.received) == 3)
+
+
+async def failed_jobs(service: Service, client: Client, receiver: Receiver, jobs: int) -> list[str]:
+    """Have some jobs fail, and the receiver refuse what comes."""
+    receiver.answer = refuse
+    ids = list(await asyncio.gather(*(fail(service) for _ in range(jobs))))
+    await until_failed(client, service, jobs)
+    return ids
+
+
+def note_first_and_retry_third(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[WorkflowExecution], Awaitable[None]]
+) -> None:
+    """Have Temporal go away at the third job of a redelivery, once something has happened to the first one."""
+    started, seen = Redeliveries._started, list[WorkflowExecution]()
+
+    async def scripted(redeliveries: Redeliveries, failure: WorkflowExecution) -> bool:
+        seen.append(failure)
+        if len(seen) == 3:
+            await meanwhile(seen[0])
+            raise AWAY
+        return await started(redeliveries, failure)
+
+    monkeypatch.setattr(Redeliveries, "_started", scripted)
+
+
+@pytest.mark.parametrize("how", ["redelivered", "created anew"])
+async def test_what_was_redelivered_counts_though_something_else_has_happened_to_it_before_a_retry(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    await failed_jobs(service, client, receiver, 4)
+
+    async def meanwhile(failure: WorkflowExecution) -> None:
+        job_id = failure.id.rpartition("/")[2]
+        await receiver.wait_for(job_id, 2)
+        await service.wait_for_state(job_id, "failed")
+        if how == "redelivered":
+            receiver.answer = take
+            assert (await service.api.post(f"{service.jobs}/{job_id}/redeliver")).status_code == 200
+            await service.wait_for_state(job_id, "delivered")
+        else:
+            await service.create(3600, job_id=job_id)
+
+    note_first_and_retry_third(monkeypatch, meanwhile)
+    await redeliver_all(service)
+
+    (operation,) = await until_listed(service, "redelivery")
+    assert (operation["state"], operation["done"], operation["failed"]) == ("done", 4, 0)
+
+
+async def test_what_was_redelivered_by_an_attempt_that_was_taken_for_lost_counts(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives on, and starts the job that the next attempt is just about to start."""
+    monkeypatch.setattr("workflows.redelivery.SILENCE", SILENCE)
+    (job_id,) = await failed_jobs(service, client, receiver, 1)
+    receiver.answer = take
+    both = asyncio.Event()
+
+    async def meet(*args: Any, **kwargs: Any) -> None:
+        if activity.info().attempt > 1:
+            both.set()
+            await receiver.wait_for(job_id, 2)
+        else:
+            await both.wait()
+        await redeliver(*args, **kwargs)
+
+    monkeypatch.setattr("activities.redelivery.redeliver", meet)
+    await redeliver_all(service)
+
+    (operation,) = await until_listed(service, "redelivery")
+    assert (operation["done"], operation["failed"]) == (1, 0)
+    assert len(receiver.of(job_id)) == 2
+
+
+async def test_a_redelivery_starts_nothing_again_that_failed_again(
+    service: Service, client: Client, receiver: Receiver, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window goes on into the future where Temporal's clock is behind that of the API."""
+    ids = await failed_jobs(service, client, receiver, 3)
+
+    async def meanwhile(_: WorkflowExecution) -> None:
+        await until_failed(client, service, 5)
+
+    note_first_and_retry_third(monkeypatch, meanwhile)
+    window = FailedJobs(db=service.db, route_id=ROUTE, since=0, until=now_ms(60))
+    key = redelivery_key(service.db, ROUTE, window.id)
+
+    await client.execute_workflow("Redelivery", window, id=key.workflow_id, task_queue=settings.task_queue)
+
+    for job_id in ids:
+        await receiver.wait_for(job_id, 2)
+    assert len(receiver.received) == 2 * len(ids)
+
+
+Does = Callable[[], Awaitable[None]]
+
+
+def script(monkeypatch: pytest.MonkeyPatch, work: type, step: str, at: int, does: Does) -> None:
+    """Have something happen just before one of an activity's steps, which are counted from 1."""
+    take, taken = getattr(work, step), count(1)
+
+    async def scripted(*args: Any) -> Any:
+        if next(taken) == at:
+            await does()
+        return await take(*args)
+
+    monkeypatch.setattr(work, step, scripted)
+
+
+async def stop_the_only(service: Service) -> None:
+    (running,) = await eventually(lambda: listed(service))
+    assert (await stop(service, running["id"])).json() == {"status": "ok"}
+
+
+async def yield_its_slot(service: Service) -> None:
+    await stop_the_only(service)
+    raise ApplicationError("others take their turn", type="YieldsSlot", next_retry_delay=timedelta(seconds=0.1))
+
+
+async def fail_a_request(service: Service) -> None:
+    await stop_the_only(service)
+    raise AWAY
+
+
+async def fall_silent(service: Service) -> None:
+    await stop_the_only(service)
+    await asyncio.sleep(2 * SILENCE.total_seconds())
+
+
+Unaware = Callable[[Service], Awaitable[None]]
+unaware_of_its_stop = pytest.mark.parametrize("unaware", [yield_its_slot, fail_a_request, fall_silent])
+
+
+@unaware_of_its_stop
+async def test_a_redelivery_whose_activity_does_not_learn_of_the_stop_keeps_its_figures(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, unaware: Unaware
+) -> None:
+    """Temporal does not try such an activity again."""
+    monkeypatch.setattr("workflows.redelivery.SILENCE", SILENCE)
+    monkeypatch.setattr(redelivery, "PAGE", 3)
+    await failed_jobs(service, client, receiver, 5)
+    receiver.answer = take
+    script(monkeypatch, Redeliveries, "_started", 3, partial(unaware, service))
+
+    await redeliver_all(service)
+
+    (operation,) = await until_listed(service, "redelivery")
+    assert (operation["state"], operation["matched"]) == ("stopped", 5)
+    assert operation["done"] in (2, 3)
+    await receiver.wait_until(lambda: len(receiver.received) == 5 + operation["done"])
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+
+
+@unaware_of_its_stop
+async def test_a_cancel_whose_activity_does_not_learn_of_the_stop_keeps_its_figures(
+    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch, unaware: Unaware
+) -> None:
+    monkeypatch.setattr("workflows.cancel_many.SILENCE", SILENCE)
+    monkeypatch.setattr(cancel_many, "AT_ONCE", 1)
+    ids = [await service.create(3600, labels=["a"]) for _ in range(5)]
+    await eventually(lambda: client.count_workflows(f"TimemachineDb = '{service.db}'"), lambda found: found.count == 5)
+    script(monkeypatch, cancel_many._Cancel, "_cancel", 3, partial(unaware, service))
+
+    await cancel(service, label="a")
+
+    (operation,) = await until_listed(service, "cancel")
+    assert (operation["state"], operation["matched"]) == ("stopped", 5)
+    states = [(await service.find(job_id))["state"] for job_id in ids]
+    assert operation["done"] == states.count("cancelled") > 0
+
+
+@unaware_of_its_stop
+async def test_a_release_whose_activity_does_not_learn_of_the_stop_has_no_figures(
+    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch, unaware: Unaware
+) -> None:
+    """Nothing shows which jobs it has told."""
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
+    monkeypatch.setattr("workflows.release.SILENCE", SILENCE)
+    monkeypatch.setattr(release, "PAGE", 3)
+    await hold(service, client, 5)
+    script(monkeypatch, Releases, "_signal", 3, partial(unaware, service))
+
+    await resume(service)
+
+    (operation,) = await until_listed(service, "release")
+    assert operation["state"] == "stopped"
+    assert operation.keys().isdisjoint({"matched", "done"})
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
 
 
 async def test_a_release_that_another_resume_replaces_was_stopped(slow: Service, client: Client) -> None:

@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 from tests.support.worker_process import worker_process
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.jobs import message_id
-from timemachine.domain.outcomes import Held, Outcome
+from timemachine.domain.outcomes import Held, LedgerRow, Outcome
 from timemachine.postgres.delivery_ledger import DeliveryLedger, RouteClosed
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -131,11 +131,10 @@ async def test_what_was_asked_for_before_a_reset_is_not_sent_after_a_change(
     assert received.body == b'"new"'
 
 
-async def test_what_a_run_has_asked_for_is_not_sent_when_its_reset_begins_with_a_change(
-    alone: tuple[Service, Settings], receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The job is due, and there is no row: the run before the reset has asked for an attempt that has not begun."""
-    service, own = alone
+async def due_and_asked_for(
+    service: Service, own: Settings, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, Delivery]:
+    """Return a job that is due, and an attempt that was asked for and has not begun. No worker is left."""
     outcome, asked = Attempts.outcome, list[Delivery]()
 
     async def never_begun(attempts: Attempts, delivery: Delivery, *, patience: float) -> Outcome | None:
@@ -151,16 +150,51 @@ async def test_what_a_run_has_asked_for_is_not_sent_when_its_reset_begins_with_a
         job_id = await service.create(0, meta="old")
         async with delivering(client, own):
             await eventually(lambda: asyncio.sleep(0, len(asked)), lambda count: count > 1)
-    job = workflow_of(client, service, job_id)
-    await reset(client, job)
+    return job_id, asked[-1]
+
+
+async def test_what_a_run_has_asked_for_is_not_sent_when_its_reset_begins_with_a_change(
+    alone: tuple[Service, Settings], receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, own = alone
+    job_id, asked = await due_and_asked_for(service, own, client, monkeypatch)
+    await reset(client, workflow_of(client, service, job_id))
     changing = asyncio.create_task(service.change(job_id, 3600, meta="new"))
-    await eventually(partial(holds_noted, own, asked[0].run_id), lambda holds: holds > 0)
+    await eventually(partial(holds_noted, own, asked.run_id), lambda holds: holds > 0)
     # The worker's first task has to have the change with it, which no history tells of before.
     await asyncio.sleep(0.5)
 
     async with delivering(client, own), deliveries(client, own) as late:
         assert (await changing).status_code == 200
-        assert isinstance(await late.first_attempt(asked[-1]), Held)
+        assert isinstance(await late.first_attempt(asked), Held)
+
+    assert receiver.received == []
+    assert (await service.find(job_id))["state"] == "scheduled"
+
+
+async def test_what_a_run_has_asked_for_is_not_sent_when_it_is_reset_while_a_change_looks_at_it(
+    alone: tuple[Service, Settings], receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, own = alone
+    job_id, asked = await due_and_asked_for(service, own, client, monkeypatch)
+    find, looked = DeliveryLedger.find, asyncio.Event()
+
+    async def find_and_be_reset(ledger: DeliveryLedger, run_id: str) -> LedgerRow | None:
+        row = await find(ledger, run_id)
+        if run_id == asked.run_id and not looked.is_set():
+            looked.set()
+            await reset(client, workflow_of(client, service, job_id))
+        return row
+
+    monkeypatch.setattr(DeliveryLedger, "find", find_and_be_reset)
+    changing = asyncio.create_task(service.change(job_id, 3600, meta="new"))
+    await looked.wait()
+    # The worker's first task has to have the change with it, which no history tells of before.
+    await asyncio.sleep(1)
+
+    async with delivering(client, own), deliveries(client, own) as late:
+        assert (await changing).status_code == 200
+        assert isinstance(await late.first_attempt(asked), Held)
 
     assert receiver.received == []
     assert (await service.find(job_id))["state"] == "scheduled"

@@ -1,16 +1,23 @@
 """An operator's reset of a job: what was confirmed to its client holds on."""
 
 import asyncio
+from datetime import timedelta
 
+import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
+from tests.conftest import delivering
 from tests.support.cuts import until_continued
 from tests.support.job_histories import Events, events, workflow_of
+from tests.support.ledger import first_run
 from tests.support.receiver import Receiver
+from tests.support.refusals import AWAY
 from tests.support.resets import reset
-from tests.support.service import Service, now_ms
+from tests.support.service import Service, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.postgres.pool import connection, open_pool
+from timemachine.settings import Settings
 
 AND_ITS_OLD_TIMER = -2
 """The workflow task of the last change, where the timer of the change before it has fired since."""
@@ -117,3 +124,42 @@ async def test_a_job_that_was_taken_is_not_sent_again_and_ends_as_the_ledger_say
     assert len(receiver.of(job_id)) == 1
     # An attempt within the task could be lost with it, and a change be taken then.
     assert EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED in await events(client, service, job_id)
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_create_does_not_take_a_job_for_what_it_was_before_a_change(
+    alone: tuple[Service, Settings], client: Client, method: str
+) -> None:
+    """Until its first task a run that was reset shows what it was; the task hands the change over."""
+    service, own = alone
+    job_id = await service.create(3600, meta="first")
+    first = {field: value for field, value in (await service.find(job_id)).items() if field != "state"}
+    async with delivering(client, own):
+        assert (await service.change(job_id, 3600, meta="second")).status_code == 200
+    await reset(client, workflow_of(client, service, job_id))
+
+    if method == "PUT":
+        answer = await service.put(job_id, first)
+    else:
+        answer = await service.api.post(service.jobs, json=first)
+
+    assert refused(answer) == AWAY
+    async with delivering(client, own):
+        await eventually(lambda: service.find(job_id), lambda job: job["meta"] == "second")
+
+
+async def test_a_cancel_of_a_job_that_was_reset_is_kept_until_it_would_be_due_after_its_changes(
+    alone: tuple[Service, Settings], client: Client
+) -> None:
+    service, own = alone
+    job_id = await service.create(3600)
+    async with delivering(client, own):
+        assert (await service.change(job_id, 60 * 24 * 3600)).status_code == 200
+    await reset(client, workflow_of(client, service, job_id))
+    run = await first_run(client, service, job_id)
+
+    assert (await service.cancel(job_id)).status_code == 200
+
+    async with open_pool(own) as pool, connection(pool) as postgres:
+        kept = await postgres.fetchval("SELECT at - clock_timestamp() FROM delivery_ledger WHERE run_id = $1", run)
+    assert kept > timedelta(days=59)

@@ -1,5 +1,7 @@
 """Redelivery of many: which failed jobs of a route are delivered once more, and how far that is."""
 
+from datetime import datetime
+
 import msgspec
 
 from timemachine.domain.job_filter import JobFilter, ListedState
@@ -15,6 +17,8 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds since the epoch."""
     until: int
     """Milliseconds since the epoch; it is not part of the window."""
+    counted_since: datetime | None = None
+    """When the redelivery was started, by Temporal's clock, if it was stopped: what it has started is counted."""
 
     @property
     def id(self) -> str:

@@ -5,7 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+)
 from temporalio.common import Priority, SearchAttributePair, TypedSearchAttributes, WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -75,12 +81,11 @@ class JobRun(msgspec.Struct, frozen=True):
         delivered = self.status is WorkflowExecutionStatus.COMPLETED
         return WorkflowIDReusePolicy.ALLOW_DUPLICATE if delivered else WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY
 
-    async def redelivers(self) -> Redelivers | None:
-        """Return what this run delivers once more, or None for a job's first delivery."""
-        redelivers: Redelivers | None = await self.description.memo_value(
-            stored_names.REDELIVERS, None, type_hint=Redelivers
-        )
-        return redelivers
+
+async def redelivers(run: WorkflowExecution) -> Redelivers | None:
+    """Return what a run delivers once more, or None for a job's first delivery."""
+    found: Redelivers | None = await run.memo_value(stored_names.REDELIVERS, None, type_hint=Redelivers)
+    return found
 
 
 def first_run_id(description: WorkflowExecutionDescription) -> str:
@@ -91,6 +96,11 @@ def first_run_id(description: WorkflowExecutionDescription) -> str:
 def was_reset(description: WorkflowExecutionDescription) -> bool:
     """Return whether an operator's reset has begun this run: it does not know what the one before it was doing."""
     return description.raw_description.workflow_extended_info.HasField("last_reset_time")
+
+
+def lacks_changes(description: WorkflowExecutionDescription) -> bool:
+    """Return whether a run that was reset may not know of all changes yet: its next task hands them over."""
+    return was_reset(description) and description.raw_description.HasField("pending_workflow_task")
 
 
 async def describe_job(client: Client, workflow_id: str) -> WorkflowExecutionDescription:

@@ -106,6 +106,15 @@ def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
     return _all(_IS_JOB, f"StartTime >= {_time(to_ms(since))}", f"WorkflowId IN ({ids})")
 
 
+def runs_since_query(wanted: JobFilter, at: datetime) -> str:
+    """Return the query that finds the runs of a filter, whatever its state, that began at a time or later.
+
+    Args:
+        at: By Temporal's clock.
+    """
+    return _all(*_job_parts(wanted), f"StartTime >= {_exact(at)}")
+
+
 def still_open_query(wanted: JobFilter, at: datetime) -> str:
     """Return the query that finds the runs of a filter that were open at a time, and are.
 
