@@ -88,8 +88,8 @@ class Redeliveries:
         """Return how far a redelivery came: each run that it started says so in its memo."""
         _, start = await self._begin(failed)
         by, started = activity.info().workflow_run_id, set[str]()
-        query = runs_since_query(JobFilter(db=failed.db, route=failed.route_id), since)
-        async for run in self._client.list_workflows(query, page_size=COUNTED_AT_ONCE):
+        of_route = JobFilter(db=failed.db, route=failed.route_id)
+        async for run in self._client.list_workflows(runs_since_query(of_route, since), page_size=COUNTED_AT_ONCE):
             activity.heartbeat()
             if (of := await redelivers(run)) and of.by == by:
                 started.add(of.run_id)
@@ -119,8 +119,9 @@ class Redeliveries:
         # Visibility lags behind: it may not have the latest run yet.
         if await redelivers(await describe_job(self._client, failure.id)) == ours:
             return True
-        later = later_runs_query([failure.id], failure.close_time or failure.start_time)
-        return any([await redelivers(run) == ours async for run in self._client.list_workflows(later)])
+        failed_at = failure.close_time or failure.start_time
+        later = self._client.list_workflows(later_runs_query([failure.id], failed_at))
+        return any([await redelivers(run) == ours async for run in later])
 
 
 def _counted(progress: Progress, *, is_started: bool) -> Progress:
