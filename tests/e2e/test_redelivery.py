@@ -14,7 +14,7 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
 from tests.support.waiting import eventually
 
-JOBS = 50
+JOBS = 80
 """Enough for some seconds."""
 
 
@@ -70,13 +70,13 @@ async def test_a_redelivery_that_is_stopped_while_its_worker_is_dead_keeps_its_f
     receiver.answer = take
     base = f"/route/{service.db}/{ROUTE}/redeliver"
     redelivery_id = (await service.api.post(base, json={"since": 0})).json()["id"]
-    (operation,) = (await service.api.get(f"/operation/{service.db}")).json()["operations"]
-    path = f"/operation/{service.db}/{operation['id']}"
 
     async def shown(at: str) -> dict[str, Any]:
         seen: dict[str, Any] = (await service.api.get(at)).json()
         return seen
 
+    listed = await eventually(partial(shown, f"/operation/{service.db}"), lambda seen: seen["operations"])
+    path = f"/operation/{service.db}/{listed['operations'][0]['id']}"
     await eventually(partial(shown, f"{base}/{redelivery_id}"), lambda seen: seen["started"] > 10)
     kill(stack.parts["worker"])
     assert (await service.api.delete(path)).json() == {"status": "ok"}
