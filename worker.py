@@ -66,9 +66,11 @@ def bulk_activities(client: Client, pool: Pool, settings: Settings) -> BulkActiv
     """Return the activities of operations and of retention, with the one rate that operations share."""
     routes, rate = RouteStore(pool, Vault(settings)), RateLimiter(settings.bulk_per_second)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
+    redeliveries = Redeliveries(client, ledger, settings, rate)
     return [
         CancelsOfMany(client, ledger, rate).cancel_matching,
-        Redeliveries(client, ledger, settings, rate).redeliver_failed,
+        redeliveries.redeliver_failed,
+        redeliveries.count_redelivered,
         Releases(client, routes, rate).release_held,
         Retention(AttemptLog(pool), ledger, AuditLog(pool), settings).clean_attempts,
     ]

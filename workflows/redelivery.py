@@ -41,7 +41,7 @@ class RedeliveryWorkflow:
 
     async def _redeliver(self, failed: FailedJobs) -> Progress:
         return await workflow.execute_activity_method(
-            Redeliveries.redeliver_failed,
+            Redeliveries.count_redelivered if failed.counted_since else Redeliveries.redeliver_failed,
             failed,
             task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=LONGEST,

@@ -36,6 +36,7 @@ AS_STORED = {
     "WAKE_RUN": "wake",
     "RELEASE_HELD": "release_held",
     "REDELIVER_FAILED": "redeliver_failed",
+    "COUNT_REDELIVERED": "count_redelivered",
     "CANCEL_MATCHING": "cancel_matching",
     "REMOVE_OLD_ROWS": "clean_attempts",
     "DELIVER_AT_ONCE": "deliver_at_once",

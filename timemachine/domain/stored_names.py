@@ -26,6 +26,7 @@ NOTHING = "nothing"
 WAKE_RUN = "wake"
 RELEASE_HELD = "release_held"
 REDELIVER_FAILED = "redeliver_failed"
+COUNT_REDELIVERED = "count_redelivered"
 CANCEL_MATCHING = "cancel_matching"
 REMOVE_OLD_ROWS = "clean_attempts"
 
