@@ -13,9 +13,8 @@ from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.job_filter import JobFilter
-from timemachine.domain.jobs import from_ms
 from timemachine.domain.outcomes import RowState
-from timemachine.domain.redelivery import FailedJobs, PageStart, Progress, furthest
+from timemachine.domain.redelivery import FailedJobs, PageStart, Progress, StoppedRedelivery, furthest
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.job_runs import Redelivers, describe_job, latest_run, redeliver, redelivers
@@ -80,19 +79,18 @@ class Redeliveries:
         return progress, PageStart(token=b"", progress=progress)
 
     @activity.defn(name=stored_names.COUNT_REDELIVERED)
-    async def count_redelivered(self, failed: FailedJobs) -> Progress:
+    async def count_redelivered(self, stopped: StoppedRedelivery) -> Progress:
         """Return how far a redelivery came that was stopped: each run that it started says so in its memo.
-
-        A type of its own: an older worker, which takes no notice of the field, would start the rest.
 
         Raises:
             RPCError: Temporal does not answer; to be tried again.
         """
-        _, start = await self._begin(failed)
+        failed, (_, start) = stopped.failed, await self._begin(stopped.failed)
         by, started = activity.info().workflow_run_id, set[str]()
-        since = failed.counted_since or from_ms(failed.until)
         of_route = JobFilter(db=failed.db, route=failed.route_id)
-        async for run in self._client.list_workflows(runs_since_query(of_route, since), page_size=COUNTED_AT_ONCE):
+        async for run in self._client.list_workflows(
+            runs_since_query(of_route, stopped.started_at), page_size=COUNTED_AT_ONCE
+        ):
             activity.heartbeat()
             if (of := await redelivers(run)) and of.by == by:
                 started.add(of.run_id)

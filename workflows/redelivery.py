@@ -8,11 +8,9 @@ from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType
 
 with workflow.unsafe.imports_passed_through():
-    import msgspec
-
     from activities.redelivery import Redeliveries
     from timemachine.domain import stored_names
-    from timemachine.domain.redelivery import FailedJobs, Progress
+    from timemachine.domain.redelivery import FailedJobs, Progress, StoppedRedelivery
     from timemachine.domain.task_queues import bulk_task_queue
     from workflows.stops import VISIBILITY_LAG, is_stopped
 
@@ -37,18 +35,30 @@ class RedeliveryWorkflow:
             if not is_stopped(error):
                 raise
         await workflow.sleep(VISIBILITY_LAG)
-        return await self._redeliver(msgspec.structs.replace(failed, counted_since=workflow.info().start_time))
+        return await self._count(failed)
 
     async def _redeliver(self, failed: FailedJobs) -> Progress:
         return await workflow.execute_activity_method(
-            Redeliveries.count_redelivered if failed.counted_since else Redeliveries.redeliver_failed,
+            Redeliveries.redeliver_failed,
             failed,
             task_queue=bulk_task_queue(workflow.info().task_queue),
             start_to_close_timeout=LONGEST,
             heartbeat_timeout=SILENCE,
             retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=f"{'counted after a stop: ' if failed.counted_since else ''}failed jobs of route {failed.route_id}",
-            # A count after a stop is short, and waits for none of those that the stop was to make room for.
-            priority=Priority(priority_key=1 if failed.counted_since else None, fairness_key=failed.db),
+            summary=f"failed jobs of route {failed.route_id}",
+            priority=Priority(fairness_key=failed.db),
+        )
+
+    async def _count(self, failed: FailedJobs) -> Progress:
+        """Return what was started before a stop. It is short, and waits for none of those that were to have room."""
+        return await workflow.execute_activity_method(
+            Redeliveries.count_redelivered,
+            StoppedRedelivery(failed=failed, started_at=workflow.info().start_time),
+            task_queue=bulk_task_queue(workflow.info().task_queue),
+            start_to_close_timeout=LONGEST,
+            heartbeat_timeout=SILENCE,
+            retry_policy=RetryPolicy(maximum_interval=timedelta(minutes=1)),
+            summary=f"jobs of route {failed.route_id}, counted after a stop",
+            priority=Priority(priority_key=1, fairness_key=failed.db),
         )

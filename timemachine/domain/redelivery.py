@@ -17,8 +17,6 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds since the epoch."""
     until: int
     """Milliseconds since the epoch; it is not part of the window."""
-    counted_since: datetime | None = None
-    """When the redelivery was started, by Temporal's clock, if it was stopped: what it has started is counted."""
 
     @property
     def id(self) -> str:
@@ -35,6 +33,14 @@ class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
             ended_from=self.since or None,
             ended_to=self.until,
         )
+
+
+class StoppedRedelivery(msgspec.Struct, frozen=True, kw_only=True):
+    """A redelivery whose activity could not say how far it came. Stored in histories: fields may only be added."""
+
+    failed: FailedJobs
+    started_at: datetime
+    """By Temporal's clock."""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
