@@ -85,16 +85,16 @@ class Redeliveries:
         Raises:
             RPCError: Temporal does not answer; to be tried again.
         """
-        failed, (_, start) = stopped.failed, await self._begin(stopped.failed)
+        failed, (found, _) = stopped.failed, await self._begin(stopped.failed)
         by, started = activity.info().workflow_run_id, set[str]()
         of_route = JobFilter(db=failed.db, route=failed.route_id)
         async for run in self._client.list_workflows(
             runs_since_query(of_route, stopped.started_at), page_size=COUNTED_AT_ONCE
         ):
-            activity.heartbeat()
+            activity.heartbeat(msgspec.structs.replace(found, started=len(started)))
             if (of := await redelivers(run)) and of.by == by:
                 started.add(of.run_id)
-        return msgspec.structs.replace(start.progress, started=len(started), stopped=True)
+        return msgspec.structs.replace(found, started=len(started), stopped=True)
 
     async def _started(self, failure: WorkflowExecution) -> bool:
         """Start one job again, and return whether it is started, by this or an earlier attempt at it."""

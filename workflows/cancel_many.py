@@ -14,7 +14,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain import stored_names
     from timemachine.domain.cancels import CancelJobs, CancelProgress, OpenJobs
     from timemachine.domain.task_queues import bulk_task_queue
-    from workflows.stops import VISIBILITY_LAG, is_stopped
+    from workflows.stops import VISIBILITY_LAG, is_stopped, until_ended
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -41,7 +41,7 @@ class CancelManyWorkflow:
         return await self._cancel(msgspec.structs.replace(jobs, stopped=True))
 
     async def _cancel(self, jobs: OpenJobs) -> CancelProgress:
-        return await workflow.execute_activity_method(
+        cancelling = workflow.start_activity_method(
             CancelsOfMany.cancel_matching,
             jobs,
             task_queue=bulk_task_queue(workflow.info().task_queue),
@@ -53,3 +53,5 @@ class CancelManyWorkflow:
             # A count after a stop is short, and waits for none of those that the stop was to make room for.
             priority=Priority(priority_key=1 if jobs.stopped else None, fairness_key=jobs.filter.db),
         )
+        progress, _ = await until_ended(cancelling)
+        return progress

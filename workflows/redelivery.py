@@ -12,7 +12,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain import stored_names
     from timemachine.domain.redelivery import FailedJobs, Progress, StoppedRedelivery
     from timemachine.domain.task_queues import bulk_task_queue
-    from workflows.stops import VISIBILITY_LAG, is_stopped
+    from workflows.stops import VISIBILITY_LAG, is_stopped, until_ended
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -38,7 +38,7 @@ class RedeliveryWorkflow:
         return await self._count(failed)
 
     async def _redeliver(self, failed: FailedJobs) -> Progress:
-        return await workflow.execute_activity_method(
+        redelivering = workflow.start_activity_method(
             Redeliveries.redeliver_failed,
             failed,
             task_queue=bulk_task_queue(workflow.info().task_queue),
@@ -49,6 +49,8 @@ class RedeliveryWorkflow:
             summary=f"failed jobs of route {failed.route_id}",
             priority=Priority(fairness_key=failed.db),
         )
+        progress, _ = await until_ended(redelivering)
+        return progress
 
     async def _count(self, failed: FailedJobs) -> Progress:
         """Return what was started before a stop. It is short, and waits for none of those that were to have room."""

@@ -15,7 +15,7 @@ with workflow.unsafe.imports_passed_through():
     from timemachine.domain import stored_names
     from timemachine.domain.releases import Released, ReleaseHeld
     from timemachine.domain.task_queues import bulk_task_queue
-    from workflows.stops import is_stopped
+    from workflows.stops import is_stopped, until_ended
 
 LONGEST = timedelta(days=30)
 SILENCE = timedelta(seconds=15)
@@ -48,8 +48,6 @@ class ReleaseWorkflow:
         """
         try:
             stopped = await self._until_none_is_held(release)
-        except asyncio.CancelledError:
-            stopped = True
         except ActivityError as error:
             if not is_stopped(error):
                 raise
@@ -60,19 +58,22 @@ class ReleaseWorkflow:
         """Look again and again, and return whether it was stopped."""
         empty = 0
         while empty < EMPTY_LOOKS:
-            released = await self._look(msgspec.structs.replace(release, told=self._told))
+            released, is_stopped_now = await self._look(msgspec.structs.replace(release, told=self._told))
             self._told += released.signalled
-            if released.stopped:
+            if released.stopped or is_stopped_now or _is_stop_missed():
                 return True
             release = msgspec.structs.replace(release, all_due=False)
             empty = 0 if released.signalled else empty + 1
-            await workflow.sleep(BETWEEN_LOOKS)
+            try:
+                await workflow.sleep(BETWEEN_LOOKS)
+            except asyncio.CancelledError:
+                return True
             if workflow.info().is_continue_as_new_suggested():
                 workflow.continue_as_new(msgspec.structs.replace(release, told=self._told))
         return False
 
-    async def _look(self, release: ReleaseHeld) -> Released:
-        return await workflow.execute_activity_method(
+    async def _look(self, release: ReleaseHeld) -> tuple[Released, bool]:
+        looking = workflow.start_activity_method(
             Releases.release_held,
             release,
             task_queue=bulk_task_queue(workflow.info().task_queue),
@@ -83,3 +84,9 @@ class ReleaseWorkflow:
             summary=f"held jobs of route {release.route_id}",
             priority=Priority(fairness_key=release.db),
         )
+        return await until_ended(looking)
+
+
+def _is_stop_missed() -> bool:
+    """Return whether a stop was asked for that a look did not learn of, as it was about to end."""
+    return workflow.cancellation_reason() is not None and workflow.patched(stored_names.STOPS_AFTER_ANY_LOOK)

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecution
+from temporalio.api.enums.v1 import EventType, PendingActivityState
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -21,7 +22,7 @@ from activities.redelivery import Redeliveries
 from activities.release import Releases
 from api.app import create_app
 from devstack.temporal import Temporal
-from tests.conftest import serving, working
+from tests.conftest import delivering, serving, working
 from tests.integration.test_bulk import redeliver_all, until_failed
 from tests.integration.test_cancel_many import cancel, find, until_ended
 from tests.support.failed_jobs import fail, refuse
@@ -30,6 +31,7 @@ from tests.support.receiver import Receiver, take
 from tests.support.refusals import MALFORMED, NO_SUCH_OPERATION, TOO_LATE
 from tests.support.service import ROUTE, Service, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.domain.operations import parse_operation_id
 from timemachine.domain.redelivery import FailedJobs, redelivery_key
 from timemachine.domain.releases import ReleaseHeld
 from timemachine.postgres.pool import open_pool
@@ -37,6 +39,7 @@ from timemachine.settings import Settings
 from timemachine.temporal.job_runs import redeliver
 from timemachine.temporal.operations import find_operation, start_operation
 from timemachine.webhooks.client import WebhookClient
+from worker import bulk_activities, create_bulk_worker
 
 SILENCE = timedelta(seconds=3)
 AWAY = RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
@@ -512,6 +515,119 @@ async def test_a_release_whose_activity_does_not_learn_of_the_stop_has_no_figure
     assert operation["state"] == "stopped"
     assert operation.keys().isdisjoint({"matched", "done"})
     assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+
+
+async def test_a_release_stops_after_a_look_that_was_about_to_end(
+    service: Service, client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its activity ends before Temporal tells it of the stop."""
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
+    await hold(service, client, 5)
+    script(monkeypatch, Releases, "_signal", 5, partial(stop_the_only, service))
+
+    await resume(service)
+
+    (operation,) = await until_listed(service, "release")
+    assert (operation["state"], operation["done"]) == ("stopped", 5)
+    await receiver.wait_until(lambda: len(receiver.received) == 5)
+
+
+async def stopped_as_its_activity_ends(
+    service: Service, client: Client, own: Settings, ask: Callable[[], Awaitable[object]], last_step: asyncio.Event
+) -> dict[str, Any]:
+    """Return an operation whose workflow learns in one task of a stop and of its activity's end."""
+    async with delivering(client, own):
+        await ask()
+        (operation,) = await eventually(lambda: listed(service))
+        workflow = client.get_workflow_handle(operation_workflow_id(service, operation["id"]))
+        await eventually(workflow.describe, has_begun_activity)
+    assert (await stop(service, operation["id"])).json() == {"status": "ok"}
+    last_step.set()
+    await eventually(lambda: event_types(workflow), lambda types: EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED in types)
+    async with delivering(client, own):
+        return await until_ended(service, operation["id"])
+
+
+def operation_workflow_id(service: Service, operation_id: str) -> str:
+    key, _ = parse_operation_id(service.db, operation_id)
+    return key.workflow_id
+
+
+def has_begun_activity(described: WorkflowExecutionDescription) -> bool:
+    pending = described.raw_description.pending_activities
+    return any(activity.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED for activity in pending)
+
+
+async def event_types(workflow: WorkflowHandle[Any, Any]) -> list[int]:
+    return [event.event_type async for event in workflow.fetch_history_events()]
+
+
+@pytest.fixture
+async def bulk_alone(
+    settings: Settings, client: Client, temporal: Temporal, receiver: Receiver, db: str
+) -> AsyncIterator[tuple[Service, Settings]]:
+    """A service with a worker of bulk work, and none of workflows."""
+    own = replace(settings, task_queue=f"bulk-{uuid.uuid4().hex}")
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        async with (
+            serving(create_app(own)) as api,
+            open_pool(own) as pool,
+            create_bulk_worker(client, bulk_activities(client, pool, own), own),
+        ):
+            service = Service(api, db)
+            await service.add_route(receiver.url)
+            yield service, own
+
+
+async def test_a_redelivery_that_ends_as_it_is_stopped_keeps_its_figures(
+    bulk_alone: tuple[Service, Settings], client: Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, own = bulk_alone
+    async with delivering(client, own):
+        await failed_jobs(service, client, receiver, 3)
+    receiver.answer = take
+    last_step = asyncio.Event()
+    script(monkeypatch, Redeliveries, "_started", 3, partial(waiting_for, last_step))
+
+    operation = await stopped_as_its_activity_ends(service, client, own, partial(redeliver_all, service), last_step)
+
+    assert (operation["state"], operation["matched"], operation["done"]) == ("done", 3, 3)
+    await receiver.wait_until(lambda: len(receiver.received) == 3 + 3)
+
+
+async def test_a_cancel_that_ends_as_it_is_stopped_keeps_its_figures(
+    bulk_alone: tuple[Service, Settings], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, own = bulk_alone
+    for _ in range(3):
+        await service.create(3600, labels=["a"])
+    await eventually(lambda: client.count_workflows(f"TimemachineDb = '{service.db}'"), lambda found: found.count == 3)
+    last_step = asyncio.Event()
+    script(monkeypatch, cancel_many._Cancel, "_cancel", 3, partial(waiting_for, last_step))
+
+    operation = await stopped_as_its_activity_ends(service, client, own, partial(cancel, service, label="a"), last_step)
+
+    assert (operation["state"], operation["matched"], operation["done"]) == ("done", 3, 3)
+
+
+async def test_a_release_whose_look_ends_as_it_is_stopped_keeps_its_figures(
+    bulk_alone: tuple[Service, Settings], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
+    service, own = bulk_alone
+    async with delivering(client, own):
+        await hold(service, client, 3)
+    last_step = asyncio.Event()
+    script(monkeypatch, Releases, "_signal", 3, partial(waiting_for, last_step))
+
+    operation = await stopped_as_its_activity_ends(service, client, own, partial(resume, service), last_step)
+
+    assert (operation["state"], operation["matched"], operation["done"]) == ("stopped", 3, 3)
+
+
+async def waiting_for(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def test_a_release_that_another_resume_replaces_was_stopped(slow: Service, client: Client) -> None:

@@ -69,6 +69,7 @@ AS_STORED = {
     "FIRST_RUN_ATTEMPTS_IN_TASK": "2026-11-only-a-first-run-attempts-in-its-task",
     "CUT_AT_LIMIT": "2026-11-a-history-is-cut-at-the-job's-limit",
     "WAKER_IS_NO_JOB": "2026-11-a-waker-has-no-job's-id",
+    "STOPS_AFTER_ANY_LOOK": "2026-11-a-release-stops-after-a-look-that-missed-it",
     "CLEAN_ATTEMPTS_SCHEDULE": "timemachine-clean-attempts",
     "RELEASE_ID_PREFIX": "timemachine/release/",
     "REDELIVERY_ID_PREFIX": "timemachine/redelivery/",

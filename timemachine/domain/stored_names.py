@@ -66,7 +66,7 @@ COLLECTION_ATTRIBUTE = "TimemachineCollection"
 LABELS_ATTRIBUTE = "TimemachineLabels"
 CREATED_BY_ATTRIBUTE = "TimemachineCreatedBy"
 
-# Changes to the code of `Job` (`workflow.patched`).
+# Changes to the code of workflows (`workflow.patched`).
 WAKE_AFTER_CUT = "2026-11-a-continued-run-is-woken"
 EVERY_CANCEL_ASKS = "2026-11-every-cancel-asks-the-log"
 HELD_ARE_CUT = "2026-11-held-jobs-are-continued-as-new"
@@ -74,6 +74,7 @@ RELEASED_BEFORE_DEADLINE = "2026-11-a-spread-ends-before-the-deadline"
 FIRST_RUN_ATTEMPTS_IN_TASK = "2026-11-only-a-first-run-attempts-in-its-task"
 CUT_AT_LIMIT = "2026-11-a-history-is-cut-at-the-job's-limit"
 WAKER_IS_NO_JOB = "2026-11-a-waker-has-no-job's-id"
+STOPS_AFTER_ANY_LOOK = "2026-11-a-release-stops-after-a-look-that-missed-it"
 
 # The schedule that removes old rows, and how the ids of workflows begin that are no jobs.
 CLEAN_ATTEMPTS_SCHEDULE = "timemachine-clean-attempts"
