@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from devstack.admin_key import kept_admin_key
 from devstack.children import Commands
-from devstack.stack import _environment, local_stack
+from devstack.stack import Stack, _environment, local_stack
 from tests.integration.devstack.runs import FREE_PORTS, a_run, is_gone
 from tests.support.keys import bearer, revoke_key
 from timemachine.domain.errors import LocalStackError
@@ -30,24 +31,19 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("used")
 
 
-async def test_it_says_where_it_is_and_stops_with_status_0(used: Path) -> None:
+async def test_it_says_where_it_is_refuses_a_second_one_and_stops_with_status_0(used: Path) -> None:
     async with a_run(used) as run:
         address = (await run.until(READY)).removeprefix(READY).strip()
         assert await asyncio.to_thread(_status, address, "/readyz") == 200
         parts = run.parts()
         assert set(parts) == {"Postgres", "Temporal", "API", "worker"}
+        async with a_run(used) as second:
+            assert await second.end() == 1
+        assert f"in use by another run (process {run.process.pid})" in second.output
+        assert "TIMEMACHINE_DATA_DIR" in second.output
         assert await run.stop(signal.SIGINT) == 0
     assert all(is_gone(part) for part in parts.values())
     assert run.parts() == {}
-
-
-async def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
-    async with a_run(tmp_path) as first:
-        await first.until("starting Postgres")
-        async with a_run(tmp_path) as second:
-            assert await second.end() == 1
-    assert f"in use by another run (process {first.process.pid})" in second.output
-    assert "TIMEMACHINE_DATA_DIR" in second.output
 
 
 @pytest.mark.parametrize("setting", list(FREE_PORTS))
@@ -98,40 +94,42 @@ async def test_stopping_it_while_it_starts_leaves_nothing(tmp_path: Path) -> Non
     assert run.parts() == {}
 
 
-async def test_any_part_can_be_killed_and_started_again(tmp_path: Path) -> None:
-    settings = _settings(tmp_path)
-    async with local_stack(settings, os.environ) as stack:
-        for part in stack.parts.values():
-            old = part.pid
-            os.kill(old, signal.SIGKILL)
-            await part.restart()
-            assert part.pid != old
-        # The API finds its way back to the Postgres and the Temporal that were started again.
-        assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
-
-
-async def test_what_is_said_of_another_postgres_is_kept_from_our_programs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PGPORT", "6432,6433")
-    monkeypatch.setenv("PGSSLMODE", "verify-full")
-
-    async with local_stack(_settings(tmp_path), os.environ) as stack:
-        assert not any(name.startswith("PG") for name in stack.env)
-
-
-async def test_given_servers_are_used_and_not_stopped(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A stack that was started where another Postgres is spoken of."""
     async with AsyncExitStack() as opened:
-        given = await opened.enter_async_context(local_stack(_settings(tmp_path / "given"), os.environ))
-        dsn = given.env["TIMEMACHINE_POSTGRES_DSN"]
-        key = given.folder / "secret.keys"
-        assert key.read_text() == given.env["TIMEMACHINE_SECRET_KEYS"]
-        settings = Settings(data_dir=str(tmp_path / "own"), http_port=0, postgres_dsn=dsn, task_queue="other")
-        async with local_stack(settings, {**given.env, "TIMEMACHINE_TASK_QUEUE": "other"}) as stack:
-            assert set(stack.parts) == {"api", "worker"}
-            assert not (stack.folder / "secret.keys").exists()
-            assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
-        assert await asyncio.to_thread(_status, given.api_url, "/readyz") == 200
+        with pytest.MonkeyPatch.context() as other:
+            other.setenv("PGPORT", "6432,6433")
+            other.setenv("PGSSLMODE", "verify-full")
+            starting = local_stack(_settings(tmp_path_factory.mktemp("stack")), os.environ)
+            stack = await opened.enter_async_context(starting)
+        yield stack
+
+
+async def test_what_is_said_of_another_postgres_is_kept_from_our_programs(stack: Stack) -> None:
+    assert not any(name.startswith("PG") for name in stack.env)
+    assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
+
+
+async def test_given_servers_are_used_and_not_stopped(stack: Stack, tmp_path: Path) -> None:
+    dsn, key = stack.env["TIMEMACHINE_POSTGRES_DSN"], stack.folder / "secret.keys"
+    assert key.read_text() == stack.env["TIMEMACHINE_SECRET_KEYS"]
+    settings = Settings(data_dir=str(tmp_path), http_port=0, postgres_dsn=dsn, task_queue="other")
+    async with local_stack(settings, {**stack.env, "TIMEMACHINE_TASK_QUEUE": "other"}) as other:
+        assert set(other.parts) == {"api", "worker"}
+        assert not (other.folder / "secret.keys").exists()
+        assert await asyncio.to_thread(_status, other.api_url, "/readyz") == 200
+    assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
+
+
+async def test_any_part_can_be_killed_and_started_again(stack: Stack) -> None:
+    for part in stack.parts.values():
+        old = part.pid
+        os.kill(old, signal.SIGKILL)
+        await part.restart()
+        assert part.pid != old
+    # The API finds its way back to the Postgres and the Temporal that were started again.
+    assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
 
 
 async def test_with_keys_an_admin_key_is_made_once_and_kept(tmp_path: Path) -> None:
