@@ -42,3 +42,4 @@ def configure_logging() -> None:
     logging.captureWarnings(capture=True)
     # No line shows these, so they need not be found out for each (Python's logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None

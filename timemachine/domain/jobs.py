@@ -11,6 +11,8 @@ import msgspec
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, TooLargeError, TriggerTimeError
 from timemachine.domain.retry import Retry
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+
 MAX_NAME = 64
 MAX_JOB_ID = 120
 MAX_META_BYTES = 256 * 1024
@@ -157,12 +159,12 @@ def message_id(first_run_id: str) -> str:
 
 def from_ms(ms: int) -> datetime:
     """Return the aware UTC datetime of a number of milliseconds since the epoch, exactly."""
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+    return EPOCH + timedelta(milliseconds=ms)
 
 
 def to_ms(at: datetime) -> int:
     """Return an aware datetime as whole milliseconds since the epoch, rounded down."""
-    return (at - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+    return (at - EPOCH) // timedelta(milliseconds=1)
 
 
 def check_name(kind: str, name: str, *, limit: int = MAX_NAME) -> None:

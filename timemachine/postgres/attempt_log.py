@@ -11,6 +11,7 @@ from asyncpg import Pool, Record
 from msgspec import Meta
 
 from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.jobs import EPOCH
 from timemachine.postgres.pool import connection, delete
 
 MAX_ANSWER = 1024
@@ -50,21 +51,20 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
 
 
-_EPOCH = datetime.fromtimestamp(0, UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class PagePosition(msgspec.Struct, frozen=True, array_like=True):
     """Where a page ended. Handed out as a cursor, so that what comes back may be anything."""
 
-    at: Annotated[int, Meta(ge=0, le=(datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MICROSECOND)]
+    at: Annotated[int, Meta(ge=0, le=(datetime(9999, 12, 31, tzinfo=UTC) - EPOCH) // _MICROSECOND)]
     """When its last attempt started, in microseconds since the epoch, as exact as Postgres keeps it."""
     id: Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
     @property
     def started_at(self) -> datetime:
         """When its last attempt started."""
-        return _EPOCH + self.at * _MICROSECOND
+        return EPOCH + self.at * _MICROSECOND
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -265,7 +265,7 @@ def _page(rows: list[Record], limit: int) -> Page:
 
 
 def _position(row: Record) -> PagePosition:
-    return PagePosition((row["started_at"] - _EPOCH) // _MICROSECOND, row["id"])
+    return PagePosition((row["started_at"] - EPOCH) // _MICROSECOND, row["id"])
 
 
 def _attempt(row: Record) -> Attempt:
