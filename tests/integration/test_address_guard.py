@@ -121,7 +121,7 @@ def make_client(
     proxy: str | None = None,
     trust: trustme.CA | None = None,
 ) -> WebhookClient:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if trust:
         trust.configure_trust(context)
     return WebhookClient(

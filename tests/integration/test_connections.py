@@ -45,7 +45,7 @@ def certified() -> ssl.SSLContext:
 
 
 def make_client(proxy: str | None = None, *, timeout: float = TIMEOUT) -> WebhookClient:
-    trust = ssl.create_default_context()
+    trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     AUTHORITY.configure_trust(trust)
     return WebhookClient(
         timeout=timeout, max_connections=100, address_guard=ANYWHERE, egress_proxy=proxy, ssl_context=trust

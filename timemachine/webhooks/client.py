@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import TracebackType
 from typing import Self
 
@@ -314,8 +314,9 @@ class _Post:
         stream.write(self.exchange.request)
 
 
+@cache
 def _trusting() -> ssl.SSLContext:
-    """Return a context that trusts the authorities of the system and those of Mozilla."""
+    """Return the context that trusts the authorities of the system and those of Mozilla, which takes long to make."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
