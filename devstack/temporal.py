@@ -60,6 +60,7 @@ async def embedded_temporal(
     ui_port: int = 0,
     env: Mapping[str, str] | None = None,
     processes: RunningProcesses | None = None,
+    dynamic_config: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Temporal]:
     """Run the dev server on loopback with its database in `folder`/temporal.db, and stop it in the end.
 
@@ -68,6 +69,7 @@ async def embedded_temporal(
         port: Port of its gRPC service; 0 takes a free one.
         ui_port: Port of its Web UI; 0 takes a free one.
         env: The environment that the program is looked up in; of it the server gets PATH and HOME.
+        dynamic_config: Values of the server's dynamic configuration, as JSON, beside our own.
 
     Raises:
         LocalStackError: It does not start; the message has the last lines of its log.
@@ -76,7 +78,7 @@ async def embedded_temporal(
     address = f"{LOOPBACK}:{port}"
     made = folder / "temporal.made"
     _remove_unfinished(folder, made)
-    server = _server(cli, folder, port, ui_port, env or {})
+    server = _server(cli, folder, port, ui_port, env or {}, _DYNAMIC_CONFIG | dict(dynamic_config or {}))
     part = Part(server, lambda: _answers(address), processes=processes)
     async with running(part):
         made.touch()
@@ -84,14 +86,16 @@ async def embedded_temporal(
         yield Temporal(part, address, url(LOOPBACK, ui_port))
 
 
-def _server(cli: Path, folder: Path, port: int, ui_port: int, env: Mapping[str, str]) -> Program:
+def _server(
+    cli: Path, folder: Path, port: int, ui_port: int, env: Mapping[str, str], config: Mapping[str, str]
+) -> Program:
     return Program(
         name="Temporal",
         argv=(
             *(str(cli), "server", "start-dev", "--ip", LOOPBACK),
             *("--port", str(port), "--ui-port", str(ui_port), "--db-filename", str(folder / "temporal.db")),
             *(word for pragma in _PRAGMAS for word in ("--sqlite-pragma", pragma)),
-            *(word for item in _DYNAMIC_CONFIG.items() for word in ("--dynamic-config-value", "=".join(item))),
+            *(word for item in config.items() for word in ("--dynamic-config-value", "=".join(item))),
             *("--log-level", "warn", "--color", "never"),
         ),
         # Enough for a `temporal` that is a version manager's script; TEMPORAL_* is meant for clients.

@@ -31,6 +31,9 @@ from worker import bulk_activities, create_bulk_worker, create_worker
 
 CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
 
+ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
+"""For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
@@ -121,9 +124,8 @@ async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
 @pytest.fixture(scope="session")
 async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
     """A Temporal that is set up: readiness asks for the search attributes, also where a test has no client."""
-    async with embedded_temporal(
-        await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ), data_folder
-    ) as temporal:
+    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
+    async with embedded_temporal(cli, data_folder, dynamic_config=ONE_PARTITION) as temporal:
         await ensure_search_attributes(await _connected(temporal))
         yield temporal
 
