@@ -10,8 +10,8 @@ T = TypeVar("T")
 LIMIT = 40.0
 """Seconds. Far more than anything takes: who waits for longer has found a fault, and not a slow machine."""
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.03, 0.3
-"""Seconds between two looks: a tenth of what the wait has taken so far, since looks keep a machine busy, too."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.03, 0.5
+"""Seconds between two looks: a quarter of what the wait has taken so far, since looks keep a machine busy, too."""
 
 
 async def eventually(
@@ -28,7 +28,7 @@ async def eventually(
         async with asyncio.timeout(limit):
             while not holds(found := await look()):
                 seen = [found]
-                await asyncio.sleep(min(max(SHORTEST_PAUSE, (time.monotonic() - began) / 10), LONGEST_PAUSE))
+                await asyncio.sleep(min(max(SHORTEST_PAUSE, (time.monotonic() - began) / 4), LONGEST_PAUSE))
     except TimeoutError:
         raise AssertionError(f"not within {limit:g} s; seen last: {seen}") from None
     return found
