@@ -22,7 +22,7 @@ from tests.support.waiting import eventually
 
 MOST = 1000
 """Jobs that a batch may have."""
-JOBS = int(os.environ.get("BATCH_JOBS", "300"))
+JOBS = int(os.environ.get("BATCH_JOBS", "60"))
 """Jobs of the one that is cut."""
 LINES = b"content-type: application/x-ndjson\r\n"
 LARGE_LINES = 150

@@ -21,10 +21,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         data_dir=str(tmp_path_factory.mktemp("stack")),
         temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
     )
+    # Bulk work that is slow, so that few jobs are enough for something to happen in the middle of it.
+    ours = {
+        "TIMEMACHINE_DEFAULT_SCHEME": "http",
+        "TIMEMACHINE_REQUEST_TIMEOUT": "10",
+        "TIMEMACHINE_BULK_PER_SECOND": "10",
+    }
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))}
-    async with local_stack(
-        settings, env | {"TIMEMACHINE_DEFAULT_SCHEME": "http", "TIMEMACHINE_REQUEST_TIMEOUT": "10"}
-    ) as stack:
+    async with local_stack(settings, env | ours) as stack:
         yield stack
 
 

@@ -14,7 +14,7 @@ from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
 from tests.support.waiting import eventually
 
-JOBS = 80
+JOBS = 30
 """Enough for some seconds."""
 
 

@@ -434,13 +434,13 @@ async def states(service: Service, ids: list[str]) -> set[str]:
 async def test_it_goes_on_after_its_worker_was_killed_half_way(
     own: Settings, temporal: Temporal, receiver: Receiver, db: str
 ) -> None:
-    jobs, own = 110, replace(own, bulk_per_second=20)
+    jobs, own = 50, replace(own, bulk_per_second=10)
     async with serving_alone(own, temporal, receiver, db) as service:
         mine, others = await create_many(service, jobs, labels=[LABEL]), await create_many(service, 10)
         await until_counted(service, jobs, label=LABEL)
         operation_id = (await cancel(service, label=LABEL))["id"]
         async with worker_process(own, temporal.address) as process:
-            await eventually(lambda: find(service, operation_id), lambda seen: seen.get("done", 0) > 40, limit=90)
+            await eventually(lambda: find(service, operation_id), lambda seen: seen.get("done", 0) > 15, limit=90)
             process.kill()
         killed = await find(service, operation_id)
         later = await create_many(service, 10, labels=[LABEL])

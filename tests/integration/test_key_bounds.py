@@ -1,6 +1,7 @@
 """Ways to reach a foreign db, or to do more than a key's role allows, over every handler: all are refused."""
 
 from collections.abc import AsyncIterator
+from itertools import product
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from api.app import create_app
 from api.authentication import Requires
 from devstack.temporal import Temporal
 from tests.conftest import serving
+from tests.support.cases import each_case
 from tests.support.keys import bearer, id_of, make_key
 from tests.support.refusals import NO_SUCH_KEY, NOT_ALLOWED
 from tests.support.service import Service, a_job, new_id, refused
@@ -64,7 +66,7 @@ def name(value: Any) -> str:
     return f"{value.method} {value.path}" if isinstance(value, Operation) else str(value)
 
 
-each_of_a_db = pytest.mark.parametrize("operation", OF_A_DB, ids=name)
+each_of_a_db = each_case("operation", OF_A_DB, ids=name)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,7 @@ async def test_nothing_is_read_for_a_foreign_db(
     assert refused(answer) == NOT_ALLOWED
 
 
-@pytest.mark.parametrize(("operation", "role"), HIGHER, ids=name)
+@each_case(("operation", "role"), HIGHER, ids=name)
 async def test_a_role_does_no_more_than_it_may(
     app: httpx.AsyncClient, keys: dict[Role, str], operation: Operation, role: Role
 ) -> None:
@@ -150,7 +152,7 @@ async def test_a_role_does_no_more_than_it_may(
     assert answer.json()["error"] == f"this needs a key with the role {operation.role}; this key has the role {role}"
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=name)
+@each_case("operation", OPERATIONS, ids=name)
 async def test_a_role_does_what_it_may(app: httpx.AsyncClient, keys: dict[Role, str], operation: Operation) -> None:
     answer = await send(app, operation, operation.at(OWN), keys[operation.role], b"")
 
@@ -181,8 +183,7 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+@each_case(("path", "method"), product(PATHS, ["GET", "HEAD", "DELETE"]))
 async def test_no_spelling_of_a_path_opens_a_foreign_db(
     app: httpx.AsyncClient, keys: dict[Role, str], foreign: str, path: str, method: str
 ) -> None:

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from devstack.postgres import embedded_postgres
 from tests.support import ledger_rules as rules
+from tests.support.cases import each_case
 from tests.support.ledger_rules import At, Row
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
@@ -235,7 +236,7 @@ HOLDS = [(0, None), (0, 0), (2, None), (2, 1), (2, 2)]
 
 
 @pytest.mark.parametrize(("noted", "known"), HOLDS)
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_case("row", ROWS, ids=name_of)
 async def test_begin(run: Run, row: Row | None, noted: int, known: int | None) -> None:
     row = row and replace(row, holds=noted)
     for claim, expired_claim in CLAIMS:
@@ -262,7 +263,7 @@ async def test_begin(run: Run, row: Row | None, noted: int, known: int | None) -
 
 
 @pytest.mark.parametrize(("noted", "known"), HOLDS)
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_case("row", ROWS, ids=name_of)
 async def test_begin_on_a_route_that_is_closed(
     run: Run, store: RouteStore, row: Row | None, noted: int, known: int | None
 ) -> None:
@@ -286,7 +287,7 @@ async def test_begin_on_a_route_that_is_closed(
             check_answer(answer, expected)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_case("row", ROWS, ids=name_of)
 async def test_cancel(run: Run, row: Row | None) -> None:
     for expired_claim in SIGHTED:
         before = await run.put(row)
@@ -300,7 +301,7 @@ async def test_cancel(run: Run, row: Row | None) -> None:
         await check_row(run, again, await run.at())
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@each_case("row", ROWS, ids=name_of)
 async def test_end(run: Run, row: Row | None) -> None:
     for claim, how in product((OTHERS, MINE), ("taken", "again", "final", "not made")):
         before = await run.put(row)

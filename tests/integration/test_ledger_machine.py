@@ -679,7 +679,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 PROFILE = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=70,
     derandomize=True,
     database=None,
