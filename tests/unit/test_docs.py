@@ -128,6 +128,17 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [path for path in named if path.partition("/")[0] in tops and not (ROOT / path).exists()] == []
 
 
+def test_names_that_contributors_are_told_are_in_the_code() -> None:
+    """But for the field that the example adds, and a function of the SDK's."""
+    page = FENCE.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    named = set(re.findall(r"`(?:\w+\.)*(_[a-z]+|_?[a-z]+(?:_[a-z]+)+)`", page))
+    folders = ("api", "activities", "workflows", "timemachine", "devstack", "tests")
+    modules = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    code = "\n".join(path.read_text() for path in modules if path != Path(__file__))
+
+    assert named - set(re.findall(r"\w+", code)) == {"correlation_id", "deprecate_patch"}
+
+
 def test_every_decision_is_listed() -> None:
     folder = ROOT / "docs/decisions"
     numbered = sorted(path.name for path in folder.glob("0*.md"))
