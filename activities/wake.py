@@ -10,7 +10,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from timemachine.domain import stored_names
 from timemachine.domain.wake import ContinuedRun
-from timemachine.temporal.job_runs import first_run_id
+from timemachine.temporal.job_runs import first_run_id, refuses_updates
 
 UPDATE_LIMIT = timedelta(seconds=5)
 """Longest time that an update is waited for, which may have been lost with the run that ended."""
@@ -40,6 +40,8 @@ class Wakes:
         """Wake the job's run, and return whether that was still the old one."""
         job = self._client.get_workflow_handle(continued.workflow_id, first_execution_run_id=continued.first_run_id)
         try:
+            if refuses_updates(await job.describe(rpc_timeout=UPDATE_LIMIT)):
+                raise ApplicationError("its workflow task was lost", category=ApplicationErrorCategory.BENIGN)
             awake: str = await job.execute_update(stored_names.WAKE, result_type=str, rpc_timeout=UPDATE_LIMIT)
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:
             raise ApplicationError("no answer yet", category=ApplicationErrorCategory.BENIGN) from error

@@ -62,8 +62,10 @@ from timemachine.temporal.job_runs import (
     JobRun,
     describe_job,
     first_run_id,
+    is_refused_update,
     lacks_changes,
     latest_run,
+    refuses_updates,
     start_job,
     was_reset,
 )
@@ -85,6 +87,9 @@ CANCEL_SHARE = 0.9
 
 UPDATE_PAUSE = 0.05
 """Seconds after which an update is sent again that met no run which could have taken it."""
+
+LOST_TASK_PAUSE = 0.5
+"""Seconds between two looks whether Temporal takes updates of a run again whose workflow task was lost."""
 
 Update = Callable[[WorkflowHandle[Any, Any]], Awaitable[None]]
 """Sends an update to a job's workflow, and waits for its end."""
@@ -320,13 +325,15 @@ class Jobs:
         async with self._updating.setdefault(first_run, asyncio.Lock()):
             while not await self._send_update(first_run, description, update):
                 # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
-                await asyncio.sleep(UPDATE_PAUSE)
+                await asyncio.sleep(LOST_TASK_PAUSE if refuses_updates(description) else UPDATE_PAUSE)
                 description = await describe_job(self._client, description.id)
                 if first_run_id(description) != first_run:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
 
     async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
         """Send an update, and return False when there is no open run, and no worker, that could have taken it.
+
+        It is not sent to a run that refuses it.
 
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.
@@ -340,6 +347,8 @@ class Jobs:
             row = await self._ledger.find(first_run)
         if (row and not row.is_unattempted) or not is_open:
             raise _too_late(row, status)
+        if refuses_updates(description):
+            return False
         try:
             # No other run: one that was reset since would not be outdated.
             await update(self._client.get_workflow_handle(description.id, run_id=description.run_id))
@@ -348,7 +357,7 @@ class Jobs:
                 raise _too_late(None, status) from error
             return False
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
+            if error.status is RPCStatusCode.NOT_FOUND or is_refused_update(error):
                 return False
             raise
         return True

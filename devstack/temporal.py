@@ -29,6 +29,8 @@ _DYNAMIC_CONFIG = {
     # Routes share what is to be done now by their fairness keys, so that none waits for another's thousands.
     "matching.useNewMatcher": "true",
     "matching.enableFairness": "true",
+    # A workflow task that was lost is handed out again after 20 s at the most, and not after up to 10 minutes.
+    "history.workflowTaskRetryMaxInterval": '"10s"',
     # All share one connection to SQLite, so what lists show may be written a moment later than what is due. Of a job
     # that has ended by then, only the end is.
     "history.visibilityProcessorSchedulerWorkerCount": "4",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from devstack.temporal import _DYNAMIC_CONFIG
 from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -174,3 +175,13 @@ def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied == allowed
     assert "--require-hashes -r requirements.txt" in DOCKERFILE
+
+
+def test_temporal_is_configured_as_in_make_run() -> None:
+    """But for what each allows of lists, and for what only SQLite needs."""
+    config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
+    deployed = {name: values[0]["value"] for name, values in config.items()}
+    ours = {name: json.loads(value) for name, value in _DYNAMIC_CONFIG.items()}
+
+    differ = {name for name in deployed.keys() | ours.keys() if deployed.get(name) != ours.get(name)}
+    assert differ == {"frontend.namespaceRPS.visibility", "history.visibilityProcessorSchedulerWorkerCount"}

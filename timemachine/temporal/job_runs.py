@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -24,6 +25,9 @@ from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, L
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
+
+_REFUSING_ATTEMPT = 3
+"""Attempt of a workflow task from which on Temporal refuses updates (its `failUpdateWorkflowTaskAttemptCount`)."""
 
 
 class Redelivers(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +105,21 @@ def was_reset(description: WorkflowExecutionDescription) -> bool:
 def lacks_changes(description: WorkflowExecutionDescription) -> bool:
     """Return whether a run that was reset may not know of all changes yet: its next task hands them over."""
     return was_reset(description) and description.raw_description.HasField("pending_workflow_task")
+
+
+def refuses_updates(description: WorkflowExecutionDescription) -> bool:
+    """Return whether Temporal takes no update of a run, because two attempts of its workflow task were lost or failed.
+
+    Who asks all the same does harm: Temporal loads the run anew after each refusal, and gives an attempt one second to
+    begin. While updates come again and again, the next attempts are lost, too.
+    """
+    raw = description.raw_description
+    return raw.HasField("pending_workflow_task") and raw.pending_workflow_task.attempt >= _REFUSING_ATTEMPT
+
+
+def is_refused_update(error: RPCError) -> bool:
+    """Return whether an update was refused for what `refuses_updates` tells of its run."""
+    return any(detail.Is(WorkflowNotReadyFailure.DESCRIPTOR) for detail in error.grpc_status.details)
 
 
 async def describe_job(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
