@@ -1,9 +1,8 @@
 """Bulk work: it stops with its worker, yields its slot to others, and goes on from its last heartbeat."""
 
 import asyncio
-import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +10,6 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from timemachine.domain import stored_names
-
-log = logging.getLogger(__name__)
 
 LONGEST_RUN = 30.0
 """Seconds after which a slot is left to what waits for one. There are few, and some work takes days."""
@@ -60,15 +57,27 @@ async def to_its_end(step: Coroutine[Any, Any, None]) -> None:
 
     Raises:
         asyncio.CancelledError: The activity was cancelled meanwhile; the step has been done.
+        Exception: What the step has failed with: it may be done, or not.
     """
-    task = asyncio.create_task(step)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if error := task.exception():
-            log.warning("step failed while its activity was cancelled", extra={"reason": str(error)})
-        raise
+    await to_their_ends([asyncio.create_task(step)])
+
+
+async def to_their_ends(steps: Collection[asyncio.Task[None]]) -> None:
+    """Wait for steps that were begun, which a cancel of this activity does not cut in two.
+
+    Raises:
+        asyncio.CancelledError, Exception: As `to_its_end` does; the latter rather than the former.
+    """
+    is_cancelled = False
+    while under_way := [step for step in steps if not step.done()]:
+        try:
+            await asyncio.wait(under_way)
+        except asyncio.CancelledError:
+            is_cancelled = True
+    for step in steps:
+        step.result()
+    if is_cancelled:
+        raise asyncio.CancelledError
 
 
 def is_stop_requested() -> bool:

@@ -47,6 +47,14 @@ class Cancels:
         await self._request_cancel(run)
         return row
 
+    async def find(self, run: WorkflowExecutionDescription) -> LedgerRow | None:
+        """Return the row of a run, if it has one.
+
+        Raises:
+            UnavailableError: Postgres does not answer.
+        """
+        return await self._ledger.find(first_run_id(run))
+
     async def decide(self, run: WorkflowExecutionDescription, *, limit: float) -> LedgerRow:
         """Cancel a run in the ledger, and have its workflow close. Returns once it is decided.
 

@@ -14,7 +14,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.bulk import COUNTED_AT_ONCE, BulkRun
+from activities.bulk import COUNTED_AT_ONCE, BulkRun, to_their_ends
 from activities.cancel import Cancels
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
@@ -151,7 +151,7 @@ class _Cancel:
                         step.result()  # what it failed with
                 steps.add(asyncio.create_task(self._cancel(run)))
         finally:
-            await asyncio.gather(*steps)
+            await to_their_ends(steps)
         self._heartbeat()
 
     async def _cancel(self, run: WorkflowExecution) -> None:
@@ -219,7 +219,12 @@ class _Cancel:
     async def _outcome(self, run: WorkflowExecution) -> ListedState | None:
         """Return how a job ends; None where it is open and not decided."""
         latest = await self._latest(run) if may_go_on(run) else run
-        return ended_as(latest or run) or self._decided.get(run.id)
+        if known := ended_as(latest or run) or self._decided.get(run.id):
+            return known
+        # After a stop, this is another run of the activity than the one that cancelled.
+        described = await self._latest(run)
+        row = await self._cancels.find(described) if described else None
+        return _OUTCOMES[row.state] if row and row.is_decided else None
 
     def _heartbeat(self) -> None:
         since = Counter(self._decided.values())

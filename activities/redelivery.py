@@ -38,7 +38,7 @@ class Redeliveries:
         """Start each job again that failed within the window and to which nothing has happened since.
 
         After its worker's death it goes on with the page that was being worked on. What had been started from it is
-        recognised, and neither started again nor counted twice. One that is stopped says how far it came.
+        recognised, and neither started again nor counted twice. One that is stopped says how far it came, if it knows.
 
         Raises:
             ApplicationError: This worker stops, or others take their turn; to be gone on with.
@@ -46,6 +46,8 @@ class Redeliveries:
         """
         before, start = _resumed() or await self._begin(failed)
         run, progress = BulkRun(), start.progress
+        # One that was killed may have started more of its page than it has told.
+        is_exact = activity.info().attempt == 1
 
         async def take_up(failure: WorkflowExecution) -> None:
             nonlocal progress
@@ -64,13 +66,14 @@ class Redeliveries:
                     await self._rate.acquire()
                     await to_its_end(take_up(failure))
                     run.heartbeat(furthest(before, progress), start)
+                is_exact = True
                 if not page.next_page_token:
                     return furthest(before, progress)
                 start = PageStart(token=page.next_page_token, progress=progress)
                 run.heartbeat(furthest(before, progress), start)
                 run.yield_slot()
         except asyncio.CancelledError:
-            if not is_stop_requested():
+            if not is_stop_requested() or not is_exact:
                 raise
             return msgspec.structs.replace(furthest(before, progress), stopped=True)
 

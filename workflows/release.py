@@ -38,6 +38,7 @@ class ReleaseWorkflow:
     def __init__(self, release: ReleaseHeld) -> None:
         """Go on from the looks before."""
         self._told = release.told
+        self._left = 0
 
     @workflow.run
     async def run(self, release: ReleaseHeld) -> Released:
@@ -52,7 +53,7 @@ class ReleaseWorkflow:
             if not is_stopped(error):
                 raise
             raise asyncio.CancelledError from error
-        return Released(told=self._told, stopped=stopped)
+        return Released(told=self._told, found=self._left, stopped=stopped)
 
     async def _until_none_is_held(self, release: ReleaseHeld) -> bool:
         """Look again and again, and return whether it was stopped."""
@@ -60,6 +61,8 @@ class ReleaseWorkflow:
         while empty < EMPTY_LOOKS:
             released, is_stopped_now = await self._look(msgspec.structs.replace(release, told=self._told))
             self._told += released.signalled
+            if released.stopped:
+                self._left = max(0, released.found - released.signalled)
             if released.stopped or is_stopped_now or _is_stop_missed():
                 return True
             release = msgspec.structs.replace(release, all_due=False)

@@ -161,15 +161,23 @@ async def stop_operation(client: Client, db: str, operation_id: str) -> None:
     """
     key, run_id = parse_operation_id(db, operation_id)
     run = await _last_run(client, key.workflow_id, run_id)
-    if run.status is WorkflowExecutionStatus.RUNNING:
-        try:
-            await client.get_workflow_handle(run.id, run_id=run.run_id).cancel()
+    while run.status is WorkflowExecutionStatus.RUNNING:
+        await _request_cancel(client, run)
+        asked, run = run, await _last_run(client, run.id, run.run_id)
+        # Temporal also takes the cancel of a run that has just been continued as a new one, and does nothing.
+        if run.run_id == asked.run_id and run.status is WorkflowExecutionStatus.RUNNING:
             return
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
     if (await find_operation(client, db, operation_id)).state is not OperationState.STOPPED:
         raise TooLateError("too late: the operation has ended")
+
+
+async def _request_cancel(client: Client, run: WorkflowExecutionDescription) -> None:
+    try:
+        await client.get_workflow_handle(run.id, run_id=run.run_id).cancel()
+    except RPCError as error:
+        # It has ended since.
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
 
 
 async def read_progress(client: Client, run: WorkflowExecution, kind: type[P]) -> P | None:
