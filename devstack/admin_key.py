@@ -1,6 +1,12 @@
-"""The key of `make run` that may do everything: made once, and kept in the data folder."""
+"""The key of `make run` that may do everything: made once, and kept in the data folder.
+
+Run as a program, `python -m devstack.admin_key FILE`, so that it has the environment of the stack's programs: asyncpg
+reads `PGPORT` also where the DSN has a port, and a list of ports there fits no host.
+"""
 
 import asyncio
+import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +24,7 @@ async def kept_admin_key(file: Path, dsn: str) -> str:
     Raises:
         UnavailableError: Postgres does not answer.
     """
-    kept = await asyncio.to_thread(_read, file)
+    kept = await asyncio.to_thread(read_key, file)
     async with open_pool(Settings(postgres_dsn=dsn)) as pool:
         store = KeyStore(pool)
         if await _is_valid(store, kept):
@@ -28,7 +34,8 @@ async def kept_admin_key(file: Path, dsn: str) -> str:
     return new.text
 
 
-def _read(file: Path) -> str:
+def read_key(file: Path) -> str:
+    """Return the text that a key's file holds, or nothing where there is no file."""
     return file.read_text(encoding="ascii").strip() if file.exists() else ""
 
 
@@ -38,3 +45,7 @@ async def _is_valid(store: KeyStore, text: str) -> bool:
         return False
     stored = (await store.find([presented.id])).get(presented.id)
     return stored is not None and stored.is_valid_with(presented.hash, datetime.now(UTC))
+
+
+if __name__ == "__main__":
+    asyncio.run(kept_admin_key(Path(sys.argv[1]), os.environ["TIMEMACHINE_POSTGRES_DSN"]))

@@ -44,6 +44,12 @@ def setup(commands: Commands, env: dict[str, str]) -> Program:
     return Program(name="setup", argv=commands.setup, env=env, cwd=ROOT, log=commands.log("setup"))
 
 
+def admin_key(commands: Commands, env: dict[str, str], file: Path) -> Program:
+    """Return the program that sees to it that a file holds a valid admin key, and ends."""
+    argv = (sys.executable, "-m", "devstack.admin_key", str(file))
+    return Program(name="admin key", argv=argv, env=env, cwd=ROOT, log=commands.log("admin_key"))
+
+
 def api(commands: Commands, env: dict[str, str], settings: Settings) -> Program:
     """Return the API's program."""
     limit, log = settings.request_timeout + 10, commands.log("api")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from devstack import children
-from devstack.admin_key import kept_admin_key
+from devstack.admin_key import read_key
 from devstack.children import ROOT, Commands
 from devstack.folder import held, kept_secret
 from devstack.parts import Part, run_to_end, running
@@ -181,7 +181,9 @@ async def _start_ours(
     say("preparing both: migrations and search attributes")
     await run_to_end(children.setup(commands, stack.env), processes=processes)
     if stack.env[_AUTH] == Auth.KEYS:
-        stack.admin_key = await kept_admin_key(stack.folder / "admin.key", stack.env["TIMEMACHINE_POSTGRES_DSN"])
+        file = stack.folder / "admin.key"
+        await run_to_end(children.admin_key(commands, stack.env, file), processes=processes)
+        stack.admin_key = await asyncio.to_thread(read_key, file)
     say("starting API and worker")
     api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), processes=processes)
     stack.parts["api"] = await opened.enter_async_context(running(api))

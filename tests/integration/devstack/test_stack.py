@@ -96,11 +96,12 @@ async def test_stopping_it_while_it_starts_leaves_nothing(tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
-    """A stack that was started where another Postgres is spoken of."""
+    """A stack that needs keys, and that was started where another Postgres is spoken of."""
     async with AsyncExitStack() as opened:
         with pytest.MonkeyPatch.context() as other:
             other.setenv("PGPORT", "6432,6433")
             other.setenv("PGSSLMODE", "verify-full")
+            other.setenv("TIMEMACHINE_AUTH", "keys")
             starting = local_stack(_settings(tmp_path_factory.mktemp("stack")), os.environ)
             stack = await opened.enter_async_context(starting)
         yield stack
@@ -132,22 +133,19 @@ async def test_any_part_can_be_killed_and_started_again(stack: Stack) -> None:
     assert await asyncio.to_thread(_status, stack.api_url, "/readyz") == 200
 
 
-async def test_with_keys_an_admin_key_is_made_once_and_kept(tmp_path: Path) -> None:
-    env = {**os.environ, "TIMEMACHINE_AUTH": "keys"}
-    async with local_stack(_settings(tmp_path), env) as stack:
-        key = stack.admin_key or ""
-        file = stack.folder / "admin.key"
-        assert file.read_text() == key
-        assert file.stat().st_mode & 0o777 == 0o600
-        assert await asyncio.to_thread(_status, stack.api_url, "/key") == 401
-        assert await asyncio.to_thread(_status, stack.api_url, "/key", key) == 200
-        dsn = stack.env["TIMEMACHINE_POSTGRES_DSN"]
-        assert await kept_admin_key(file, dsn) == key
-        await revoke_key(Settings(postgres_dsn=dsn), key)
-        another = await kept_admin_key(file, dsn)
-        assert another != key
-        assert file.read_text() == another
-        assert file.stat().st_mode & 0o777 == 0o600
+async def test_with_keys_an_admin_key_is_made_once_and_kept(stack: Stack) -> None:
+    key, file = stack.admin_key or "", stack.folder / "admin.key"
+    assert file.read_text() == key
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert await asyncio.to_thread(_status, stack.api_url, "/key") == 401
+    assert await asyncio.to_thread(_status, stack.api_url, "/key", key) == 200
+    dsn = stack.env["TIMEMACHINE_POSTGRES_DSN"]
+    assert await kept_admin_key(file, dsn) == key
+    await revoke_key(Settings(postgres_dsn=dsn), key)
+    another = await kept_admin_key(file, dsn)
+    assert another != key
+    assert file.read_text() == another
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
