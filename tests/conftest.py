@@ -31,6 +31,9 @@ from worker import bulk_activities, create_bulk_worker, create_worker
 
 CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
 
+TOGETHER = ("tests/contract/", "tests/e2e/")
+"""Folders whose tests run in one process each, as they share programs that are started once in a process."""
+
 ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
 """For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
 
@@ -48,6 +51,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out."""
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Have each file's tests run in one process, and those of whole folders that share what they start."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrFolder(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    return ByFileOrFolder(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ from tests.support.service import Service
 from timemachine.settings import Settings
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     settings = Settings(
         http_port=0,

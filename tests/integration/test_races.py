@@ -225,8 +225,7 @@ async def test_many_that_put_one_job_at_once(service: Service, receiver: Receive
         assert bodies[b'"last"'] == 1
         assert max(bodies.values()) == 1, bodies
 
-    await asyncio.gather(*(race() for _ in range(AT_A_TIME)))
-    for _ in range(AT_A_TIME, ROUNDS, AT_A_TIME):
+    for _ in range(max(1, ROUNDS // AT_A_TIME)):
         await asyncio.gather(*(race() for _ in range(AT_A_TIME)))
 
 
