@@ -331,9 +331,9 @@ class Jobs:
                     raise TooLateError("too late: the job has ended, and was created again in this moment")
 
     async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
-        """Send an update, and return False when there is no open run, and no worker, that could have taken it.
+        """Send an update, and return False when no open run, and no worker, could have taken it: to be sent again.
 
-        It is not sent to a run that refuses it.
+        It is not sent to a run that would refuse it.
 
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.

@@ -324,7 +324,8 @@ async def test_what_is_being_released_when_it_is_stopped_counts(
 
     assert (await stop(service, operation["id"])).json() == {"status": "ok"}
 
-    assert (await until_ended(service, operation["id"]))["done"] == 3
+    stopped = await until_ended(service, operation["id"])
+    assert (stopped["matched"], stopped["done"]) == (5, 3)
     await receiver.wait_until(lambda: len(receiver.received) == 3)
 
 

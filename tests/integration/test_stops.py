@@ -45,20 +45,6 @@ async def until_cancelled() -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_a_release_that_is_stopped_tells_how_many_were_held(
-    service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
-    await hold(service, client, 5)
-    wait_for_the_stop(monkeypatch, Releases, "_signal")
-    await resume(service)
-    operation = await the_only(service, "release")
-    assert (await stop(service, operation["id"])).json() == OK
-
-    stopped = await until_ended(service, operation["id"])
-    assert (stopped["matched"], stopped["done"]) == (5, 3)
-
-
 async def test_a_cancel_that_is_stopped_tells_each_workflow_whose_job_the_ledger_has_cancelled(
     service: Service, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
