@@ -62,7 +62,6 @@ from timemachine.temporal.job_runs import (
     JobRun,
     describe_job,
     first_run_id,
-    is_refused_update,
     lacks_changes,
     latest_run,
     refuses_updates,
@@ -322,32 +321,48 @@ class Jobs:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
         first_run = first_run_id(description)
-        async with self._updating.setdefault(first_run, asyncio.Lock()):
+        turn = self._updating.setdefault(first_run, asyncio.Lock())
+        has_to_wait = turn.locked()
+        async with turn:
+            if has_to_wait:
+                description = await self._describe_again(description)
             while not await self._send_update(first_run, description, update):
-                # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
-                await asyncio.sleep(LOST_TASK_PAUSE if refuses_updates(description) else UPDATE_PAUSE)
-                description = await describe_job(self._client, description.id)
-                if first_run_id(description) != first_run:
-                    raise TooLateError("too late: the job has ended, and was created again in this moment")
+                await _pause_before_next_look(description)
+                description = await self._describe_again(description)
+
+    async def _describe_again(self, before: WorkflowExecutionDescription) -> WorkflowExecutionDescription:
+        """Return what Temporal tells of a job now.
+
+        Raises:
+            NoSuchJobError: There is none any more.
+            TooLateError: It has ended, and its id is another one's.
+        """
+        now = await describe_job(self._client, before.id)
+        if first_run_id(now) != first_run_id(before):
+            raise TooLateError("too late: the job has ended, and was created again in this moment")
+        return now
 
     async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
-        """Send an update, and return False when no open run, and no worker, could have taken it: to be sent again.
+        """Send an update, and return False when no open run could have taken it: to be sent again.
 
-        It is not sent to a run that would refuse it.
+        It is not sent to a run that would refuse it. One that is refused all the same is not sent again: a worker may
+        have it from an earlier call, which Temporal has forgotten, so that nothing is known of it.
 
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.
+            RPCError: It is not known whether it was taken.
         """
         status = description.status
         is_open = status is WorkflowExecutionStatus.RUNNING
-        if is_open and was_reset(description):
+        is_refusing = refuses_updates(description)
+        if is_open and was_reset(description) and not is_refusing:
             # Else an attempt that the run before the reset has asked for could send what the job was before the change.
             row: LedgerRow | None = await self._ledger.outdate(first_run)
         else:
             row = await self._ledger.find(first_run)
         if (row and not row.is_unattempted) or not is_open:
             raise _too_late(row, status)
-        if refuses_updates(description):
+        if is_refusing:
             return False
         try:
             # No other run: one that was reset since would not be outdated.
@@ -357,9 +372,10 @@ class Jobs:
                 raise _too_late(None, status) from error
             return False
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND or is_refused_update(error):
-                return False
-            raise
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
+            return False
         return True
 
     async def cancel(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
@@ -384,6 +400,16 @@ class Jobs:
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
         log.info("job cancelled", extra={"workflow_id": job_workflow_id, "key": key_id})
+
+
+async def _pause_before_next_look(description: WorkflowExecutionDescription) -> None:
+    """Give a run's workflow task, or the next run, time to come."""
+    if not refuses_updates(description):
+        await asyncio.sleep(UPDATE_PAUSE)
+        return
+    attempt = description.raw_description.pending_workflow_task.attempt
+    log.warning("update waits for a lost workflow task", extra={"workflow_id": description.id, "attempt": attempt})
+    await asyncio.sleep(LOST_TASK_PAUSE)
 
 
 def _too_late(row: LedgerRow | None, status: WorkflowExecutionStatus | None) -> TooLateError:

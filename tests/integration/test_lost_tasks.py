@@ -1,6 +1,7 @@
 """Jobs whose workflow tasks are lost: an update waits until Temporal takes it, as one that it refuses does harm."""
 
 import asyncio
+import uuid
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -9,20 +10,20 @@ import pytest
 from msgspec.structs import replace
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from activities.wake import Wakes
 from api.app import create_app
 from tests.conftest import delivering, serving
 from tests.support.job_histories import workflow_of
-from tests.support.ledger import first_run
+from tests.support.ledger import AnotherWorker, first_run
 from tests.support.refusals import AWAY
 from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.wake import ContinuedRun
 from timemachine.settings import Settings
-from timemachine.temporal.job_runs import refuses_updates
+from timemachine.temporal.job_runs import describe_job, refuses_updates
 
 TASK_TIME = timedelta(seconds=1)
 
@@ -109,17 +110,73 @@ async def woken(client: Client, continued: ContinuedRun) -> bool:
     return True
 
 
-async def test_an_update_that_was_refused_is_sent_again_once_it_would_be_taken(
-    losing: tuple[Service, Settings, str], client: Client, sent: list[str], monkeypatch: pytest.MonkeyPatch
+async def test_an_update_that_was_refused_is_not_sent_again(
+    losing: tuple[Service, Settings, str], sent: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, own, job_id = losing
+    """A worker may have taken it from an earlier call: as another update it could be refused for its own effect."""
+    service, _, job_id = losing
     looks = iter([False])
     monkeypatch.setattr("api.jobs.refuses_updates", lambda run: next(looks, refuses_updates(run)))
-    async with serving(create_app(replace(own, request_timeout=30))) as patient:
-        changing = asyncio.create_task(Service(patient, service.db).change(job_id, 7200, meta="new"))
-        await eventually(lambda: asyncio.sleep(0, sent))
-        async with delivering(client, own):
-            assert (await changing).status_code == 200
 
-    assert len(sent) == 2
-    assert (await service.find(job_id))["meta"] == "new"
+    assert refused(await service.change(job_id, 7200, meta="new")) == AWAY
+
+    assert len(sent) == 1
+
+
+async def test_those_that_wait_for_their_turn_look_anew(
+    losing: tuple[Service, Settings, str], client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, own, job_id = losing
+    waiting = set()
+
+    def noted(run: WorkflowExecutionDescription) -> bool:
+        refuses = refuses_updates(run)
+        if refuses:
+            waiting.add(asyncio.current_task())
+        return refuses
+
+    monkeypatch.setattr("api.jobs.refuses_updates", noted)
+    described = described_by("api.jobs.describe_job", monkeypatch)
+    async with serving(create_app(replace(own, request_timeout=30))) as patient:
+        changes = [asyncio.create_task(Service(patient, service.db).change(job_id, 7200)) for _ in range(5)]
+        await eventually(lambda: asyncio.sleep(0, len(described) == len(changes) and waiting))
+        async with delivering(client, own):
+            answers = await asyncio.gather(*changes)
+
+    assert [answer.status_code for answer in answers] == [200] * len(changes)
+    assert len(waiting) == 1
+
+
+def described_by(name: str, monkeypatch: pytest.MonkeyPatch) -> set[asyncio.Task[Any] | None]:
+    """Return the tasks that have described a job, as these become more."""
+    tasks: set[asyncio.Task[Any] | None] = set()
+
+    async def noted(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
+        description = await describe_job(client, workflow_id)
+        tasks.add(asyncio.current_task())
+        return description
+
+    monkeypatch.setattr(name, noted)
+    return tasks
+
+
+async def test_the_ledger_is_not_changed_for_an_update_that_is_not_sent(
+    losing: tuple[Service, Settings, str], client: Client, another: AnotherWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each look at a run that was reset would outdate its attempts once more."""
+    service, _, job_id = losing
+    monkeypatch.setattr("api.jobs.was_reset", lambda _: True)
+
+    assert refused(await service.change(job_id, 7200, meta="new")) == AWAY
+
+    assert await another.ledger.find(await first_run(client, service, job_id)) is None
+
+
+async def test_a_job_that_has_ended_is_not_woken_by_way_of_another_with_its_id(
+    losing: tuple[Service, Settings, str], client: Client, sent: list[str]
+) -> None:
+    service, _, job_id = losing
+
+    await Wakes(client).wake(
+        ContinuedRun(workflow_id=f"{service.db}/c/{job_id}", first_run_id=str(uuid.uuid4()), run_id="before")
+    )

@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
-from temporalio.api.errordetails.v1 import WorkflowNotReadyFailure
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -115,11 +114,6 @@ def refuses_updates(description: WorkflowExecutionDescription) -> bool:
     """
     raw = description.raw_description
     return raw.HasField("pending_workflow_task") and raw.pending_workflow_task.attempt >= _REFUSING_ATTEMPT
-
-
-def is_refused_update(error: RPCError) -> bool:
-    """Return whether an update was refused for what `refuses_updates` tells of its run."""
-    return any(detail.Is(WorkflowNotReadyFailure.DESCRIPTOR) for detail in error.grpc_status.details)
 
 
 async def describe_job(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
