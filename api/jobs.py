@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
@@ -87,6 +87,10 @@ CANCEL_SHARE = 0.9
 UPDATE_PAUSE = 0.05
 """Seconds after which an update is sent again that met no run which could have taken it."""
 
+UPDATE_LIMIT = timedelta(seconds=19)
+"""Longest time that an update is waited for. After 20 s Temporal says that no worker has taken it yet, and the SDK
+sends it anew; a refusal of that would not tell that nothing was done."""
+
 LOST_TASK_PAUSE = 0.5
 """Seconds between two looks whether Temporal takes updates of a run again whose workflow task was lost."""
 
@@ -121,7 +125,6 @@ class Jobs:
         self._cancels = Cancels(client, ledger)
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
-        # Of jobs that are updated now: one after the other costs Temporal less than many at once, and none is put off.
         self._updating = WeakValueDictionary[str, asyncio.Lock]()
 
     async def create(self, job: Job, *, key_id: str | None = None, check_route: CheckRoute | None = None) -> JobWritten:
@@ -165,27 +168,31 @@ class Jobs:
                     return await self._create(job, key_id)
                 # Each look may be outdated by others that create, change, cancel and deliver the job meanwhile.
                 with suppress(NoSuchJobError):
-                    if await self._change_unless_ended(job, key_id):
-                        return JobWritten.CHANGED
+                    if written := await self._change_unless_ended(job, key_id):
+                        return written
         raise JobExistsError(f"{job.id} is no job, or is created and ended all the time in {job.db}/{job.collection}")
 
-    async def _change_unless_ended(self, job: Job, key_id: str | None) -> bool:
-        """Replace a waiting job, and return False where it has ended: there is room for another one.
+    async def _change_unless_ended(self, job: Job, key_id: str | None) -> JobWritten | None:
+        """Replace a waiting job, and return None where it has ended: there is room for another one.
 
         Raises:
             NoSuchJobError: There is none.
-            TooLateError: It is due or has been attempted.
+            TooLateError: Another one is due or has been attempted.
         """
-        description = await describe_job(self._client, job.workflow_id)
-        try:
-            await self._change(description, job, key_id)
-        except TooLateError:
-            existing = await read_job_status(self._client, self._ledger, job.workflow_id)
-            # Another one that has been created since may well be changed.
-            if existing.run.first_run_id == first_run_id(description) and existing.shown.state in UNDECIDED:
+        async with self._turn(job.workflow_id):
+            description = await describe_job(self._client, job.workflow_id)
+            try:
+                await self._change(description, job, key_id)
+            except TooLateError:
+                existing = await read_job_status(self._client, self._ledger, job.workflow_id)
+                # Another one that has been created since may well be changed.
+                if existing.run.first_run_id != first_run_id(description) or existing.shown.state not in UNDECIDED:
+                    return None
+                # A request that was answered 503 may have taken effect since, and this one repeats it.
+                if _is_same_create(existing, job):
+                    return JobWritten.UNCHANGED
                 raise
-            return False
-        return True
+        return JobWritten.CHANGED
 
     async def _is_late_repetition(self, job: Job) -> bool:
         """Return whether a job whose time is past is there already: it is asked for once more.
@@ -283,7 +290,8 @@ class Jobs:
         check_not_past(job.trigger_time, now, deadline=job.deadline)
         async with temporal_timeout(self._limit):
             await self._routes.check(job.db, job.route)
-            await self._change(await describe_job(self._client, job.workflow_id), job, key_id)
+            async with self._turn(job.workflow_id):
+                await self._change(await describe_job(self._client, job.workflow_id), job, key_id)
 
     async def _change(self, description: WorkflowExecutionDescription, job: Job, key_id: str | None) -> None:
         """Replace a waiting job, by one whose route and time are fine.
@@ -291,7 +299,10 @@ class Jobs:
         Raises:
             NoSuchJobError, TooLateError: As `change` does.
         """
-        await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job.with_history_limit))
+        content = job.with_history_limit
+        await self._update(
+            description, lambda run: run.execute_update(JobWorkflow.change, content, rpc_timeout=UPDATE_LIMIT)
+        )
         _log("job changed", job, key_id)
 
     async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
@@ -306,12 +317,21 @@ class Jobs:
             NoSuchJobError: There is none.
             TooLateError: It is due or has been attempted, or it has ended; or its deadline has passed.
         """
-        async with temporal_timeout(self._limit):
+        async with temporal_timeout(self._limit), self._turn(job_workflow_id):
             run = await latest_run(self._client, job_workflow_id)
             if run.is_open and expired(run.job, datetime.now(UTC)):
                 raise TooLateError("too late: the job's deadline has passed")
-            await self._update(run.description, lambda handle: handle.execute_update(JobWorkflow.trigger))
+            await self._update(
+                run.description, lambda run: run.execute_update(JobWorkflow.trigger, rpc_timeout=UPDATE_LIMIT)
+            )
         log.info("job triggered", extra=run.job.log_fields | {"key": key_id})
+
+    def _turn(self, job_workflow_id: str) -> asyncio.Lock:
+        """Return what those who change one job take turns by, and look at the job only then.
+
+        One after the other costs Temporal less than many at once, and none is put off.
+        """
+        return self._updating.setdefault(job_workflow_id, asyncio.Lock())
 
     async def _update(self, description: WorkflowExecutionDescription, update: Update) -> None:
         """Have a waiting job take an update. When this returns, it is stored; when it raises TooLateError, it is not.
@@ -321,26 +341,11 @@ class Jobs:
             TooLateError: The job is due or has been attempted, or it has ended.
         """
         first_run = first_run_id(description)
-        turn = self._updating.setdefault(first_run, asyncio.Lock())
-        has_to_wait = turn.locked()
-        async with turn:
-            if has_to_wait:
-                description = await self._describe_again(description)
-            while not await self._send_update(first_run, description, update):
-                await _pause_before_next_look(description)
-                description = await self._describe_again(description)
-
-    async def _describe_again(self, before: WorkflowExecutionDescription) -> WorkflowExecutionDescription:
-        """Return what Temporal tells of a job now.
-
-        Raises:
-            NoSuchJobError: There is none any more.
-            TooLateError: It has ended, and its id is another one's.
-        """
-        now = await describe_job(self._client, before.id)
-        if first_run_id(now) != first_run_id(before):
-            raise TooLateError("too late: the job has ended, and was created again in this moment")
-        return now
+        while not await self._send_update(first_run, description, update):
+            await _pause_before_next_look(description)
+            description = await describe_job(self._client, description.id)
+            if first_run_id(description) != first_run:
+                raise TooLateError("too late: the job has ended, and was created again in this moment")
 
     async def _send_update(self, first_run: str, description: WorkflowExecutionDescription, update: Update) -> bool:
         """Send an update, and return False when no open run could have taken it: to be sent again.

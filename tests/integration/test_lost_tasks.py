@@ -15,6 +15,7 @@ from temporalio.exceptions import ApplicationError
 
 from activities.wake import Wakes
 from api.app import create_app
+from api.jobs import Jobs
 from tests.conftest import delivering, serving
 from tests.support.job_histories import workflow_of
 from tests.support.ledger import AnotherWorker, first_run
@@ -23,7 +24,7 @@ from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.wake import ContinuedRun
 from timemachine.settings import Settings
-from timemachine.temporal.job_runs import describe_job, refuses_updates
+from timemachine.temporal.job_runs import refuses_updates
 
 TASK_TIME = timedelta(seconds=1)
 
@@ -135,10 +136,10 @@ async def test_those_that_wait_for_their_turn_look_anew(
         return refuses
 
     monkeypatch.setattr("api.jobs.refuses_updates", noted)
-    described = described_by("api.jobs.describe_job", monkeypatch)
+    asking = in_turn(monkeypatch)
     async with serving(create_app(replace(own, request_timeout=30))) as patient:
         changes = [asyncio.create_task(Service(patient, service.db).change(job_id, 7200)) for _ in range(5)]
-        await eventually(lambda: asyncio.sleep(0, len(described) == len(changes) and waiting))
+        await eventually(lambda: asyncio.sleep(0, len(asking) == len(changes) and waiting))
         async with delivering(client, own):
             answers = await asyncio.gather(*changes)
 
@@ -146,17 +147,17 @@ async def test_those_that_wait_for_their_turn_look_anew(
     assert len(waiting) == 1
 
 
-def described_by(name: str, monkeypatch: pytest.MonkeyPatch) -> set[asyncio.Task[Any] | None]:
-    """Return the tasks that have described a job, as these become more."""
-    tasks: set[asyncio.Task[Any] | None] = set()
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the jobs that are changed, one for each request that has come to wait for its turn."""
+    jobs: list[str] = []
+    turn = Jobs._turn
 
-    async def noted(client: Client, workflow_id: str) -> WorkflowExecutionDescription:
-        description = await describe_job(client, workflow_id)
-        tasks.add(asyncio.current_task())
-        return description
+    def noted(self: Jobs, job_workflow_id: str) -> asyncio.Lock:
+        jobs.append(job_workflow_id)
+        return turn(self, job_workflow_id)
 
-    monkeypatch.setattr(name, noted)
-    return tasks
+    monkeypatch.setattr(Jobs, "_turn", noted)
+    return jobs
 
 
 async def test_the_ledger_is_not_changed_for_an_update_that_is_not_sent(
@@ -172,7 +173,7 @@ async def test_the_ledger_is_not_changed_for_an_update_that_is_not_sent(
 
 
 async def test_a_job_that_has_ended_is_not_woken_by_way_of_another_with_its_id(
-    losing: tuple[Service, Settings, str], client: Client, sent: list[str]
+    losing: tuple[Service, Settings, str], client: Client
 ) -> None:
     service, _, job_id = losing
 

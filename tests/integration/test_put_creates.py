@@ -6,11 +6,13 @@ import httpx
 import pytest
 from temporalio.client import Client, WorkflowExecutionDescription
 
+from api.jobs import Jobs
 from tests.support.holds import pause, wait_until_held
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import BAD_TIME, MALFORMED, NO_SUCH_JOB, TOO_LATE
 from tests.support.service import Service, a_job, new_id, now_ms, refused
 from tests.support.waiting import eventually
+from timemachine.domain.jobs import Job
 from timemachine.temporal.job_runs import describe_job
 
 OK = {"status": "ok"}
@@ -81,6 +83,34 @@ async def test_content_that_was_put_and_delivered_is_known_long_after(service: S
 
     assert written(await service.put(job_id, job)) == "unchanged"
     assert refused(await service.put(job_id, job | {"meta": "other"})) == BAD_TIME
+    assert len(receiver.of(job_id)) == 1
+
+
+async def test_one_that_is_repeated_and_whose_first_has_just_taken_effect_changes_nothing(
+    service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was answered 503; the second one has seen what was there before it."""
+    answering, change = asyncio.Event(), Jobs._change
+    job_id = await service.create(3600)
+    job = a_job(0, id=job_id, meta="moved")
+
+    async def slow(_: Received) -> bytes:
+        await answering.wait()
+        return response(200)
+
+    async def changed_by_the_first(
+        jobs: Jobs, description: WorkflowExecutionDescription, job: Job, key_id: str | None
+    ) -> None:
+        await change(jobs, description, job, key_id)
+        await receiver.wait_for(job_id)
+        await change(jobs, description, job, key_id)
+
+    receiver.answer = slow
+    monkeypatch.setattr(Jobs, "_change", changed_by_the_first)
+
+    assert written(await service.put(job_id, job)) == "unchanged"
+    answering.set()
+    await service.wait_for_state(job_id, "delivered")
     assert len(receiver.of(job_id)) == 1
 
 

@@ -189,9 +189,14 @@ async def test_any_other_answer_is_one() -> None:
     assert len(server.asked) == 1
 
 
-async def test_what_may_have_taken_effect_is_not_called_refused() -> None:
+@pytest.mark.parametrize(
+    "outcomes",
+    [(AWAY, BUSY), (AWAY, BUSY_WORKFLOW, BUSY), (AWAY, BUSY_WORKFLOW), (AWAY, AWAY, AWAY, BUSY)],
+    ids=["busy", "busy workflow, then busy", "busy workflow for ever", "busy in the end"],
+)
+async def test_what_may_have_taken_effect_is_not_called_refused(outcomes: tuple[RPCStatusCode | RPCError, ...]) -> None:
     with pytest.raises(RPCError) as failure:
-        await start(Server(AWAY, BUSY))
+        await start(Server(*outcomes))
 
     assert failure.value.status is AWAY
 

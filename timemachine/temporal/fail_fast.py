@@ -118,14 +118,16 @@ async def _answer_or_busy(call: Callable[[], Awaitable[ServiceResponse]]) -> Ser
         RPCError: RESOURCE_EXHAUSTED only while no earlier call may have taken effect unnoticed.
     """
     in_doubt = None
-    for wait in _WAITS:
+    waits = iter(_WAITS)
+    while True:
         try:
             return await call()
         except RPCError as error:
-            if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED and not _is_busy_workflow(error):
-                raise in_doubt from error
-            if error.status not in _PASSING and not _is_busy_workflow(error):
+            is_passing = error.status in _PASSING
+            wait = next(waits, None) if is_passing or _is_busy_workflow(error) else None
+            if wait is None:
+                if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
+                    raise in_doubt from error
                 raise
-            in_doubt = error
+            in_doubt = error if is_passing else in_doubt
         await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - guards nothing
-    return await call()
