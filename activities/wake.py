@@ -41,8 +41,9 @@ class Wakes:
         job = self._client.get_workflow_handle(continued.workflow_id, first_execution_run_id=continued.first_run_id)
         try:
             latest = await job.describe(rpc_timeout=UPDATE_LIMIT)
-            # Another job may have its id by now, which no update of ours is sent to.
-            if first_run_id(latest) == continued.first_run_id and refuses_updates(latest):
+            if first_run_id(latest) != continued.first_run_id:
+                return False
+            if refuses_updates(latest):
                 raise ApplicationError("its workflow task was lost", category=ApplicationErrorCategory.BENIGN)
             awake: str = await job.execute_update(stored_names.WAKE, result_type=str, rpc_timeout=UPDATE_LIMIT)
         except WorkflowUpdateRPCTimeoutOrCancelledError as error:

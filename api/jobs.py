@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
@@ -87,10 +87,6 @@ CANCEL_SHARE = 0.9
 UPDATE_PAUSE = 0.05
 """Seconds after which an update is sent again that met no run which could have taken it."""
 
-UPDATE_LIMIT = timedelta(seconds=19)
-"""Longest time that an update is waited for. After 20 s Temporal says that no worker has taken it yet, and the SDK
-sends it anew; a refusal of that would not tell that nothing was done."""
-
 LOST_TASK_PAUSE = 0.5
 """Seconds between two looks whether Temporal takes updates of a run again whose workflow task was lost."""
 
@@ -125,7 +121,7 @@ class Jobs:
         self._cancels = Cancels(client, ledger)
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
-        self._updating = WeakValueDictionary[str, asyncio.Lock]()
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
 
     async def create(self, job: Job, *, key_id: str | None = None, check_route: CheckRoute | None = None) -> JobWritten:
         """Start a job, unless the same one is there: starting it again changes nothing, even after it was delivered.
@@ -299,10 +295,7 @@ class Jobs:
         Raises:
             NoSuchJobError, TooLateError: As `change` does.
         """
-        content = job.with_history_limit
-        await self._update(
-            description, lambda run: run.execute_update(JobWorkflow.change, content, rpc_timeout=UPDATE_LIMIT)
-        )
+        await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job.with_history_limit))
         _log("job changed", job, key_id)
 
     async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
@@ -321,17 +314,15 @@ class Jobs:
             run = await latest_run(self._client, job_workflow_id)
             if run.is_open and expired(run.job, datetime.now(UTC)):
                 raise TooLateError("too late: the job's deadline has passed")
-            await self._update(
-                run.description, lambda run: run.execute_update(JobWorkflow.trigger, rpc_timeout=UPDATE_LIMIT)
-            )
+            await self._update(run.description, lambda handle: handle.execute_update(JobWorkflow.trigger))
         log.info("job triggered", extra=run.job.log_fields | {"key": key_id})
 
     def _turn(self, job_workflow_id: str) -> asyncio.Lock:
-        """Return what those who change one job take turns by, and look at the job only then.
+        """Return the lock of those who change one job, and who look at it only while they have it.
 
         One after the other costs Temporal less than many at once, and none is put off.
         """
-        return self._updating.setdefault(job_workflow_id, asyncio.Lock())
+        return self._turns.setdefault(job_workflow_id, asyncio.Lock())
 
     async def _update(self, description: WorkflowExecutionDescription, update: Update) -> None:
         """Have a waiting job take an update. When this returns, it is stored; when it raises TooLateError, it is not.
@@ -355,33 +346,43 @@ class Jobs:
 
         Raises:
             TooLateError: The job is due or has been attempted, or it has ended.
-            RPCError: It is not known whether it was taken.
+            RPCError, UnavailableError: It is not known whether it was taken.
         """
-        status = description.status
-        is_open = status is WorkflowExecutionStatus.RUNNING
-        is_refusing = refuses_updates(description)
-        if is_open and was_reset(description) and not is_refusing:
-            # Else an attempt that the run before the reset has asked for could send what the job was before the change.
-            row: LedgerRow | None = await self._ledger.outdate(first_run)
-        else:
-            row = await self._ledger.find(first_run)
-        if (row and not row.is_unattempted) or not is_open:
-            raise _too_late(row, status)
-        if is_refusing:
+        await self._check_unattempted(first_run, description)
+        if refuses_updates(description):
             return False
         try:
             # No other run: one that was reset since would not be outdated.
             await update(self._client.get_workflow_handle(description.id, run_id=description.run_id))
         except WorkflowUpdateFailedError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == TOO_LATE:
-                raise _too_late(None, status) from error
+                raise _too_late(None, description.status) from error
             return False
         except RPCError as error:
+            if error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
+                # Temporal and the SDK send an update again by themselves: a worker may have it all the same.
+                raise UnavailableError("Temporal takes no more updates; repeat this one in a moment") from error
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
             # Temporal says the same of a job that has ended, and of one that is just being continued as a new run.
             return False
         return True
+
+    async def _check_unattempted(self, first_run: str, description: WorkflowExecutionDescription) -> None:
+        """Refuse a job that has ended or was attempted, and outdate what a run before a reset may be about to attempt.
+
+        Raises:
+            TooLateError: It has, or was.
+        """
+        status = description.status
+        is_open = status is WorkflowExecutionStatus.RUNNING
+        if is_open and was_reset(description) and not refuses_updates(description):
+            # Else an attempt that the run before the reset has asked for could send what the job was before the change.
+            row: LedgerRow | None = await self._ledger.outdate(first_run)
+        else:
+            row = await self._ledger.find(first_run)
+        if (row and not row.is_unattempted) or not is_open:
+            raise _too_late(row, status)
 
     async def cancel(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
         """Cancel a job. When this returns, no attempt is made any more, and none has been taken.

@@ -12,6 +12,7 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import PollWorkflowTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.wake import Wakes
 from api.app import create_app
@@ -173,10 +174,27 @@ async def test_the_ledger_is_not_changed_for_an_update_that_is_not_sent(
 
 
 async def test_a_job_that_has_ended_is_not_woken_by_way_of_another_with_its_id(
-    losing: tuple[Service, Settings, str], client: Client
+    losing: tuple[Service, Settings, str], client: Client, sent: list[str]
 ) -> None:
     service, _, job_id = losing
 
     await Wakes(client).wake(
         ContinuedRun(workflow_id=f"{service.db}/c/{job_id}", first_run_id=str(uuid.uuid4()), run_id="before")
     )
+
+    assert sent == []
+
+
+async def test_an_update_that_temporal_has_no_room_for_may_have_taken_effect(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Temporal sends one that it forgot again by itself, and only the answer to that is seen: so this is no 429."""
+    job_id = await service.create(3600)
+
+    async def no_room(*_: Any, **__: Any) -> None:
+        raise RPCError("workflow history size exceeds limit", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+
+    monkeypatch.setattr(WorkflowHandle, "execute_update", no_room)
+
+    assert refused(await service.change(job_id, 7200)) == AWAY
+    assert refused(await service.trigger(job_id)) == AWAY

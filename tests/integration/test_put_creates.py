@@ -89,7 +89,7 @@ async def test_content_that_was_put_and_delivered_is_known_long_after(service: S
 async def test_one_that_is_repeated_and_whose_first_has_just_taken_effect_changes_nothing(
     service: Service, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first was answered 503; the second one has seen what was there before it."""
+    """The first, which another API was sent and answered 503, takes effect once the second has read what was there."""
     answering, change = asyncio.Event(), Jobs._change
     job_id = await service.create(3600)
     job = a_job(0, id=job_id, meta="moved")

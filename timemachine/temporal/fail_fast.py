@@ -124,10 +124,11 @@ async def _answer_or_busy(call: Callable[[], Awaitable[ServiceResponse]]) -> Ser
             return await call()
         except RPCError as error:
             is_passing = error.status in _PASSING
+            if is_passing:
+                in_doubt = error
             wait = next(waits, None) if is_passing or _is_busy_workflow(error) else None
             if wait is None:
                 if in_doubt and error.status is RPCStatusCode.RESOURCE_EXHAUSTED:
                     raise in_doubt from error
                 raise
-            in_doubt = error if is_passing else in_doubt
         await asyncio.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311 - guards nothing
