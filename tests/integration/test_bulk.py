@@ -81,9 +81,9 @@ async def test_bulk_work_holds_no_slot_of_a_delivery(
     slow = replace(own, max_deliveries=1, bulk_per_second=1)
     async with a_service(slow, client, temporal, receiver, db) as service:
         await service.add_route(receiver.url, "open")
-        await hold(service, client, 8)
+        await hold(service, client, 10)
         await service.api.post(f"/route/{db}/{ROUTE}/resume", json={"spread": 0})
-        await eventually(lambda: held_count(client, service), lambda held: held < 8)
+        await eventually(lambda: held_count(client, service), lambda held: held < 10)
 
         async def second_time(received: Received) -> bytes:
             return response(200 if len(receiver.of(received.job_id)) > 1 else 500)
@@ -92,7 +92,8 @@ async def test_bulk_work_holds_no_slot_of_a_delivery(
         job_id = await service.create(0, route="open", retry={"waits": [0.1]})
 
         await receiver.wait_for(job_id, 2)
-        assert await held_count(client, service) > 0
+        # Some more than one: of those that were just released a list may still tell.
+        assert await held_count(client, service) > 2
 
 
 async def test_all_bulk_work_of_a_worker_keeps_to_one_rate(
