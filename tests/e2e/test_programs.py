@@ -53,14 +53,9 @@ async def test_no_program_starts_without_its_settings(command: list[str]) -> Non
     ("env", "reason"),
     [
         (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": ""}, "TIMEMACHINE_POSTGRES_DSN is not set"),
-        (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": "postgresql://db..x/x"}, "TIMEMACHINE_POSTGRES_DSN: a host is no name"),
         (NOWHERE | {"TIMEMACHINE_POSTGRES_DSN": "postgresql://db/\udcff"}, "TIMEMACHINE_POSTGRES_DSN: it is not UTF-8"),
-        (NOWHERE | {"TIMEMACHINE_MAX_DELIVERIES": "many"}, "TIMEMACHINE_MAX_DELIVERIES"),
-        (NOWHERE | {"TIMEMACHINE_DELIVERY_TIMEOUT": "31"}, "TIMEMACHINE_DELIVERY_TIMEOUT"),
-        (NOWHERE | {"TIMEMACHINE_DEFAULT_SCHEME": "ftp"}, "TIMEMACHINE_DEFAULT_SCHEME"),
-        (NOWHERE | {"TIMEMACHINE_SHUTDOWN_GRACE": "1"}, "TIMEMACHINE_SHUTDOWN_GRACE must not be shorter"),
     ],
-    ids=["nothing set", "no host", "no text", "no number", "out of bounds", "no such choice", "does not fit"],
+    ids=["nothing set", "no text"],
 )
 async def test_wrong_settings_are_named(env: dict[str, str], reason: str) -> None:
     status, log = await run(SETUP, **env)
@@ -69,14 +64,14 @@ async def test_wrong_settings_are_named(env: dict[str, str], reason: str) -> Non
     assert reason in log[-1]["reason"]
 
 
-@pytest.mark.parametrize("command", [API, WORKER, REKEY], ids=" ".join)
 @pytest.mark.parametrize(
-    ("keys", "reason"),
+    ("command", "keys", "reason"),
     [
-        ("", "TIMEMACHINE_SECRET_KEYS is not set; `python -m timemachine.vault` makes a key"),
-        ("a5ecret", "TIMEMACHINE_SECRET_KEYS: each must be 32 bytes in URL-safe base64"),
+        (API, "", "TIMEMACHINE_SECRET_KEYS is not set; `python -m timemachine.vault` makes a key"),
+        (WORKER, "a5ecret", "TIMEMACHINE_SECRET_KEYS: each must be 32 bytes in URL-safe base64"),
+        (REKEY, "", "TIMEMACHINE_SECRET_KEYS is not set; `python -m timemachine.vault` makes a key"),
     ],
-    ids=["none", "no key"],
+    ids=["API", "worker", "rekey"],
 )
 async def test_what_reads_secrets_wants_keys(command: list[str], keys: str, reason: str) -> None:
     status, log = await run(command, **NOWHERE | {"TIMEMACHINE_SECRET_KEYS": keys})
@@ -149,13 +144,10 @@ async def test_setup_and_worker_say_of_temporal_what_is_missing(
     ("command", "env", "reason"),
     [
         (API, {"TEMPORAL_ADDRESS": "temporal.example.org"}, "must be host:port, not `temporal.example.org`"),
-        (WORKER, {"TEMPORAL_ADDRESS": "a b:1"}, "the address must be host:port, not `a b:1`"),
+        (WORKER, {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere/cert"}, "No such file or directory: '/nowhere/cert'"),
         (SETUP, {"TEMPORAL_PROFILE": "nobody"}, "Profile 'nobody' not found"),
-        (API, {"TEMPORAL_TLS_CLIENT_CERT_PATH": "/nowhere/cert"}, "No such file or directory: '/nowhere/cert'"),
-        (WORKER, {"TEMPORAL_TLS_CLIENT_CERT_DATA": "abc"}, "a client certificate and its private key need each other"),
-        (SETUP, {"TEMPORAL_ADDRESS": "temporal.example.org"}, "must be host:port, not `temporal.example.org`"),
     ],
-    ids=["no port", "no host", "no profile", "no file", "no key", "no port for setup"],
+    ids=["no port", "no file", "no profile"],
 )
 async def test_a_way_to_temporal_that_cannot_be_is_named(
     settings: Settings, command: list[str], env: dict[str, str], reason: str

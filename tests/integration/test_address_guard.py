@@ -946,28 +946,29 @@ async def guarded(
             yield Service(api, db)
 
 
-@pytest.mark.parametrize("host", REFUSED)
 async def test_a_route_to_a_refused_address_is_not_created_and_nothing_is_called(
-    guarded: Service, public: Listener, inside: Listener, names: DnsServer, host: str
+    guarded: Service, public: Listener, inside: Listener, names: DnsServer
 ) -> None:
     await guarded.add_route(f"http://{NAME}:{public.port}/")
-    route = {"id": "inside", "type": "REST", "webhook_url": f"http://{host}:{public.port}/"}
+    for host in REFUSED:
+        route = {"id": "inside", "type": "REST", "webhook_url": f"http://{host}:{public.port}/"}
 
-    created = await guarded.api.post(f"/route/{guarded.db}", json=route)
-    changed = await guarded.api.put(f"/route/{guarded.db}/{ROUTE}", json=route | {"id": ROUTE})
+        created = await guarded.api.post(f"/route/{guarded.db}", json=route)
+        changed = await guarded.api.put(f"/route/{guarded.db}/{ROUTE}", json=route | {"id": ROUTE})
 
-    assert refused(created) == refused(changed) == BAD_URL
+        assert refused(created) == refused(changed) == BAD_URL, host
     assert (public.connections, inside.connections, names.queries) == (0, 0, [])
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.88.99.1", "[ff02::1]", "[2002::1]"])
-async def test_a_refusal_does_not_tell_why(guarded: Service, host: str) -> None:
-    route = {"id": "inside", "type": "REST", "webhook_url": f"http://{host}/"}
+async def test_a_refusal_does_not_tell_why(guarded: Service) -> None:
+    answers = []
+    for host in ("127.0.0.1", "10.0.0.1", "169.254.169.254", "192.88.99.1", "[ff02::1]", "[2002::1]"):
+        route = {"id": "inside", "type": "REST", "webhook_url": f"http://{host}/"}
+        answers.append((await guarded.api.post(f"/route/{guarded.db}", json=route)).json())
 
-    answer = await guarded.api.post(f"/route/{guarded.db}", json=route)
-
-    assert answer.json()["code"] == "E010"
-    assert "TIMEMACHINE_ALLOWED_TARGETS" in answer.json()["error"]
+    assert answers == [answers[0]] * len(answers)
+    assert answers[0]["code"] == "E010"
+    assert "TIMEMACHINE_ALLOWED_TARGETS" in answers[0]["error"]
 
 
 async def test_a_job_whose_name_moves_inside_fails_at_once_and_does_not_tell_where_to(

@@ -33,8 +33,8 @@ LARGE = "x" * 250_000
 LARGE_CHANGES = 12
 """Changes of a large job that are more than 4 MB of history, of which Temporal suggests to begin a new one."""
 
-JOBS = 20
-HELD_JOBS = 12
+JOBS = 12
+HELD_JOBS = 8
 """Fewer, for each looks at its route, and is cut, again and again while the others are being cancelled."""
 
 

@@ -56,19 +56,39 @@ async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
         yield postgres, temporal
 
 
-@pytest.fixture
-async def fragile(
-    servers: tuple[Postgres, Temporal], db: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Fragile]:
-    postgres, temporal = servers
+@pytest.fixture(scope="module")
+async def own_settings(servers: tuple[Postgres, Temporal]) -> Settings:
+    postgres, _ = servers
     settings = service_settings(postgres_dsn=postgres.dsn, default_scheme="http", allow_private_targets=True)
     await migrate(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+async def own_api(own_settings: Settings, servers: tuple[Postgres, Temporal]) -> AsyncIterator[httpx.AsyncClient]:
+    _, temporal = servers
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("TEMPORAL_ADDRESS", temporal.address)
+        await ensure_search_attributes(await connect())
+        async with serving(create_app(own_settings)) as api:
+            yield api
+
+
+@pytest.fixture
+async def fragile(
+    servers: tuple[Postgres, Temporal],
+    own_settings: Settings,
+    own_api: httpx.AsyncClient,
+    db: str,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Fragile:
+    postgres, temporal = servers
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
-    await ensure_search_attributes(await connect())
-    async with serving(create_app(settings)) as api:
-        fragile = Fragile(api, db, settings, postgres.part, temporal.part)
-        await fragile.add_route(receiver.url)
-        yield fragile
+    fragile = Fragile(own_api, db, own_settings, postgres.part, temporal.part)
+    await eventually(lambda: own_api.get("/readyz"), lambda answer: answer.status_code == 200)
+    await fragile.add_route(receiver.url)
+    return fragile
 
 
 async def timed(answer: Awaitable[httpx.Response]) -> httpx.Response:
@@ -107,12 +127,12 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
     send(fragile.parts[part], how)
 
     try:
-        answers = {name: await timed(requests[name]()) for name in NEEDS[part]}
+        answers = await asyncio.gather(*(timed(requests[name]()) for name in NEEDS[part]))
     finally:
         await revive(fragile.parts[part], how)
 
-    assert {name: refused(answer) for name, answer in answers.items()} == dict.fromkeys(NEEDS[part], (503, "E015"))
-    assert all(answer.headers["retry-after"] for answer in answers.values())
+    assert dict(zip(NEEDS[part], map(refused, answers), strict=True)) == dict.fromkeys(NEEDS[part], (503, "E015"))
+    assert all(answer.headers["retry-after"] for answer in answers)
     await eventually(requests["ready"], lambda answer: answer.status_code == 200)
     await eventually(requests["create"], lambda answer: answer.status_code == 200)
     assert (await fragile.find(job_id))["state"] in ("scheduled", "cancelled")
@@ -145,8 +165,9 @@ async def test_a_session_that_postgres_refuses_is_503_and_ends_the_setup_with_th
     refused_settings = replace(fragile.settings, postgres_dsn=f"{dsn}{'&' if '?' in dsn else '?'}{option}")
 
     async with serving(create_app(refused_settings)) as api:
-        for request in every_request(Service(api, fragile.db), job_id).values():
-            assert (await timed(request())).status_code == 503
+        requests = every_request(Service(api, fragile.db), job_id)
+        answers = await asyncio.gather(*(timed(request()) for request in requests.values()))
+    assert {answer.status_code for answer in answers} == {503}
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
     with pytest.raises(MigrationError, match="Postgres refuses: ") as refusal:
         await migrate(refused_settings)
@@ -194,10 +215,9 @@ async def test_of_what_keeps_us_from_temporal_clients_are_told_nothing_and_opera
             "redelivery": lambda: api.get(f"/route/{fragile.db}/{ROUTE}/redeliver/x"),
         }
         del requests["find route"]
-        for name, request in requests.items():
-            answer = await timed(request())
-            assert (answer.status_code, answer.json()) == (503, AWAY), name
-
+        answers = await asyncio.gather(*(timed(request()) for request in requests.values()))
+    told = {name: (answer.status_code, answer.json()) for name, answer in zip(requests, answers, strict=True)}
+    assert told == dict.fromkeys(requests, (503, AWAY))
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
     assert (await fragile.find(job_id))["state"] == "scheduled"
 
@@ -244,12 +264,13 @@ async def test_without_a_worker_a_job_is_shown_and_cancelled_but_not_changed(fra
     assert (await timed(fragile.cancel(job_id))).json() == {"status": "ok"}
 
 
-async def test_the_route_store_heals_after_postgres_was_killed(servers: tuple[Postgres, Temporal], db: str) -> None:
+async def test_the_route_store_heals_after_postgres_was_killed(
+    servers: tuple[Postgres, Temporal], own_settings: Settings, db: str
+) -> None:
     postgres, _ = servers
-    settings = service_settings(postgres_dsn=postgres.dsn)
     route = RestRoute(id="r", webhook_url="example.org/hook")
-    async with open_pool(settings) as pool:
-        store = RouteStore(pool, Vault(settings))
+    async with open_pool(own_settings) as pool:
+        store = RouteStore(pool, Vault(own_settings))
         await store.add(db, route, {})
         send(postgres.part, signal.SIGKILL)
         started = time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from timemachine.domain.due_order import BEGINNING, END, LOOKS, DuePosition, Found, next_due_first
@@ -89,7 +89,6 @@ ANY_TIME = st.one_of(
 
 
 @given(due=st.lists(ANY_TIME, max_size=120), limit=st.integers(1, 12))
-@settings(max_examples=300, deadline=None)
 async def test_each_job_is_listed_once_and_the_next_due_first(due: list[int], limit: int) -> None:
     store = Store(due)
 
@@ -97,7 +96,6 @@ async def test_each_job_is_listed_once_and_the_next_due_first(due: list[int], li
 
 
 @given(due=st.lists(ANY_TIME, max_size=80), since=ANY_TIME, until=ANY_TIME, limit=st.integers(1, 12))
-@settings(max_examples=200, deadline=None)
 async def test_only_what_is_due_within_a_window_is_listed(due: list[int], since: int, until: int, limit: int) -> None:
     store = Store(due)
 
@@ -160,7 +158,6 @@ async def test_a_few_jobs_take_one_look() -> None:
     meanwhile=st.lists(st.one_of(ANY_TIME, st.none()), max_size=40),
     data=st.data(),
 )
-@settings(max_examples=300, deadline=None)
 async def test_what_is_there_throughout_is_listed_once_whatever_comes_and_goes(
     due: list[int], limit: int, meanwhile: list[int | None], data: st.DataObject
 ) -> None:

@@ -16,7 +16,7 @@ HOSTS = ["example.org", "a", "A_b-c.org.", "127.0.0.1", "[::1]", "[2001:db8::ff]
 paths = st.from_regex(r"(/[A-Za-z0-9._~%-]{0,8}){0,3}(\?[a-z=&@:/?%]{0,9})?", fullmatch=True)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(urls)
 def test_the_url_that_was_checked_is_the_one_that_is_called(webhook_url: str) -> None:
     """Scheme, host and port are read as another parser reads them, or another host than the checked one is called."""

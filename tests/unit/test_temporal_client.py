@@ -94,9 +94,17 @@ def test_the_profile_file_is_found_where_it_is_by_default(monkeypatch: pytest.Mo
             for address in (
                 *("localhost:65536", "localhost:0", "10.0.0.256:7233", "1.2.3.4.5:7233", "127.0.0.1:٧٢٣٣"),
                 *("[fd00::1::2]:7233", "[10.0.0.1]:7233", "[:::::]:7233"),
-                *("temporal.1:7233", "temporal.0x1:7233", "temporal.08.:7233", "10.0.0.x.1:7233"),
+                *(
+                    "temporal.example.org",
+                    "a b:1",
+                    "temporal.1:7233",
+                    "temporal.0x1:7233",
+                    "temporal.08.:7233",
+                    "10.0.0.x.1:7233",
+                ),
             )
         ),
+        ("TEMPORAL_TLS_CLIENT_CERT_DATA", "hunter2", "a client certificate and its private key need each other"),
         ("TEMPORAL_GRPC_META_FOO_BIN", "hunter2", "not end with -bin"),
         ("TEMPORAL_GRPC_META_Ä", "hunter2", "not end with -bin"),
     ],
