@@ -1,5 +1,6 @@
 """Temporal's dev server on a file database, with its Web UI, run as our own child process."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -15,6 +16,7 @@ from temporalio.service import RPCError
 from devstack.parts import Part, Program, running
 from devstack.ports import LOOPBACK, free_port, url
 from devstack.running_processes import RunningProcesses
+from devstack.visibility_indexes import drop_unasked_indexes
 
 NAMESPACE = "default"
 
@@ -78,12 +80,18 @@ async def embedded_temporal(
     """
     port, ui_port = port or free_port(), ui_port or free_port()
     address = f"{LOOPBACK}:{port}"
-    made = folder / "temporal.made"
+    database, made = folder / "temporal.db", folder / "temporal.made"
     _remove_unfinished(folder, made)
     server = _server(cli, folder, port, ui_port, env or {}, _DYNAMIC_CONFIG | dict(dynamic_config or {}))
     part = Part(server, lambda: _answers(address), processes=processes)
+    if (
+        made.exists()
+    ):  # by a version that kept all of them perhaps, which may take seconds now, while nobody else writes
+        await asyncio.to_thread(drop_unasked_indexes, database)
     async with running(part):
-        made.touch()
+        if not made.exists():
+            await asyncio.to_thread(drop_unasked_indexes, database)
+            made.touch()
         await _keep_ended_jobs(address)
         yield Temporal(part, address, url(LOOPBACK, ui_port))
 

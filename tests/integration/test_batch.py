@@ -12,7 +12,7 @@ import pytest
 
 from api import batch, concurrency_limit
 from api.batch import MAX_JOBS
-from tests.integration.test_outages import Fragile, fragile, servers  # noqa: F401 - fixtures
+from tests.integration.test_outages import Fragile, fragile, own_api, own_settings, servers  # noqa: F401 - fixtures
 from tests.support.kills import send
 from tests.support.receiver import Receiver
 from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, TOO_LARGE, WRONG_TYPE

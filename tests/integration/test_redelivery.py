@@ -470,7 +470,7 @@ async def test_a_redelivery_does_not_run_after_what_fails_while_it_runs(
 
 
 async def test_progress_is_seen_while_it_goes_on(service: Service, out_of_order: Receiver, client: Client) -> None:
-    ids = await asyncio.gather(*(fail(service) for _ in range(20)))
+    ids = await asyncio.gather(*(fail(service) for _ in range(60)))
 
     async def listed() -> list[str]:
         return sorted(await failed_ids(service, limit=200))
@@ -484,9 +484,9 @@ async def test_progress_is_seen_while_it_goes_on(service: Service, out_of_order:
             seen.append(await progress(service, redelivery_id))
             await asyncio.sleep(0.1)
 
-    assert any(0 < look["started"] < 20 and look["found"] == 20 for look in seen)
+    assert any(0 < look["started"] < 60 and look["found"] == 60 for look in seen)
     assert [look["started"] for look in seen] == sorted(look["started"] for look in seen)
-    assert seen[-1] == {"id": redelivery_id, "found": 20, "started": 20, "skipped": 0, "done": True}
+    assert seen[-1] == {"id": redelivery_id, "found": 60, "started": 60, "skipped": 0, "done": True}
 
 
 async def test_a_redelivery_that_was_stopped_says_so(service: Service, client: Client, db: str) -> None:

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,6 +15,9 @@ from temporalio.client import Client
 
 from devstack.temporal import NAMESPACE, RETENTION, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
+from devstack.visibility_indexes import drop_unasked_indexes
+from tests.support.waiting import eventually
+from timemachine.domain.errors import LocalStackError
 
 
 @pytest.fixture
@@ -41,3 +48,35 @@ async def test_a_database_whose_first_start_was_cut_short_is_made_anew(tmp_path:
     (tmp_path / "temporal.db").touch()
     async with embedded_temporal(cli, tmp_path) as temporal:
         assert temporal.part.pid
+
+
+def indexes(folder: Path) -> set[str]:
+    with closing(sqlite3.connect(folder / "temporal.db")) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+
+
+async def test_indexes_that_nobody_asks_by_are_dropped(tmp_path: Path, cli: Path) -> None:
+    dropped = {"by_task_queue", "by_temporal_namespace_division", "by_double_01", "by_int_03"}
+    kept = {"default_idx", "by_status", "by_keyword_10", "by_bool_01", "by_datetime_03"}
+    async with embedded_temporal(cli, tmp_path) as temporal:
+        client = await Client.connect(temporal.address)
+        await client.start_workflow("Waiting", id="there", task_queue="none", start_delay=timedelta(hours=1))
+
+        assert indexes(tmp_path).isdisjoint(dropped)
+        assert indexes(tmp_path) >= kept
+        for query in ("TaskQueue = 'none'", "ExecutionStatus = 'Running'", "HistoryLength > 0 OR WorkflowId = 'there'"):
+            found = await eventually(partial(client.count_workflows, query), lambda found: found.count)
+            assert found.count == 1
+
+    with closing(sqlite3.connect(tmp_path / "temporal.db")) as database:  # as one that an earlier version made
+        database.execute("CREATE INDEX by_task_queue ON executions_visibility (namespace_id, task_queue)")
+    async with embedded_temporal(cli, tmp_path):
+        assert indexes(tmp_path).isdisjoint(dropped)
+
+
+async def test_a_database_that_is_not_the_servers_is_named(tmp_path: Path) -> None:
+    database = tmp_path / "temporal.db"
+    database.write_bytes(b"not SQLite" * 100)
+
+    with pytest.raises(LocalStackError, match=f"cannot change {database}: "):
+        drop_unasked_indexes(database)
