@@ -484,6 +484,21 @@ async def test_name_servers_that_answer_nothing_are_our_own_fault(
         assert await resolve(NAME) == [PUBLIC]
 
 
+async def test_a_name_that_is_answered_for_again_waits_for_no_look_up_from_before(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tries would be up to minutes apart by now."""
+    monkeypatch.setattr(dns, "LONGEST", 0.5)
+    names.says(NAME, [PUBLIC])
+    names.silent_about = NAME
+    async with resolving(names) as resolve:
+        with pytest.raises(OSError, match=r"no name server has answered for it within 0\.5 s"):
+            await resolve(NAME)
+        names.silent_about = None
+
+        assert await resolve(NAME) == [PUBLIC]
+
+
 async def test_a_late_answer_is_not_held_back_by_the_question_whether_any_comes(
     names: DnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ _UNANSWERED = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ETIMEOUT, dns.ARES_ENOM
 
 TRIES = 8
 """How often a name server is asked for a name. The first tries are short where it answered other names fast, so that
-fewer would end before a name whose own name servers are slow is found. All of them take over 20 s."""
+fewer would end before a name whose own name servers are slow is found. All of them take from 20 s to some minutes."""
 
 ALONE = 16
 """Look-ups at a time that share nothing with others. Each costs a thread, and some descriptors."""
@@ -29,6 +29,10 @@ PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 SLOW = 5.0
 """Seconds after which it is asked whether the name servers answer anything at all, and how long that may take."""
+
+LONGEST = 30.0
+"""Seconds that a look-up may take, as an attempt. Its tries are minutes apart in the end, and who asks meanwhile would
+wait for the next of them, though the name has long been answered for again."""
 
 ONE_TURN = 1.0
 """Seconds that each name server is given for that, the first time."""
@@ -75,13 +79,16 @@ class SystemResolver:
         self._shared = self._shared or self._open()
         asking = asyncio.ensure_future(self._ask(self._shared, host))
         try:
-            await asyncio.wait({asking}, timeout=SLOW)
-            if not asking.done():
-                answering = self._answers()
-                await asyncio.wait((asking, answering), return_when=asyncio.FIRST_COMPLETED)
-                if not asking.done() and not answering.result():
-                    raise OwnFaultError("no name server answers")
-            return await asking
+            async with asyncio.timeout(LONGEST):
+                await asyncio.wait({asking}, timeout=SLOW)
+                if not asking.done():
+                    answering = self._answers()
+                    await asyncio.wait((asking, answering), return_when=asyncio.FIRST_COMPLETED)
+                    if not asking.done() and not answering.result():
+                        raise OwnFaultError("no name server answers")
+                return await asking
+        except TimeoutError as error:
+            raise OSError(f"no name server has answered for it within {LONGEST:g} s") from error
         except aiodns.error.DNSError as error:
             code, reason = error.args
             if code in _UNANSWERED and not await asyncio.shield(self._answers()):
