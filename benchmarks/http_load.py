@@ -40,6 +40,20 @@ class HttpLoad:
         self._idle.append((connection, time.monotonic()))
         return status
 
+    async def send_once(self, path: str, body: bytes, *, content_type: str) -> bytes:
+        """POST a body on a connection of its own, and return the whole answer, whose end is the connection's.
+
+        Raises:
+            OSError: There was no answer.
+        """
+        head = f"POST {path} HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: {content_type}\r\n"
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            return await reader.read()
+        finally:
+            writer.close()
+
     async def _connection(self) -> _Connection:
         while self._idle:
             (reader, writer), since = self._idle.pop()

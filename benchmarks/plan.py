@@ -7,7 +7,7 @@ import msgspec
 
 from benchmarks import capacity, scenarios
 from benchmarks.implementations import Implementation
-from benchmarks.results import BURST, HALF, OURS, Measurement
+from benchmarks.results import BATCH, BURST, HALF, OURS, Measurement
 from benchmarks.run import begun
 from benchmarks.scenarios import SLOW_RATE
 from benchmarks.testbed import Testbed, testbed
@@ -65,12 +65,15 @@ class Round:
         self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
 
     async def creates(self) -> AsyncIterator[Measurement]:
-        """Creates alone, with few and many in flight."""
+        """Creates alone, with few and many in flight, and of ours in a batch."""
         for in_flight in (1, 16, 64):
             count = self._size.creates if in_flight > 1 else self._size.creates // 4
             for implementation in self._all:
                 run = await begun(self._place, implementation, f"creates, {in_flight} in flight", self._n)
                 yield await scenarios.creates(run, in_flight=in_flight, count=count)
+        ours = self._place.ours
+        run = await begun(self._place, ours, BATCH, self._n)
+        yield await scenarios.batch(run, ours, count=self._size.creates)
 
     async def burst(self) -> AsyncIterator[Measurement]:
         """Many jobs due at one instant."""

@@ -17,6 +17,9 @@ RAW, SAME_RAW, STRAIGHTFORWARD, OURS = "raw", "raw, same arguments", "straightfo
 BURST = "burst of"
 """How the names of scenarios begin in which so many jobs come due at one instant."""
 
+SINGLE, BATCH = "creates, 16 in flight", "creates, in a batch"
+"""The scenarios in which single creates are compared with those of a batch."""
+
 HALF = "steady, half of sustained"
 """The scenario at half the rate that the straightforward implementation sustains."""
 

@@ -7,6 +7,7 @@ from itertools import repeat
 
 import msgspec
 
+from benchmarks.implementations import Ours
 from benchmarks.load import at_rate, due_in, timed_all
 from benchmarks.results import Measurement, spread
 from benchmarks.run import SETTLE, ScenarioRun
@@ -34,6 +35,18 @@ async def creates(run: ScenarioRun, *, in_flight: int, count: int) -> Measuremen
     """Create jobs of the far future, so many at a time."""
     answers = await timed_all(repeat(partial(run.create_in, FAR), count), in_flight)
     return msgspec.structs.replace(run.result(count, until=time.time()), answers=spread(answers))
+
+
+async def batch(run: ScenarioRun, ours: Ours, *, count: int) -> Measurement:
+    """Create jobs of the far future in one batch.
+
+    Raises:
+        RuntimeError: Not all of them were created.
+    """
+    created = await ours.create_batch([run.new_id() for _ in range(count)], due_in(FAR))
+    if created != count:
+        raise RuntimeError(f"{created} of {count} jobs of a batch were created")
+    return run.result(count, until=time.time())
 
 
 async def burst(run: ScenarioRun, *, count: int) -> Measurement:

@@ -6,7 +6,7 @@ from statistics import median
 
 import msgspec
 
-from benchmarks.results import BURST, HALF, OURS, RAW, STRAIGHTFORWARD, Measurement, Run
+from benchmarks.results import BATCH, BURST, HALF, OURS, RAW, SINGLE, STRAIGHTFORWARD, Measurement, Run
 from timemachine.settings import Settings
 
 Figure = Callable[[Measurement], float | None]
@@ -52,6 +52,11 @@ def _rates(run: Run) -> list[Target]:
                 at_least=0.9,
             )
             for in_flight in (16, 64)
+        ),
+        Target(
+            what="creates a second, in a batch / 16 in flight",
+            values=_between(run.of(SINGLE, OURS), run.of(BATCH, OURS), _per_second),
+            at_least=1.3,
         ),
         *(
             Target(

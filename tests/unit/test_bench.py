@@ -72,6 +72,7 @@ def run() -> Run:
         one("creates, 16 in flight", OURS, 96, n=0),
         one("creates, 16 in flight", RAW, 100, n=1),
         one("creates, 16 in flight", OURS, 88, n=1),
+        one("creates, in a batch", OURS, 144, n=0),
         one("burst of 90", STRAIGHTFORWARD, 20, late=(5, 100), closed_per_second=18),
         one("burst of 90", OURS, 50, late=(3, 40), closed_per_second=45, worker_until_due=0.25),
         one(HALF, STRAIGHTFORWARD, 10, late=(5, 100)),
@@ -128,6 +129,7 @@ def test_ratios_are_of_the_same_round(run: Run) -> None:
 @pytest.mark.parametrize(
     ("what", "value", "reached"),
     [
+        ("creates a second, in a batch", 1.5, True),
         ("burst of 90, arrivals a second", 2.5, True),
         ("burst of 90, jobs closed a second", 2.5, True),
         ("burst of 90, CPU of worker", 0.4, True),
