@@ -39,8 +39,8 @@ _DYNAMIC_CONFIG = {
 }
 
 # WAL with synchronous=NORMAL: three times as fast, and keeps everything through a killed process, though a power cut
-# may lose the last moments.
-_PRAGMAS = ("journal_mode=wal", "synchronous=1")
+# may lose the last moments. Its own writes wait while we change the file, too, and do not fail.
+_PRAGMAS = ("journal_mode=wal", "synchronous=1", "busy_timeout=5000")
 
 # Let garbage grow to twice of what is in use before it is collected, and not to as much: for a quarter more memory, 7 %
 # less of the server's CPU, which is what all else waits for.
@@ -84,12 +84,11 @@ async def embedded_temporal(
     _remove_unfinished(folder, made)
     server = _server(cli, folder, port, ui_port, env or {}, _DYNAMIC_CONFIG | dict(dynamic_config or {}))
     part = Part(server, lambda: _answers(address), processes=processes)
-    if (
-        made.exists()
-    ):  # by a version that kept all of them perhaps, which may take seconds now, while nobody else writes
+    kept = made.exists() and database.exists()
+    if kept:  # now that nobody else writes: those of an earlier version may take seconds
         await asyncio.to_thread(drop_unasked_indexes, database)
     async with running(part):
-        if not made.exists():
+        if not kept:
             await asyncio.to_thread(drop_unasked_indexes, database)
             made.touch()
         await _keep_ended_jobs(address)

@@ -8,7 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from timemachine.domain.errors import LocalStackError
+from devstack.terminal import say
 
 _OF_ALL_RUNS = ("default_idx", "by_execution_time", "by_workflow_id", "by_workflow_type", "by_status")
 _OF_OUR_ATTRIBUTES = ("by_keyword_", "by_bool_", "by_datetime_")
@@ -21,14 +21,18 @@ _LOCK_WAIT = 10.0
 def drop_unasked_indexes(database: Path) -> None:
     """Drop the indexes by which the service does not ask. What others ask is answered without them, if more slowly.
 
-    Raises:
-        LocalStackError: The file cannot be changed.
+    Where it cannot be done, as with an SQLite that is older than the schema, all are kept, and a line says so.
     """
     try:
-        with closing(sqlite3.connect(database, timeout=_LOCK_WAIT)) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            for (name,) in connection.execute(_INDEXES).fetchall():
-                if name not in _OF_ALL_RUNS and not name.startswith(_OF_OUR_ATTRIBUTES):
-                    connection.execute(f"DROP INDEX {name}")
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=_LOCK_WAIT)) as connection:
+            _drop(connection)
     except sqlite3.Error as error:
-        raise LocalStackError(f"cannot change {database}: {error}") from error
+        say(f"Temporal keeps the indexes that nobody asks by, and takes longer for each job: {error}")
+
+
+def _drop(connection: sqlite3.Connection) -> None:
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for (name,) in connection.execute(_INDEXES).fetchall():
+            if name not in _OF_ALL_RUNS and not name.startswith(_OF_OUR_ATTRIBUTES):
+                connection.execute(f"DROP INDEX {name}")

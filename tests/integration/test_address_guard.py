@@ -488,15 +488,38 @@ async def test_a_name_that_is_answered_for_again_waits_for_no_look_up_from_befor
     names: DnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tries would be up to minutes apart by now."""
-    monkeypatch.setattr(dns, "LONGEST", 0.5)
+    monkeypatch.setattr(dns, "SLOW", 0.1)
+    monkeypatch.setattr(dns, "LONGEST", 0.7)
     names.says(NAME, [PUBLIC])
     names.silent_about = NAME
     async with resolving(names) as resolve:
-        with pytest.raises(OSError, match=r"no name server has answered for it within 0\.5 s"):
-            await resolve(NAME)
+        first = asyncio.create_task(resolve(NAME))
+        while not names.queries:
+            await asyncio.sleep(0)
+        late = asyncio.create_task(resolve(NAME))
+        await asyncio.sleep(0)
         names.silent_about = None
 
+        with pytest.raises(OSError, match=r"no name server has answered for it within 0\.7 s"):
+            await first
+        assert await late == [PUBLIC]
         assert await resolve(NAME) == [PUBLIC]
+
+
+async def test_name_servers_that_fall_silent_during_a_look_up_are_our_own_fault(
+    names: DnsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns, "SLOW", 0.3)
+    monkeypatch.setattr(dns, "LONGEST", 1.0)
+    names.silent_about = NAME
+    async with resolving(names) as resolve:
+        looking = asyncio.create_task(resolve(NAME))
+        while (ROOT, "NS") not in names.queries:
+            await asyncio.sleep(0)
+        names.silent = True
+
+        with pytest.raises(OwnFaultError):
+            await looking
 
 
 async def test_a_late_answer_is_not_held_back_by_the_question_whether_any_comes(

@@ -84,7 +84,7 @@ async def test_what_was_done_with_many_is_listed(service: Service, client: Clien
     receiver.answer = take
     redelivery_id = await redeliver_all(service)
     await until_listed(service, "release", "redelivery")
-    delivered = f"ExecutionStatus = 'Completed' AND TimemachineRoute = '{service.db}/{ROUTE}'"
+    delivered = f"WorkflowType = 'Job' AND ExecutionStatus = 'Completed' AND TimemachineRoute = '{service.db}/{ROUTE}'"
     await eventually(lambda: client.count_workflows(delivered), lambda found: found.count == 4)
     cancelled = await cancel(service, route=ROUTE)
     await until_ended(service, cancelled["id"])

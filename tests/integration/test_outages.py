@@ -128,6 +128,8 @@ async def test_what_needs_an_absent_part_is_answered_503_in_time(
 
     try:
         answers = await asyncio.gather(*(timed(requests[name]()) for name in NEEDS[part]))
+        # As one that finds what the others have left of the connections.
+        assert refused(await timed(requests["find"]())) == (503, "E015")
     finally:
         await revive(fragile.parts[part], how)
 

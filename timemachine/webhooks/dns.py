@@ -19,7 +19,7 @@ _UNANSWERED = frozenset({dns.ARES_ECONNREFUSED, dns.ARES_ETIMEOUT, dns.ARES_ENOM
 
 TRIES = 8
 """How often a name server is asked for a name. The first tries are short where it answered other names fast, so that
-fewer would end before a name whose own name servers are slow is found. All of them take from 20 s to some minutes."""
+fewer would end before a name whose own name servers are slow is found. All take from half a minute to minutes."""
 
 ALONE = 16
 """Look-ups at a time that share nothing with others. Each costs a thread, and some descriptors."""
@@ -39,6 +39,10 @@ ONE_TURN = 1.0
 
 Resolve = Callable[[str], Awaitable[Sequence[str]]]
 """Looks a host name up and returns its addresses. Raises OSError when it has none."""
+
+
+class _GivenUpError(OSError):
+    """A look-up took too long; whoever joined it late may ask once more."""
 
 
 class SystemResolver:
@@ -64,6 +68,16 @@ class SystemResolver:
             OSError: It has none, or no name server says so; or look-ups have been ended.
             OwnFaultError: No name server answers anything.
         """
+        joins = host in self._running
+        try:
+            return await self._together(host)
+        except _GivenUpError:
+            if not joins:
+                raise
+            return await self._together(host)
+
+    async def _together(self, host: str) -> list[str]:
+        """Look a name up, or wait with those for whom it is being looked up."""
         if host not in self._running:
             looking = asyncio.ensure_future(self._look_up(host))
             self._running[host] = looking
@@ -88,7 +102,9 @@ class SystemResolver:
                         raise OwnFaultError("no name server answers")
                 return await asking
         except TimeoutError as error:
-            raise OSError(f"no name server has answered for it within {LONGEST:g} s") from error
+            if not await asyncio.shield(self._answers()):
+                raise OwnFaultError("no name server answers") from error
+            raise _GivenUpError(f"no name server has answered for it within {LONGEST:g} s") from error
         except aiodns.error.DNSError as error:
             code, reason = error.args
             if code in _UNANSWERED and not await asyncio.shield(self._answers()):

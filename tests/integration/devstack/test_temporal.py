@@ -17,7 +17,6 @@ from devstack.temporal import NAMESPACE, RETENTION, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.visibility_indexes import drop_unasked_indexes
 from tests.support.waiting import eventually
-from timemachine.domain.errors import LocalStackError
 
 
 @pytest.fixture
@@ -74,9 +73,22 @@ async def test_indexes_that_nobody_asks_by_are_dropped(tmp_path: Path, cli: Path
         assert indexes(tmp_path).isdisjoint(dropped)
 
 
-async def test_a_database_that_is_not_the_servers_is_named(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_changed_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = tmp_path / "temporal.db"
     database.write_bytes(b"not SQLite" * 100)
 
-    with pytest.raises(LocalStackError, match=f"cannot change {database}: "):
-        drop_unasked_indexes(database)
+    drop_unasked_indexes(database)
+
+    assert "Temporal keeps the indexes that nobody asks by" in capsys.readouterr().out
+    assert database.read_bytes() == b"not SQLite" * 100
+
+
+async def test_a_database_that_was_removed_is_made_anew(tmp_path: Path, cli: Path) -> None:
+    async with embedded_temporal(cli, tmp_path):
+        pass
+    for file in tmp_path.glob("temporal.db*"):
+        file.unlink()
+
+    async with embedded_temporal(cli, tmp_path):
+        assert "by_task_queue" not in indexes(tmp_path)
+        assert "by_status" in indexes(tmp_path)
