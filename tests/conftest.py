@@ -34,6 +34,9 @@ CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
 TOGETHER = ("tests/contract/", "tests/e2e/")
 """Folders whose tests run in one process each, as they share programs that are started once in a process."""
 
+FIRST = (*TOGETHER, "tests/integration/test_cancel_many.py", "tests/integration/test_operations.py")
+"""What takes longest, so that no process is left with it in the end. Half of it is busy, and half of it waits."""
+
 ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
 """For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
 
@@ -48,9 +51,10 @@ def pytest_xdist_setupnodes() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out."""
+    """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out, and put all into their order."""
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)
