@@ -92,7 +92,7 @@ async def test_an_operators_cancel_in_the_moment_of_the_attempt(
 async def test_an_attempt_that_another_worker_makes_is_waited_for(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1.5)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
@@ -108,7 +108,7 @@ async def test_an_attempt_that_another_worker_makes_is_waited_for(
 async def test_an_attempt_that_was_lost_with_its_worker_is_made_again(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1.5)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     await another.begin(service.db, run)
     await another.die(run)
@@ -121,7 +121,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
     """And so does how long the receiver asked to be left alone."""
-    job_id = await service.create(1.0)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
     not_before = now_ms(4)
@@ -139,7 +139,7 @@ async def test_what_an_attempt_elsewhere_failed_with_counts(
 async def test_a_cancel_waits_for_an_attempt_on_another_worker(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1.0)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
@@ -158,7 +158,7 @@ async def test_a_cancel_waits_for_an_attempt_on_another_worker(
 async def test_a_cancel_during_an_attempt_on_another_worker_that_fails(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1.0)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
     await wait_for_event(client, service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)

@@ -49,7 +49,7 @@ async def test_without_a_worker_a_job_is_cancelled_and_never_fires(
 async def test_a_cancel_that_temporal_was_not_told_of_holds(
     service: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1)
+    job_id = await service.create(2)
     await another.ledger.cancel(await first_run(client, service, job_id), due=datetime.now(UTC))
     assert (await service.find(job_id))["state"] == "cancelled"
     assert (await service.cancel(job_id)).json() == {"status": "ok"}
@@ -161,7 +161,7 @@ async def test_that_a_lost_attempt_was_taken_counts_when_its_worker_wakes(
 async def test_a_wish_that_was_not_fulfilled_in_time_stands(
     service: Service, impatient: Service, receiver: Receiver, client: Client, another: AnotherWorker
 ) -> None:
-    job_id = await service.create(1)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     claim = await another.begin(service.db, run)
 

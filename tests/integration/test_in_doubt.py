@@ -66,7 +66,7 @@ async def test_a_held_job_whose_attempt_was_lost_takes_no_change(
     service: Service, client: Client, another: AnotherWorker
 ) -> None:
     """The API looks before it sends a change, and may have looked before the attempt."""
-    job_id = await service.create(1)
+    job_id = await service.create(2)
     run = await first_run(client, service, job_id)
     await another.begin(service.db, run)
     await another.die(run)

@@ -14,7 +14,7 @@ from api.job_status import JobStatus, read_job_status
 from tests.support.job_histories import wait_for_event, wait_for_status
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.refusals import BAD_TIME, JOB_EXISTS, MALFORMED, NO_SUCH_JOB, NO_SUCH_ROUTE, TOO_LATE
-from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused, repeated
 from tests.support.waiting import eventually
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.temporal.client import temporal_timeout
@@ -125,7 +125,7 @@ async def test_the_id_of_an_ended_job_may_be_used_again(service: Service, receiv
 
 
 async def test_a_cancelled_job_may_be_created_again_with_the_same_content(service: Service, receiver: Receiver) -> None:
-    job = a_job(1.5)
+    job = a_job(3)
     await service.api.post(service.jobs, json=job)
     assert (await service.cancel(job["id"])).json() == {"status": "ok"}
 
@@ -135,12 +135,16 @@ async def test_a_cancelled_job_may_be_created_again_with_the_same_content(servic
 
 
 async def test_of_many_concurrent_creates_one_content_wins(service: Service, receiver: Receiver) -> None:
-    job = a_job(1)
+    job = a_job(3600)
 
-    answers = await asyncio.gather(*(service.api.post(service.jobs, json=job | {"meta": n % 4}) for n in range(16)))
+    async def create(meta: int) -> httpx.Response:
+        return await repeated(lambda: service.api.post(service.jobs, json=job | {"meta": meta}))
+
+    answers = await asyncio.gather(*(create(n % 4) for n in range(16)))
 
     codes = [answer.json().get("code") for answer in answers]
     assert set(codes) == {None, "E005"}
+    await service.trigger(job["id"])
     (received,) = await receiver.wait_for(job["id"])
     assert {n % 4 for n, code in enumerate(codes) if code is None} == {int(received.body)}
 
@@ -157,9 +161,9 @@ async def test_put_to_an_earlier_time(service: Service, receiver: Receiver) -> N
 
 
 async def test_put_to_a_later_time(service: Service, receiver: Receiver) -> None:
-    job_id = await service.create(1, meta="old")
+    job_id = await service.create(2, meta="old")
 
-    await service.change(job_id, 2.5, meta="new")
+    await service.change(job_id, 4, meta="new")
 
     (received,) = await receiver.wait_for(job_id)
     assert received.body == b'"new"'
@@ -214,23 +218,23 @@ async def test_put_with_the_id_of_another_job_is_refused(service: Service) -> No
 
 
 async def test_delete_cancels_a_waiting_job(service: Service, receiver: Receiver) -> None:
-    job_id = await service.create(1)
+    job_id = await service.create(2)
 
     answer = await service.cancel(job_id)
 
     assert answer.json() == {"status": "ok"}
     assert (await service.find(job_id))["state"] == "cancelled"
-    await asyncio.sleep(1.5)  # past the trigger time
+    await asyncio.sleep(2.5)  # past the trigger time
     assert receiver.of(job_id) == []
 
 
 async def test_a_cancelled_job_that_was_moved_before_is_not_delivered(service: Service, receiver: Receiver) -> None:
     job_id = await service.create(3600)
-    await service.change(job_id, 1)
+    await service.change(job_id, 2)
 
     assert (await service.cancel(job_id)).status_code == 200
 
-    await asyncio.sleep(1.5)  # past the trigger time
+    await asyncio.sleep(2.5)  # past the trigger time
     assert receiver.of(job_id) == []
 
 

@@ -92,7 +92,7 @@ async def test_a_route_with_waiting_jobs_is_deleted_only_by_force(
 async def test_a_job_whose_route_was_deleted_is_delivered_once_it_is_there_again(
     service: Service, receiver: Receiver
 ) -> None:
-    job_id = await service.create(1)
+    job_id = await service.create(2)
     await service.api.delete(f"/route/{service.db}/{ROUTE}", params={"force": "true"})
     job = await service.wait_for_state(job_id, "delivering")
     while "last_error" not in job:
