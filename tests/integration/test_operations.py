@@ -596,7 +596,8 @@ async def test_a_redelivery_that_ends_as_it_is_stopped_keeps_its_figures(
     operation = await stopped_as_its_activity_ends(service, client, own, partial(redeliver_all, service), last_step)
 
     assert (operation["state"], operation["matched"], operation["done"]) == ("done", 3, 3)
-    await receiver.wait_until(lambda: len(receiver.received) == 3 + 3)
+    async with delivering(client, own):
+        await receiver.wait_until(lambda: len(receiver.received) == 3 + 3)
 
 
 async def test_a_cancel_that_ends_as_it_is_stopped_keeps_its_figures(
