@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import schemathesis
-from schemathesis import Case, CheckContext, Response
+from schemathesis import Case, CheckContext, HookContext, Response
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
 BATCH = "/batch/"
@@ -17,6 +17,13 @@ BATCH = "/batch/"
 def as_it_is(_: Any, value: Any) -> bytes:
     """Lines are generated as one string."""
     return str(value).encode(errors="replace")
+
+
+@schemathesis.hook
+def after_call(_: HookContext, __: Case[Any], response: Response) -> None:
+    """Wait after each request without a valid key, of which an address may send 50 at once and then 5 a second."""
+    if response.status_code == 401:
+        time.sleep(0.15)
 
 
 A_WHOLE_FLOAT = re.compile(r"Expected `int( \| null)?`, got `float`|it must be an integer")
