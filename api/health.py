@@ -13,7 +13,7 @@ from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
 from timemachine.temporal.client import check_access, check_namespace, temporal_timeout
-from timemachine.temporal.search_attributes import check_search_attributes
+from timemachine.temporal.registered_attributes import check_search_attributes
 
 
 class Readiness:

@@ -18,8 +18,8 @@ from timemachine.process import exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging
 from timemachine.temporal.client import check_namespace, connect
+from timemachine.temporal.registered_attributes import ensure_search_attributes
 from timemachine.temporal.schedules import ensure_schedules
-from timemachine.temporal.search_attributes import ensure_search_attributes
 
 log = logging.getLogger("setup")
 

@@ -32,7 +32,8 @@ from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
-from timemachine.temporal.search_attributes import LABELS, ensure_search_attributes
+from timemachine.temporal.registered_attributes import ensure_search_attributes
+from timemachine.temporal.search_attributes import LABELS
 from timemachine.vault import Vault
 
 ANSWER_LIMIT = 8.0

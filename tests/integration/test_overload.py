@@ -23,7 +23,7 @@ from tests.support.refusals import AWAY, BUSY, NO_SUCH_JOB
 from tests.support.service import ROUTE, Service, a_job, refused
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
-from timemachine.temporal.search_attributes import ensure_search_attributes
+from timemachine.temporal.registered_attributes import ensure_search_attributes
 
 PLACES, REQUESTS = 4, 50
 ANSWER_LIMIT = 8.0

@@ -27,7 +27,7 @@ IN_GAMES = (
     "(TimemachineCollection = 'arena/g' OR (TimemachineCollection IS NULL AND WorkflowId STARTS_WITH 'arena/g/'))"
 )
 RUNNING, NOT_HELD = "ExecutionStatus = 'Running'", "(TimemachineHeld IS NULL OR TimemachineHeld = false)"
-NOT_CLOSED = "NOT CloseTime < '9000-01-01T00:00:00.000+00:00'"
+NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00')"
 
 ASKING = {"list_workflows", "count_workflows"}
 

@@ -48,9 +48,9 @@ RUNNING = "Running"
 
 _IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
 # Tells nothing new of what is open, but comes first: SQL stores have the close time in every index and the status in
-# one, so that the store in SQLite passes over what has ended without reading it. What is open has no close time: with
-# `NOT`, Elasticsearch finds it too.
-_NOT_CLOSED = "NOT CloseTime < '9000-01-01T00:00:00.000+00:00'"
+# one, so that the store in SQLite passes over what has ended without reading it. What is open has no close time. Before
+# server 1.32, SQL stores take it for a time in the year 9999, which is not NULL; since then `NOT` passes over NULL.
+_NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00')"
 _IS_NOT_HELD = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
 _IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
 
@@ -136,6 +136,11 @@ def ended_since_query(wanted: JobFilter, at: datetime) -> str:
 def going_on_since_query(wanted: JobFilter, at: datetime) -> str:
     """Return the query that finds those of `ended_since_query` that may go on as another run; see `may_go_on`."""
     return _all(ended_since_query(wanted, at), "ExecutionStatus IN ('ContinuedAsNew', 'Terminated')")
+
+
+def attributes_query(names: Iterable[str]) -> str:
+    """Return a query that finds nothing, and is refused by a server that does not use these search attributes."""
+    return _all(f"WorkflowId = {_text('')}", f"({' OR '.join(f'{name} IS NULL' for name in names)})")
 
 
 def by_status(query: str) -> str:
