@@ -1,9 +1,10 @@
 #!/bin/sh
 # Temporal's own tool brings its two databases to its version. Each step may be repeated, so an upgrade runs it again.
 set -eu
-for pair in temporal:temporal temporal_visibility:visibility; do
-    database=${pair%:*} schema=${pair#*:}
-    temporal-sql-tool --db "$database" create --defaultdb postgres
-    temporal-sql-tool --db "$database" setup-schema -v 0.0
-    temporal-sql-tool --db "$database" update-schema --schema-name "postgresql/v12/$schema"
-done
+update() { # database, its schema, its server
+    temporal-sql-tool --endpoint "$3" --db "$1" create --defaultdb postgres
+    temporal-sql-tool --endpoint "$3" --db "$1" setup-schema -v 0.0
+    temporal-sql-tool --endpoint "$3" --db "$1" update-schema --schema-name "postgresql/v12/$2"
+}
+update temporal temporal "$SQL_HOST"
+update temporal_visibility visibility "${VISIBILITY_SQL_HOST:-$SQL_HOST}"

@@ -1,4 +1,4 @@
-"""`make run` and `make demo`: `python -m devstack run` and `python -m devstack demo`."""
+"""`make run`, `make cluster` and `make demo`: `python -m devstack run` and so on."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Coroutine, Mapping
 
+from devstack.cluster import Cluster, local_cluster
 from devstack.demo import demonstrate
 from devstack.stack import Stack, local_stack
 from devstack.temporal_cli import find_temporal_cli
@@ -25,6 +26,15 @@ async def run(settings: Settings, env: Mapping[str, str]) -> int:
     return 1
 
 
+async def cluster(settings: Settings, env: Mapping[str, str]) -> int:
+    """Run a cluster until one of its parts ends, and return the exit status for that: 1."""
+    async with local_cluster(settings, env) as running:
+        _announce_cluster(running)
+        ended = await running.first_end()
+        _complain(f"{ended}; stopping the others")
+    return 1
+
+
 async def demo(settings: Settings, env: Mapping[str, str]) -> int:
     """Show one job from creation to delivery."""
     await demonstrate(settings, env)
@@ -37,7 +47,7 @@ async def temporal(settings: Settings, env: Mapping[str, str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "demo": demo, "temporal": temporal}
+COMMANDS = {"run": run, "cluster": cluster, "demo": demo, "temporal": temporal}
 
 
 def _announce(stack: Stack) -> None:
@@ -53,6 +63,19 @@ def _announce(stack: Stack) -> None:
         say(f"  curl {stack.api_url}/key -H 'authorization: Bearer {stack.admin_key}'")
     say("")
     say(f"timemachine ready: {stack.api_url}")
+
+
+def _announce_cluster(running: Cluster) -> None:
+    say("")
+    for api_url in running.api_urls:
+        say(f"  API            {api_url}")
+    say(f"  Temporal       {running.env['TEMPORAL_ADDRESS']}, namespace {running.env['TEMPORAL_NAMESPACE']}")
+    say(f"  data and logs  {running.folder}")
+    say("")
+    for name, part in running.parts.items():
+        say(f"  {name:20} process {part.pid}")
+    say("")
+    say(f"timemachine's cluster ready: {running.api_url}")
 
 
 def _complain(text: str) -> None:
@@ -87,7 +110,7 @@ def main(arguments: list[str]) -> int:
     name = parser.parse_args(arguments).command
     try:
         work = COMMANDS[name](Settings.from_env(os.environ), os.environ)
-        return asyncio.run(_until_signalled(work, when_stopped=0 if name == "run" else 1))
+        return asyncio.run(_until_signalled(work, when_stopped=0 if name in ("run", "cluster") else 1))
     except TimemachineError as error:
         _complain(str(error))
         return 1

@@ -3,7 +3,7 @@
 import asyncio
 import http.client
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
-from devstack.parts import Program, Ready
+from devstack.parts import Part, Program, Ready
+from devstack.running_processes import RunningProcesses
 from timemachine.settings import Settings, variables
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,10 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
     def log(self, name: str) -> Path | None:
         """Return the file that a program writes to."""
         return self.logs / f"{name}.log" if self.logs else None
+
+    def apart(self, folder: str) -> "Commands":
+        """Return the same commands, whose logs are in a folder of their own."""
+        return msgspec.structs.replace(self, logs=self.logs / folder) if self.logs else self
 
 
 def setup(commands: Commands, env: dict[str, str]) -> Program:
@@ -62,6 +67,21 @@ def worker(commands: Commands, env: dict[str, str], settings: Settings) -> Progr
     return Program(name="worker", argv=commands.worker, env=env, cwd=ROOT, stop_limit=limit, log=log)
 
 
+def one_worker(
+    commands: Commands, env: dict[str, str], settings: Settings, *, processes: RunningProcesses | None = None
+) -> Part:
+    """Return a worker's part, which is ready when that very worker asks Temporal for tasks, whoever else does."""
+
+    async def asks() -> bool:
+        with suppress(RPCError, RuntimeError):
+            pollers = await _pollers(env, settings.task_queue)
+            return any(poller.identity.startswith(f"{part.pid}@") for poller in pollers)
+        return False
+
+    part = Part(worker(commands, env, settings), asks, processes=processes)
+    return part
+
+
 def answers_ready(url: str) -> Ready:
     """Return a check that the API at `url` answers that it can work."""
     return lambda: asyncio.to_thread(_get_ready, url)
@@ -73,7 +93,9 @@ def serves_queue(env: Mapping[str, str], task_queue: str) -> Ready:
 
     async def check() -> bool:
         with suppress(RPCError, RuntimeError):
-            return await _is_polled(env, task_queue, since)
+            # The server remembers for minutes who asked, so that a worker that died would count without the time.
+            pollers = await _pollers(env, task_queue)
+            return any(poller.last_access_time.ToDatetime(UTC) > since for poller in pollers)
         return False
 
     return check
@@ -90,7 +112,7 @@ def _get_ready(url: str) -> bool:
         connection.close()
 
 
-async def _is_polled(env: Mapping[str, str], task_queue: str, since: datetime) -> bool:
+async def _pollers(env: Mapping[str, str], task_queue: str) -> Sequence[PollerInfo]:
     config = ClientConfig.load_client_connect_config(override_env_vars=variables(env, "TEMPORAL_"))
     config.setdefault("target_host", "localhost:7233")
     client = await Client.connect(**config)
@@ -102,5 +124,4 @@ async def _is_polled(env: Mapping[str, str], task_queue: str, since: datetime) -
         ),
         timeout=timedelta(seconds=5),
     )
-    # The server remembers for minutes who asked, so that a worker that died would count without the time.
-    return any(poller.last_access_time.ToDatetime(UTC) > since for poller in described.pollers)
+    return described.pollers

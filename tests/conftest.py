@@ -14,9 +14,12 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
+from devstack.cluster import MAX_CONNECTIONS
 from devstack.postgres import Postgres, embedded_postgres
 from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
+from devstack.temporal_cluster import ONE_PROCESS, TemporalCluster, temporal_cluster
+from devstack.temporal_server import find_temporal_server
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
@@ -25,13 +28,13 @@ from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.settings import Settings
 from timemachine.temporal.client import connect
-from timemachine.temporal.search_attributes import ensure_search_attributes
+from timemachine.temporal.registered_attributes import ensure_search_attributes
 from timemachine.webhooks.client import WebhookClient
 from worker import bulk_activities, create_bulk_worker, create_worker
 
 CLI_SETTING = "TIMEMACHINE_TEMPORAL_CLI"
 
-TOGETHER = ("tests/contract/", "tests/e2e/")
+TOGETHER = ("tests/contract/", "tests/e2e/", "tests/cluster/")
 """Folders whose tests run in one process each, as they share programs that are started once in a process."""
 
 FIRST = (*TOGETHER, "tests/integration/test_cancel_many.py", "tests/integration/test_operations.py")
@@ -39,6 +42,20 @@ FIRST = (*TOGETHER, "tests/integration/test_cancel_many.py", "tests/integration/
 
 ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
 """For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cluster",
+        action="store_true",
+        help="run the tests on Temporal's own server and Postgres, and the whole service as `make cluster` does",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what the servers of a run are not for: the tests of the dev server, or those of a cluster."""
+    left_out = "tests/integration/devstack" if config.getoption("--cluster") else "tests/cluster"
+    return True if collection_path == config.rootpath / left_out else None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -137,20 +154,47 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
-    async with embedded_postgres(data_folder) as postgres:
+    async with embedded_postgres(data_folder, max_connections=MAX_CONNECTIONS) as postgres:
         yield postgres
 
 
 @pytest.fixture(scope="session")
-async def temporal(data_folder: Path) -> AsyncIterator[Temporal]:
+async def temporal(
+    data_folder: Path, postgres: Postgres, pytestconfig: pytest.Config
+) -> AsyncIterator[Temporal | TemporalCluster]:
     """A Temporal that is set up: readiness asks for the search attributes, also where a test has no client."""
-    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
-    async with embedded_temporal(cli, data_folder, dynamic_config=ONE_PARTITION) as temporal:
+    on_postgres = pytestconfig.getoption("--cluster")
+    async with _temporal_on_postgres(data_folder, postgres) if on_postgres else _dev_server(data_folder) as temporal:
         await ensure_search_attributes(await _connected(temporal))
         yield temporal
 
 
-async def _connected(temporal: Temporal) -> Client:
+@asynccontextmanager
+async def _dev_server(folder: Path) -> AsyncIterator[Temporal]:
+    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
+    async with embedded_temporal(cli, folder, dynamic_config=ONE_PARTITION) as temporal:
+        yield temporal
+
+
+@asynccontextmanager
+async def _temporal_on_postgres(folder: Path, postgres: Postgres) -> AsyncIterator[TemporalCluster]:
+    """Run Temporal's own server on the tests' Postgres, all of its services in one process."""
+    cli = await find_temporal_cli(os.environ.get(CLI_SETTING), os.environ)
+    async with temporal_cluster(
+        await find_temporal_server(os.environ),
+        cli,
+        postgres,
+        folder,
+        env=os.environ,
+        layout=ONE_PROCESS,
+        namespace="default",
+        shards=16,
+        more_config="".join(f"{name}:\n  - value: {value}\n" for name, value in ONE_PARTITION.items()),
+    ) as temporal:
+        yield temporal
+
+
+async def _connected(temporal: Temporal | TemporalCluster) -> Client:
     """Connect to nothing but a server of the tests."""
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TEMPORAL_ADDRESS", temporal.address)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from devstack.cluster import local_cluster
 from devstack.stack import Stack, local_stack
 from tests.support.receiver import Receiver
 from tests.support.service import Service
@@ -13,7 +14,8 @@ from timemachine.settings import Settings
 
 
 @pytest.fixture(scope="session")
-async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+async def stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> AsyncIterator[Stack]:
+    """What `make run` starts, or `make cluster`. Of the latter the tests kill one history, one API and one worker."""
     settings = Settings(
         http_port=0,
         temporal_port=0,
@@ -28,8 +30,14 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         "TIMEMACHINE_BULK_PER_SECOND": "10",
     }
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TIMEMACHINE_", "TEMPORAL_"))}
-    async with local_stack(settings, env | ours) as stack:
-        yield stack
+    if not pytestconfig.getoption("--cluster"):
+        async with local_stack(settings, env | ours) as stack:
+            yield stack
+        return
+    async with local_cluster(settings, env | ours) as cluster:
+        one_of = {"temporal": "temporal-history-1", "api": "api-1", "worker": "worker-1"}
+        cluster.parts |= {name: cluster.parts[part] for name, part in one_of.items()}
+        yield cluster
 
 
 @pytest.fixture

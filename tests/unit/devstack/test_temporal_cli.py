@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from devstack import temporal_cli
+from devstack import go_build
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_release import TESTED, ChecksumError, Release
 from tests.support.receiver import response
@@ -344,7 +344,7 @@ async def test_a_build_says_how_far_it_is(
 ) -> None:
     waits = "echo 'go: downloading module v1' >&2\necho package >&2\nuntil [ -e $0.go_on ]; do sleep 0.01; done\n"
     go = program(tmp_path / "bin" / "go", GO.replace("\n", f"\n{waits}", 1))
-    monkeypatch.setattr(temporal_cli, "_PROGRESS_EVERY", 0.01)
+    monkeypatch.setattr(go_build, "_PROGRESS_EVERY", 0.01)
     finding = asyncio.create_task(find_temporal_cli(None, env, cache=cache, release=offline))
     said = ""
     async with asyncio.timeout(30):

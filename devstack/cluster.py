@@ -1,0 +1,118 @@
+"""A whole cluster on this machine, as it runs in production: Temporal's services, two APIs and two workers."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from devstack import children
+from devstack.children import Commands
+from devstack.folder import held, kept_secret
+from devstack.parts import Part, run_to_end, running
+from devstack.ports import LOOPBACK, choose_port, url
+from devstack.postgres import embedded_postgres
+from devstack.running_processes import RunningProcesses
+from devstack.stack import Stack, data_folder, without_leftovers
+from devstack.temporal_cli import find_temporal_cli
+from devstack.temporal_cluster import NAMESPACE, temporal_cluster
+from devstack.temporal_server import find_temporal_server
+from devstack.terminal import say
+from timemachine.settings import Auth, Settings
+from timemachine.vault import new_key
+
+MAX_CONNECTIONS = 300
+"""Of Postgres: each of Temporal's services opens up to 30, each API and worker a pool. As in docker-compose.yml."""
+
+
+class Cluster(Stack, kw_only=True):
+    """A running cluster. Its parts are `postgres`, Temporal's services, `api-1`, `worker-1` and so on."""
+
+    api_urls: tuple[str, ...]
+    """Of all APIs; `api_url` is the first of them."""
+
+
+@asynccontextmanager
+async def local_cluster(
+    settings: Settings,
+    env: Mapping[str, str],
+    *,
+    commands: Commands | None = None,
+    apis: int = 2,
+    workers: int = 2,
+) -> AsyncIterator[Cluster]:
+    """Run all parts, each ready before the next starts, with data and logs in the folder `cluster` of the data folder.
+
+    No other Postgres or Temporal is used, whatever the environment names.
+
+    Args:
+        env: The environment that the programs get, with what they need to find each other put in.
+        commands: Other programs in place of our own.
+
+    Raises:
+        LocalStackError: A part does not start, a port or the folder is in use, something is missing. What had been
+            started is stopped.
+    """
+    folder = data_folder(settings) / "cluster"
+    programs, cli = await find_temporal_server(env), await find_temporal_cli(settings.temporal_cli, env)
+    async with AsyncExitStack() as opened:
+        opened.enter_context(held(folder))
+        processes = await without_leftovers(folder)
+        api_ports = _api_ports(settings, apis)
+        port = choose_port(LOOPBACK, settings.temporal_port, "TIMEMACHINE_TEMPORAL_PORT")
+        urls = tuple(url(settings.http_host, api_port) for api_port in api_ports)
+        found = Cluster(folder=folder, env=dict(env), api_url=urls[0], api_urls=urls)
+        say("starting Postgres")
+        postgres = await opened.enter_async_context(
+            embedded_postgres(folder, max_connections=MAX_CONNECTIONS, processes=processes)
+        )
+        found.parts["postgres"] = postgres.part
+        say("starting Temporal: its schema, frontend, history, matching and worker services, and the namespace")
+        temporal = await opened.enter_async_context(
+            temporal_cluster(programs, cli, postgres, folder, env=env, port=port, processes=processes)
+        )
+        found.parts |= temporal.parts
+        found.env = _environment(env, found, postgres_dsn=postgres.dsn, temporal_address=temporal.address)
+        await _start_ours(found, settings, opened, processes, commands or Commands(), api_ports, workers)
+        yield found
+
+
+def _api_ports(settings: Settings, apis: int) -> list[int]:
+    """Return the ports of the APIs: one after the other, or any free ones."""
+    wanted = [settings.http_port + number if settings.http_port else 0 for number in range(apis)]
+    return [choose_port(settings.http_host, port, "TIMEMACHINE_HTTP_PORT") for port in wanted]
+
+
+def _environment(env: Mapping[str, str], found: Cluster, *, postgres_dsn: str, temporal_address: str) -> dict[str, str]:
+    """Return what our programs are told. Receivers on this machine may be called, and no key is needed."""
+    defaults = {"TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true", "TIMEMACHINE_AUTH": Auth.NONE}
+    where = {
+        "TEMPORAL_ADDRESS": temporal_address,
+        "TEMPORAL_CONFIG_FILE": "/dev/null",
+        "TEMPORAL_NAMESPACE": NAMESPACE,
+        "TIMEMACHINE_POSTGRES_DSN": postgres_dsn,
+        "TIMEMACHINE_SECRET_KEYS": kept_secret(found.folder / "secret.keys", new_key),
+    }
+    kept = {name: value for name, value in env.items() if not name.startswith(("PG", "TEMPORAL_"))}
+    return {**defaults, **kept, **where}
+
+
+async def _start_ours(
+    found: Cluster,
+    settings: Settings,
+    opened: AsyncExitStack,
+    processes: RunningProcesses,
+    commands: Commands,
+    api_ports: list[int],
+    workers: int,
+) -> None:
+    say("preparing both: migrations and search attributes")
+    await run_to_end(children.setup(commands, found.env), processes=processes)
+    say("starting APIs and workers")
+    for number, (port, api_url) in enumerate(zip(api_ports, found.api_urls, strict=True), start=1):
+        env = found.env | {"TIMEMACHINE_HTTP_PORT": str(port)}
+        name = f"api-{number}"
+        program = children.api(commands.apart(name), env, settings)
+        api = Part(program, children.answers_ready(api_url), processes=processes)
+        found.parts[name] = await opened.enter_async_context(running(api))
+    for number in range(1, workers + 1):
+        name = f"worker-{number}"
+        worker = children.one_worker(commands.apart(name), found.env, settings, processes=processes)
+        found.parts[name] = await opened.enter_async_context(running(worker))

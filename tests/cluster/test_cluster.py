@@ -1,0 +1,126 @@
+"""What `make cluster` runs: Temporal's services as processes of their own, two APIs and two workers."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
+from temporalio.client import Client
+
+from devstack.children import ROOT, Commands
+from devstack.cluster import Cluster, local_cluster
+from tests.support.receiver import Receiver
+from tests.support.service import Service
+from tests.support.waiting import eventually
+from timemachine.settings import Settings
+from timemachine.temporal.registered_attributes import ensure_search_attributes
+from timemachine.temporal.search_attributes import LABELS
+
+PARTS = {
+    "postgres",
+    *("temporal-frontend", "temporal-history-1", "temporal-history-2", "temporal-matching", "temporal-worker"),
+    *("api-1", "api-2", "worker-1", "worker-2"),
+}
+
+
+def settings_in(folder: Path) -> Settings:
+    cli = os.environ.get("TIMEMACHINE_TEMPORAL_CLI")
+    return Settings(http_port=0, temporal_port=0, data_dir=str(folder), temporal_cli=cli)
+
+
+@pytest.fixture(scope="session")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    env = os.environ | {"TIMEMACHINE_DEFAULT_SCHEME": "http", "TIMEMACHINE_REQUEST_TIMEOUT": "10"}
+    async with local_cluster(settings_in(folder), env, commands=Commands(logs=folder / "ours")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def services(cluster: Cluster, receiver: Receiver, db: str) -> AsyncIterator[list[Service]]:
+    """The same db at each API."""
+    apis = [httpx.AsyncClient(base_url=url, timeout=30) for url in cluster.api_urls]
+    found = [Service(api, db) for api in apis]
+    await found[0].add_route(receiver.url)
+    yield found
+    for api in apis:
+        await api.aclose()
+
+
+def test_each_part_is_a_process(cluster: Cluster) -> None:
+    assert cluster.parts.keys() == PARTS
+    assert len({part.pid for part in cluster.parts.values()}) == len(PARTS)
+
+
+async def test_a_job_of_one_api_is_seen_changed_and_delivered_by_the_others(
+    services: list[Service], receiver: Receiver
+) -> None:
+    one, other = services
+    job_id = await one.create(3600, meta="old", labels=["blue"])
+
+    assert (await other.find(job_id))["state"] == "scheduled"
+    path = f"/job/{one.db}"
+    await eventually(
+        lambda: other.api.get(path, params={"label": "blue"}), lambda found: len(found.json()["jobs"]) == 1
+    )
+    assert (await other.change(job_id, 0.5, meta="new")).status_code == 200
+    (received,) = await receiver.wait_for(job_id)
+    assert received.body == b'"new"'
+
+
+@pytest.mark.parametrize("killed", ["temporal-frontend", "temporal-history-2", "temporal-matching", "worker-1"])
+async def test_a_killed_part_is_started_again_and_jobs_arrive(
+    cluster: Cluster, services: list[Service], receiver: Receiver, killed: str
+) -> None:
+    ids = [await services[0].create(3) for _ in range(10)]
+    psutil.Process(cluster.parts[killed].pid).kill()
+    await cluster.parts[killed].restart()
+
+    for job_id in ids:
+        assert len(await receiver.wait_for(job_id, limit=90)) == 1
+
+
+async def test_the_setup_ends_when_new_search_attributes_are_used(client: Client) -> None:
+    """Temporal's frontend looks for them every 10 s, and refuses until then what has them."""
+    await client.operator_service.remove_search_attributes(
+        RemoveSearchAttributesRequest(namespace=client.namespace, search_attributes=[LABELS.name])
+    )
+
+    await ensure_search_attributes(client)
+
+    assert (await client.count_workflows(f"{LABELS.name} = 'none'")).count == 0
+
+
+async def test_the_program_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    env = os.environ | {
+        "TIMEMACHINE_DATA_DIR": str(tmp_path),
+        "TIMEMACHINE_HTTP_PORT": "0",
+        "TIMEMACHINE_TEMPORAL_PORT": "0",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "devstack", "cluster"),
+        cwd=ROOT,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout
+    said = [(await process.stdout.readline()).decode()]
+    while not said[-1].startswith("timemachine's cluster ready: "):
+        assert said[-1], "".join(said)
+        said.append((await process.stdout.readline()).decode())
+    children = psutil.Process(process.pid).children(recursive=True)
+
+    process.send_signal(signal.SIGTERM)
+    await process.communicate()
+
+    assert process.returncode == 0
+    assert len(children) >= len(PARTS)
+    assert not [child for child in children if child.is_running()]
+    assert all(any(line.strip().startswith(f"{part} ") for line in said) for part in PARTS)
