@@ -1,33 +1,34 @@
 """A cluster of real processes: Postgres, Temporal, two APIs, two workers. Each can be killed and started again."""
 
+import asyncio
 import os
-import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import asyncpg
 import msgspec
 import psutil
-from temporalio.api.enums.v1 import EventType, TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from devstack import children
 from devstack.children import Commands
+from devstack.cluster import local_cluster
 from devstack.parts import Part, run_to_end, running
 from devstack.ports import free_port
 from devstack.postgres import embedded_postgres
 from devstack.temporal import embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
+from tests.soak.story import Story
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 
 _OURS = ("TIMEMACHINE_", "TEMPORAL_")
+
+SERVICES = tuple(f"temporal-{name}" for name in ("frontend", "history-1", "history-2", "matching", "worker"))
+"""Temporal's, as `make cluster` runs them."""
 
 _END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'timemachine'"
 
@@ -42,10 +43,28 @@ class Loss(msgspec.Struct, kw_only=True):
     """The other workers' ends of their connections at that moment. What came from one of these was not cut."""
 
 
+class Silence(msgspec.Struct, kw_only=True):
+    """A time in which an API answered nothing, from its kill or freeze on. Who had asked it gets no answer."""
+
+    api: int
+    began_ms: int
+    ended_ms: int | None = None
+
+
 class Cluster:
     """What runs, and what was done to it."""
 
-    def __init__(self, *, postgres: Part, temporal: Part, dsn: str, temporal_address: str, logs: Path) -> None:
+    def __init__(
+        self,
+        *,
+        postgres: Part,
+        temporal: Part,
+        dsn: str,
+        temporal_address: str,
+        logs: Path,
+        namespace: str = "default",
+        services: Mapping[str, Part] | None = None,
+    ) -> None:
         self.logs = logs
         self.postgres = postgres
         self.temporal = temporal
@@ -55,6 +74,10 @@ class Cluster:
         self.workers: list[Part] = []
         self.losses: list[Loss] = []
         """Of workers, in the order in which they began."""
+        self.silences: list[Silence] = []
+        self.services = dict(services or {})
+        """Temporal's, by name, where each has a process of its own."""
+        self._namespace = namespace
         self._temporal_address = temporal_address
         self._client: Client | None = None
         self._dsn = dsn
@@ -74,14 +97,47 @@ class Cluster:
         self._note_end(number)
 
     def freeze_worker(self, number: int) -> None:
-        psutil.Process(self.workers[number].pid).send_signal(signal.SIGSTOP)
-        began_ms = int(time.time() * 1000)
+        psutil.Process(self.workers[number].pid).suspend()
+        began_ms = _now_ms()
         others = [_ports(worker.pid) for other, worker in enumerate(self.workers) if other != number]
         self.losses.append(Loss(worker=number, began_ms=began_ms, others=frozenset().union(*others)))
 
     def thaw_worker(self, number: int) -> None:
-        psutil.Process(self.workers[number].pid).send_signal(signal.SIGCONT)
+        psutil.Process(self.workers[number].pid).resume()
         self._note_end(number)
+
+    async def kill_api(self, number: int, *, down: float) -> None:
+        """Kill an API, and start it again after some seconds."""
+        silence = self._silence(number)
+        kill(self.apis[number])
+        await asyncio.sleep(down)
+        await self.apis[number].start()
+        silence.ended_ms = _now_ms()
+
+    async def restart_api(self, number: int) -> None:
+        """Stop an API, which answers what it has been asked, and start it again."""
+        silence = self._silence(number)
+        await self.apis[number].restart()
+        silence.ended_ms = _now_ms()
+
+    async def freeze_api(self, number: int, seconds: float) -> None:
+        silence = self._silence(number)
+        await freeze(self.apis[number], seconds)
+        silence.ended_ms = _now_ms()
+
+    def excuse(self, stories: Iterable[Story]) -> None:
+        """Note which requests have no answer because their API was killed, stopped or frozen meanwhile."""
+        for call in (call for story in stories for call in story.calls if call.status is None):
+            call.excused = any(
+                silence.api == call.api
+                and silence.began_ms <= call.done_ms
+                and call.sent_ms <= (silence.ended_ms or call.sent_ms)
+                for silence in self.silences
+            )
+
+    def _silence(self, number: int) -> Silence:
+        self.silences.append(Silence(api=number, began_ms=_now_ms()))
+        return self.silences[-1]
 
     async def end_sessions(self) -> int:
         """End all sessions of the service's at Postgres, as a fail-over does, and return how many there were."""
@@ -107,7 +163,7 @@ class Cluster:
 
     async def _connected(self) -> Client:
         if self._client is None:
-            self._client = await Client.connect(self._temporal_address)
+            self._client = await Client.connect(self._temporal_address, namespace=self._namespace)
         return self._client
 
     async def _sql(self, query: str) -> list[asyncpg.Record]:
@@ -120,7 +176,7 @@ class Cluster:
     def _note_end(self, number: int) -> None:
         for loss in self.losses:
             if loss.worker == number and loss.ended_ms is None:
-                loss.ended_ms = int(time.time() * 1000)
+                loss.ended_ms = _now_ms()
 
 
 def kill(part: Part) -> None:
@@ -130,6 +186,21 @@ def kill(part: Part) -> None:
         for process in (tree, *tree.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+async def freeze(part: Part, seconds: float) -> None:
+    """Have a part with the processes that it has started do nothing for a while."""
+    tree = psutil.Process(part.pid)
+    frozen = (tree, *tree.children(recursive=True))
+    for process in frozen:
+        process.suspend()
+    await asyncio.sleep(seconds)
+    for process in frozen:
+        process.resume()
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _ports(pid: int) -> frozenset[int]:
@@ -173,7 +244,7 @@ async def cluster(folder: Path, *, logs: Path, apis: int = 2, workers: int = 2) 
             found.apis.append(await opened.enter_async_context(running(api)))
             found.urls.append(f"http://127.0.0.1:{port}")
         for number in range(workers):
-            worker = _worker(Commands(logs=logs / f"worker-{number}"), env)
+            worker = children.one_worker(Commands(logs=logs / f"worker-{number}"), env, Settings())
             found.workers.append(await opened.enter_async_context(running(worker)))
         yield found
 
@@ -182,25 +253,25 @@ def _api(commands: Commands, env: dict[str, str], port: int) -> Part:
     return Part(children.api(commands, env, Settings()), children.answers_ready(f"http://127.0.0.1:{port}"))
 
 
-def _worker(commands: Commands, env: dict[str, str]) -> Part:
-    async def asks() -> bool:
-        with suppress(RPCError, RuntimeError):
-            return await _is_polled_by(part.pid, env["TEMPORAL_ADDRESS"])
-        return False
-
-    part = Part(children.worker(commands, env, Settings()), asks)
-    return part
-
-
-async def _is_polled_by(pid: int, address: str) -> bool:
-    """Return whether the worker of a process asks for tasks; beside another, it has to be told by its name."""
-    client = await Client.connect(address)
-    described = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=client.namespace,
-            task_queue=TaskQueue(name=Settings().task_queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-        ),
-        timeout=timedelta(seconds=5),
+@asynccontextmanager
+async def production(folder: Path, *, logs: Path) -> AsyncIterator[Cluster]:
+    """Run what `make cluster` runs, on free ports, whatever this process's environment says."""
+    settings = Settings(
+        http_port=0, temporal_port=0, data_dir=str(folder), temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI")
     )
-    return any(poller.identity.startswith(f"{pid}@") for poller in described.pollers)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    env["TIMEMACHINE_DEFAULT_SCHEME"] = "http"
+    async with local_cluster(settings, env, commands=Commands(logs=logs)) as running:
+        found = Cluster(
+            postgres=running.parts["postgres"],
+            temporal=running.parts["temporal-frontend"],
+            dsn=running.env["TIMEMACHINE_POSTGRES_DSN"],
+            temporal_address=running.env["TEMPORAL_ADDRESS"],
+            namespace=running.env["TEMPORAL_NAMESPACE"],
+            services={name: running.parts[name] for name in SERVICES},
+            logs=logs,
+        )
+        found.urls = list(running.api_urls)
+        found.apis = [running.parts[f"api-{number}"] for number in (1, 2)]
+        found.workers = [running.parts[f"worker-{number}"] for number in (1, 2)]
+        yield found

@@ -24,6 +24,8 @@ class Row(msgspec.Struct, kw_only=True):
     """Seconds."""
     also: tuple[Check, ...] = ()
     """What is promised of these jobs beyond what is promised of all."""
+    more: dict[str, str] = {}
+    """Further columns of the table."""
 
     def broken(self, hook: Hook, losses: Sequence[Loss]) -> list[tuple[Story, list[str]]]:
         """Return the jobs with which a promise was broken, and which."""
@@ -74,6 +76,7 @@ def summary(row: Row, hook: Hook, losses: Sequence[Loss]) -> dict[str, object]:
         "POST": _answers(stories, "POST"),
         "PUT": _answers(stories, "PUT"),
         "DELETE": _answers(stories, "DELETE"),
+        "TRIGGER": _answers(stories, "TRIGGER"),
         "GET": _answers(stories, "GET"),
         "LIST": _answers(stories, "LIST"),
         "end d/f/c": "/".join(str(states[state]) for state in ("delivered", "failed", "cancelled")),
@@ -82,6 +85,7 @@ def summary(row: Row, hook: Hook, losses: Sequence[Loss]) -> dict[str, object]:
         "late s p50/p99/max": "/".join(f"{late[int(part * (len(late) - 1))] / 1000:.2f}" for part in (0.5, 0.99, 1))
         if late
         else "",
+        **row.more,
     }
 
 

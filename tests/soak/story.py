@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -43,6 +43,8 @@ class Call(msgspec.Struct, kw_only=True):
     """None where no answer came: the API died, or the request took too long."""
     code: str | None = None
     text: str = ""
+    excused: bool = False
+    """No answer came, because its API was killed or frozen meanwhile."""
 
     @property
     def took(self) -> bool:
@@ -144,12 +146,23 @@ class Callers:
         call = Call(method="DELETE", api=api, sent_ms=now_ms())
         return await self._send(story, call, f"/job/{story.job}", None)
 
+    async def trigger(self, story: Story, *, api: int = 0) -> Call:
+        """Have a job go out now."""
+        call = Call(method="TRIGGER", api=api, sent_ms=now_ms())
+        return await self._send(story, call, f"/job/{story.job}/trigger", None, verb="POST")
+
     async def look(self, story: Story, *, api: int = 0) -> Call:
         return await self._send(story, Call(method="GET", api=api, sent_ms=now_ms()), f"/job/{story.job}", None)
 
     async def list_attempts(self, story: Story, *, api: int = 0) -> Call:
         call = Call(method="LIST", api=api, sent_ms=now_ms())
         return await self._send(story, call, f"/job/{story.job}/attempts", None, verb="GET")
+
+    async def list_jobs(self, db: str, *, api: int = 0) -> int | None:
+        """List a db's jobs, and return the answer's status, or None where none came."""
+        with suppress(httpx.HTTPError):
+            return (await self.clients[api].get(f"/job/{db}", params={"limit": 50})).status_code
+        return None
 
     async def persist(self, send: Callable[[], Awaitable[Call]], *, limit: float = 60) -> Call:
         """Send a request that may be repeated, until it is neither put off nor in doubt, or the time is over."""

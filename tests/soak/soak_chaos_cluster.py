@@ -1,0 +1,229 @@
+"""A cluster as in production, whose processes are killed or frozen in turn under a load of all that clients do."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from devstack.parts import Part
+from tests.soak.cluster import Cluster, freeze, kill, production
+from tests.soak.hook import Answer, Arrival, Hook
+from tests.soak.report import Row, report, summary, table
+from tests.soak.size import size
+from tests.soak.story import Callers, Story, calling, now_ms
+
+ROUNDS = size("CLUSTER_ROUNDS", smoke=4, full=15)
+LOAD_FOR = float(size("CLUSTER_LOAD_FOR", smoke=15, full=25))
+"""Seconds in which jobs are created."""
+RATE = 30.0
+"""Requests a second: a job's create, what is done to it, and a look at it or a list."""
+LONG_FREEZE = float(size("CLUSTER_LONG_FREEZE", smoke=20, full=70))
+HERD = size("CLUSTER_HERD", smoke=300, full=1000)
+
+DOWN = 3.0
+"""Seconds between the kill of a process and its start."""
+LATE = 2.0
+"""Seconds after which a job counts as late, by which it is told when all was well again."""
+QUIET = 5.0
+
+ROUTES: dict[str, tuple[str, int | None]] = {
+    "healthy": ("0", None),
+    "slow": ("1.5", None),
+    "failing-once": ("fail-once", None),
+    "limited": ("0.3", 10),
+}
+"""What the receiver is asked for, and `max_in_flight`."""
+
+RETRY = {"waits": [0.5, 1, 2, 4, 8]}
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done to the cluster in a round."""
+
+    name: str
+    strike: Callable[[Cluster], Awaitable[None]]
+    herd: bool = False
+    """Many jobs come due in the instant in which it is done."""
+
+
+def killed(part_of: Callable[[Cluster], Part]) -> Callable[[Cluster], Awaitable[None]]:
+    async def strike(cluster: Cluster) -> None:
+        part = part_of(cluster)
+        kill(part)
+        await asyncio.sleep(DOWN)
+        await part.restart()
+
+    return strike
+
+
+async def kill_worker(cluster: Cluster) -> None:
+    cluster.kill_worker(0)
+    await asyncio.sleep(DOWN)
+    await cluster.start_worker(0)
+
+
+async def freeze_worker(cluster: Cluster) -> None:
+    cluster.freeze_worker(1)
+    await asyncio.sleep(LONG_FREEZE)
+    cluster.thaw_worker(1)
+
+
+async def restart_all(cluster: Cluster) -> None:
+    """Stop and start one process after the other, as an upgrade does: Temporal's, then ours."""
+    for part in cluster.services.values():
+        await part.restart()
+    for worker in cluster.workers:  # loses nothing: attempts in flight are finished
+        await worker.restart()
+    for number in range(len(cluster.apis)):
+        await cluster.restart_api(number)
+
+
+def service(name: str) -> Callable[[Cluster], Part]:
+    return lambda cluster: cluster.services[f"temporal-{name}"]
+
+
+def frozen(part_of: Callable[[Cluster], Part], seconds: float) -> Callable[[Cluster], Awaitable[None]]:
+    return lambda cluster: freeze(part_of(cluster), seconds)
+
+
+FAULTS = (
+    Fault(name="kill a worker", strike=kill_worker),
+    Fault(name="kill a history", strike=killed(service("history-1"))),
+    Fault(name="herd, kill a worker", strike=kill_worker, herd=True),
+    Fault(name="kill an API", strike=lambda cluster: cluster.kill_api(0, down=DOWN)),
+    Fault(name="kill the frontend", strike=killed(service("frontend"))),
+    Fault(name="kill matching", strike=killed(service("matching"))),
+    Fault(name="kill Temporal's worker", strike=killed(service("worker"))),
+    Fault(name="kill Postgres", strike=killed(lambda cluster: cluster.postgres)),
+    Fault(name=f"freeze a worker {LONG_FREEZE:g} s", strike=freeze_worker),
+    Fault(name="freeze an API 10 s", strike=lambda cluster: cluster.freeze_api(1, 10)),
+    Fault(name=f"freeze a history {LONG_FREEZE:g} s", strike=frozen(service("history-2"), LONG_FREEZE)),
+    Fault(name="freeze matching 20 s", strike=frozen(service("matching"), 20)),
+    Fault(name="freeze Postgres 10 s", strike=frozen(lambda cluster: cluster.postgres, 10)),
+    Fault(name="rolling restart", strike=restart_all),
+    Fault(name="herd, kill a history", strike=killed(service("history-2")), herd=True),
+)
+
+
+class Load:
+    """Jobs of one round, in a db of their own, with what clients do to them."""
+
+    def __init__(self, callers: Callers, hook: Hook, db: str) -> None:
+        self.stories: list[Story] = []
+        self.lists: Counter[int | None] = Counter()
+        """Answers to lists of jobs, by status."""
+        self._callers = callers
+        self._hook = hook
+        self._db = db
+
+    async def add_routes(self) -> None:
+        for route, (path, max_in_flight) in ROUTES.items():
+            url = f"http://127.0.0.1:{self._hook.port}/{path}"
+            await self._callers.add_route(self._db, route, url, max_in_flight=max_in_flight, retry=RETRY)
+
+    async def run(self) -> None:
+        """Create jobs at a steady pace, do something to most of them, and look at them meanwhile."""
+        async with asyncio.TaskGroup() as lives:
+            for number in range(int(LOAD_FOR * RATE / 3)):
+                lives.create_task(self._live(number, now_ms(random.uniform(1, 10))))
+                lives.create_task(self._look())
+                await asyncio.sleep(3 / RATE)
+
+    async def herd(self, trigger_time: int) -> None:
+        """Create jobs that all come due at one instant."""
+        stories = [self._story(f"herd-{number}", "healthy") for number in range(HERD)]
+        await self._callers.create_many(stories, [trigger_time] * HERD, label="herd")
+
+    def _story(self, job_id: str, route: str) -> Story:
+        story = Story(db=self._db, id=job_id, route=route)
+        self.stories.append(story)
+        return story
+
+    async def _live(self, number: int, trigger_time: int) -> None:
+        story = self._story(str(number), list(ROUTES)[number % len(ROUTES)])
+        api = random.randrange(2)
+        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=20)
+        about_due = trigger_time / 1000 + random.uniform(-1, 0.2) - time.time()
+        await asyncio.sleep(max(0.0, random.choice([about_due, random.uniform(0, about_due) if about_due > 0 else 0])))
+        match number // len(ROUTES) % 4:
+            case 0:
+                await self._callers.look(story, api=api)
+            case 1:
+                await self._callers.change(story, 1, now_ms(random.uniform(0.5, 8)), api=api)
+            case 2:
+                await self._callers.cancel(story, api=api)
+            case _:
+                await self._callers.trigger(story, api=api)
+
+    async def _look(self) -> None:
+        api = random.randrange(2)
+        if self.stories and random.random() < 0.7:
+            await self._callers.look(random.choice(self.stories), api=api)
+        else:
+            self.lists[await self._callers.list_jobs(self._db, api=api)] += 1
+
+
+def _answer(arrival: Arrival, path: str) -> Answer:
+    if path == "/fail-once":
+        return Answer(status=200 if arrival.attempt > 1 else 503)
+    return Answer(delay=float(path.removeprefix("/")))
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    async with production(tmp_path_factory.mktemp("data"), logs=tmp_path) as found:
+        yield found
+
+
+@pytest.mark.timeout(600 + ROUNDS * 300)
+async def test_chaos_of_a_cluster(cluster: Cluster, hook: Hook) -> None:
+    hook.answer = _answer
+    rows, began = list[Row](), time.monotonic()
+    async with calling(cluster.urls) as callers:
+        for number in range(ROUNDS):
+            rows.append(await _round(number, FAULTS[number % len(FAULTS)], cluster, hook, callers))
+    await asyncio.sleep(QUIET)
+
+    title = f"chaos of a cluster: {ROUNDS} rounds in {time.monotonic() - began:.0f} s"
+    assert await report(title, rows, hook, cluster) == 0
+
+
+async def _round(number: int, fault: Fault, cluster: Cluster, hook: Hook, callers: Callers) -> Row:
+    load = Load(callers, hook, f"round-{number}")
+    await load.add_routes()
+    struck = await _strike_under_load(fault, cluster, load)
+    await callers.settle(load.stories, limit=180)
+    cluster.excuse(load.stories)
+    assert load.lists.keys() <= {200, 429, 503, None}, load.lists
+    row = Row(name=fault.name, stories=load.stories, more={"healed s": _healed(load.stories, hook, struck)})
+    print(table(f"after {number + 1} rounds", [summary(row, hook, cluster.losses)]), f" lists: {dict(load.lists)}")
+    return row
+
+
+async def _strike_under_load(fault: Fault, cluster: Cluster, load: Load) -> int:
+    """Strike in the midst of the load, and return when."""
+    async with asyncio.TaskGroup() as tasks:
+        instant = now_ms(LOAD_FOR / 2)
+        if fault.herd:
+            await load.herd(instant)
+        tasks.create_task(load.run())
+        await asyncio.sleep(max(0.0, instant / 1000 - time.time()))
+        struck = now_ms()
+        await fault.strike(cluster)
+    return struck
+
+
+def _healed(stories: list[Story], hook: Hook, struck: int) -> str:
+    """Return how many seconds after the strike the last job was due that was late."""
+    late = [
+        first.trigger_time - struck
+        for story in stories
+        for first in hook.arrivals[story.job][:1]
+        if first.arrived_ms - first.trigger_time > LATE * 1000
+    ]
+    return f"{max(0, max(late)) / 1000:.0f}" if late else "-"
