@@ -178,10 +178,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     this before it kills the process."""
 
     data_dir: str = ".timemachine"
-    """Folder where `make run` keeps its data."""
+    """Folder where `make run` keeps its data, and `make cluster` in its folder `cluster`."""
 
     temporal_port: Port = 7233
-    """Port of the Temporal server that `make run` starts."""
+    """Port of the Temporal server that `make run` or `make cluster` starts."""
 
     temporal_ui_port: Port = 8233
     """Port of the Temporal Web UI that `make run` starts."""
