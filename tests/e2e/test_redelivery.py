@@ -32,7 +32,7 @@ async def test_kill_of_the_worker_during_a_redelivery_of_many(
 ) -> None:
     receiver.answer = refuse
     ids = await create_many(service, JOBS, due_in=0, retry={"maximum_attempts": 1})
-    client = await Client.connect(stack.env["TEMPORAL_ADDRESS"])
+    client = await Client.connect(stack.env["TEMPORAL_ADDRESS"], namespace=stack.env["TEMPORAL_NAMESPACE"])
     runs = f"WorkflowId STARTS_WITH '{service.db}/'"
     await until_listed(client, f"{runs} AND ExecutionStatus = 'Failed'")
     receiver.answer = take
@@ -65,7 +65,7 @@ async def test_a_redelivery_that_is_stopped_while_its_worker_is_dead_keeps_its_f
 ) -> None:
     receiver.answer = refuse
     await create_many(service, JOBS, due_in=0, retry={"maximum_attempts": 1})
-    client = await Client.connect(stack.env["TEMPORAL_ADDRESS"])
+    client = await Client.connect(stack.env["TEMPORAL_ADDRESS"], namespace=stack.env["TEMPORAL_NAMESPACE"])
     await until_listed(client, f"WorkflowId STARTS_WITH '{service.db}/' AND ExecutionStatus = 'Failed'")
     receiver.answer = take
     base = f"/route/{service.db}/{ROUTE}/redeliver"
