@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import uvloop
 
-from benchmarks.plan import ALONE, CONTESTED, FULL, QUICK, measure
+from benchmarks.plan import ALONE, CONTESTED, FULL, ON_CLUSTER, QUICK, measure
 from benchmarks.report import PAGE, summary, with_report
 from benchmarks.results import Measurement, Run, merged, problems
 from devstack.children import ROOT
@@ -35,6 +35,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round of little, in under three minutes")
+    parser.add_argument(
+        "--cluster", action="store_true", help="on Temporal's own server and Postgres, beside Temporal's own ways"
+    )
     parser.add_argument("--only", type=_scenarios, default=set(EVERYTHING), help=f"some of {','.join(EVERYTHING)}")
     parser.add_argument(
         "--rounds", type=int, help=f"rounds with the implementations in turns (default: {ROUNDS}; quick: 1)"
@@ -54,12 +57,13 @@ def _scenarios(text: str) -> set[str]:
 
 def measured(asked: argparse.Namespace) -> tuple[Run, bool]:
     """Measure, write the results to a file, and return them and whether all went well."""
-    size, rounds = (QUICK, asked.rounds or 1) if asked.quick else (FULL, asked.rounds or ROUNDS)
+    whole_size = ON_CLUSTER if asked.cluster else FULL
+    size, rounds = (QUICK, asked.rounds or 1) if asked.quick else (whole_size, asked.rounds or ROUNDS)
     found: list[Measurement] = []
     servers: dict[str, str] = {}
     whole = True
     try:
-        servers = uvloop.run(_until_stopped(measure(size, asked.only, rounds, found)))
+        servers = uvloop.run(_until_stopped(measure(size, asked.only, rounds, found, cluster=asked.cluster)))
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         traceback.print_exc()
         whole = False
@@ -69,6 +73,7 @@ def measured(asked: argparse.Namespace) -> tuple[Run, bool]:
         versions=servers | {"python": platform.python_version()} | {name: version(name) for name in _LIBRARIES},
         quick=asked.quick,
         rounds=rounds,
+        on_cluster=asked.cluster,
         measurements=found,
     )
     _write(run)
@@ -124,7 +129,7 @@ def main() -> int:
     else:
         run, whole = measured(asked)
         say(summary(run))
-        if whole and not asked.quick and asked.only == set(EVERYTHING):
+        if whole and not asked.quick and not asked.cluster and asked.only == set(EVERYTHING):
             report(run)
     for problem in problems(run):
         say(f"FAILED: {problem}")

@@ -26,6 +26,8 @@ BATCHES, BATCH_IN_FLIGHT = 3, 16
 READS, CHANGES = 100, 50
 """GETs and PUTs that are measured at each level, one at a time."""
 
+_TEMPORALS_SIZE = "SELECT sum(pg_database_size(datname)) FROM pg_database WHERE datname LIKE 'temporal%'"
+
 _SAMPLE_EVERY = 2.0
 _UNANSWERED = 0
 _ANSWERS = {
@@ -109,7 +111,12 @@ def _check(status: int) -> None:
 async def _held(run: ScenarioRun) -> Memory:
     """Return what is held in memory and on disk now."""
     stack = run.testbed.stack
-    temporal = await asyncio.to_thread(lambda: sum(file.stat().st_size for file in stack.folder.glob("temporal.db*")))
+    if "temporal" in stack.parts:
+        temporal = await asyncio.to_thread(
+            lambda: sum(file.stat().st_size for file in stack.folder.glob("temporal.db*"))
+        )
+    else:
+        temporal = int(await run.testbed.sql(_TEMPORALS_SIZE))
     postgres = await run.testbed.sql("SELECT pg_database_size(current_database())")
     return Memory(resident=run.resident(), disk={"temporal": temporal, "postgres": int(postgres)})
 

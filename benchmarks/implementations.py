@@ -3,18 +3,20 @@
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import ClassVar, Protocol
 
 import msgspec
-from temporalio.client import Client
-from temporalio.common import WorkflowIDReusePolicy
+from temporalio.client import ActivityExecution, Client, WorkflowExecution
+from temporalio.common import ActivityIDReusePolicy, WorkflowIDReusePolicy
 
 from benchmarks import results
 from benchmarks.http_load import HttpLoad
+from benchmarks.peers.__main__ import TASK_QUEUE as PEERS
+from benchmarks.peers.workflow import EmptyWorkflow
 from benchmarks.straightforward.__main__ import TASK_QUEUE
-from benchmarks.straightforward.activity import Job
+from benchmarks.straightforward.activity import Job, Webhooks
 from benchmarks.straightforward.workflow import StraightforwardWorkflow
 from timemachine.domain import jobs
 from timemachine.temporal.job_runs import start_job
@@ -32,12 +34,60 @@ class Implementation(Protocol):
     name: ClassVar[str]
     parts: ClassVar[Mapping[str, str]]
     """The stack's parts that work for it, by what results call them."""
+    calls: ClassVar[bool]
+    """Whether its jobs call the receiver."""
+    has_history: ClassVar[bool]
+    """Whether its jobs are workflows."""
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """Create a job due at a time, in milliseconds since the epoch; return HTTP's status."""
 
     def workflow_id(self, job_id: str) -> str:
         """Return the id of a job's workflow, which is the longer the longer the job's id is."""
+
+    async def count_closed(self, prefix: str) -> int:
+        """Return how many of the jobs whose ids begin so are closed in Temporal."""
+
+    async def last_close(self, prefix: str) -> datetime:
+        """Return when the last of these was closed."""
+
+
+class Workflows:
+    """A way whose jobs are workflows."""
+
+    calls: ClassVar[bool] = True
+    has_history: ClassVar[bool] = True
+
+    def __init__(self, client: Client) -> None:
+        """Use a client of Temporal's."""
+        self._client = client
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        raise NotImplementedError
+
+    async def count_closed(self, prefix: str) -> int:
+        """Return how many of the jobs whose ids begin so are closed."""
+        return (await self._client.count_workflows(self._closed(prefix))).count
+
+    async def last_close(self, prefix: str) -> datetime:
+        """Return when the last of these was closed.
+
+        Raises:
+            RuntimeError: It has no time of it.
+        """
+        # Temporal lists what was closed last first.
+        last = await anext(self._client.list_workflows(self._closed(prefix), page_size=1))
+        return _close_time(last)
+
+    def _closed(self, prefix: str) -> str:
+        return f"WorkflowId STARTS_WITH '{self.workflow_id(prefix)}' AND ExecutionStatus = 'Completed'"
+
+
+def _close_time(closed: WorkflowExecution | ActivityExecution) -> datetime:
+    if closed.close_time is None:
+        raise RuntimeError("a job is completed and has no time of it")
+    return closed.close_time
 
 
 def new_id() -> str:
@@ -49,15 +99,11 @@ def _body(job_id: str, trigger_time: int) -> dict[str, object]:
     return {"id": job_id, "trigger_time": trigger_time, "route": "hook", "meta": META}
 
 
-class Raw:
+class Raw(Workflows):
     """`start_workflow` and nothing else; nobody runs what is started."""
 
     name: ClassVar[str] = results.RAW
-    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal"}
-
-    def __init__(self, client: Client) -> None:
-        """Use a client with the SDK's defaults."""
-        self._client = client
+    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal", "postgres": "postgres"}
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """Start a workflow with a delay until the time."""
@@ -67,7 +113,7 @@ class Raw:
             id=self.workflow_id(job_id),
             task_queue=_NOBODY,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-            start_delay=timedelta(milliseconds=trigger_time - time.time() * 1000),
+            start_delay=_delay(trigger_time),
         )
         return HTTPStatus.OK
 
@@ -76,15 +122,11 @@ class Raw:
         return f"raw/{job_id}"
 
 
-class SameRaw:
+class SameRaw(Workflows):
     """`start_workflow` with all that our API passes to it: what its own part costs is the rest."""
 
     name: ClassVar[str] = results.SAME_RAW
-    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal"}
-
-    def __init__(self, client: Client) -> None:
-        """Use a client with our data converter."""
-        self._client = client
+    parts: ClassVar[Mapping[str, str]] = {"temporal": "temporal", "postgres": "postgres"}
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """Start a workflow as our API does."""
@@ -98,15 +140,11 @@ class SameRaw:
         return jobs.workflow_id(DB, "raw", job_id)
 
 
-class Straightforward:
+class Straightforward(Workflows):
     """The straightforward implementation, started without any API before it."""
 
     name: ClassVar[str] = results.STRAIGHTFORWARD
     parts: ClassVar[Mapping[str, str]] = {"worker": "straightforward", "temporal": "temporal", "postgres": "postgres"}
-
-    def __init__(self, client: Client) -> None:
-        """Use a client with the SDK's defaults."""
-        self._client = client
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """Start the workflow that sleeps."""
@@ -123,7 +161,80 @@ class Straightforward:
         return f"straightforward/{job_id}"
 
 
-class Ours:
+class Empty(Workflows):
+    """An empty workflow with a start delay: what a workflow for each job costs at least."""
+
+    name: ClassVar[str] = results.EMPTY
+    parts: ClassVar[Mapping[str, str]] = {"worker": "peers", "temporal": "temporal", "postgres": "postgres"}
+    calls: ClassVar[bool] = False
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Start the workflow with a delay until the time."""
+        await self._client.start_workflow(
+            EmptyWorkflow.run,
+            job_id,
+            id=self.workflow_id(job_id),
+            task_queue=PEERS,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            start_delay=_delay(trigger_time),
+        )
+        return HTTPStatus.OK
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's workflow."""
+        return f"empty/{job_id}"
+
+
+class Standalone:
+    """Temporal's standalone activity with a start delay, which POSTs. It has no history, and cannot be changed."""
+
+    name: ClassVar[str] = results.STANDALONE
+    parts: ClassVar[Mapping[str, str]] = {"worker": "peers", "temporal": "temporal", "postgres": "postgres"}
+    calls: ClassVar[bool] = True
+    has_history: ClassVar[bool] = False
+
+    def __init__(self, client: Client) -> None:
+        """Use a client of Temporal's."""
+        self._client = client
+
+    async def create(self, job_id: str, trigger_time: int) -> int:
+        """Start the activity with a delay until the time."""
+        await self._client.start_activity(
+            Webhooks.call_webhook,
+            args=[Job(DB, job_id, trigger_time, "hook", META)],
+            id=self.workflow_id(job_id),
+            task_queue=PEERS,
+            start_to_close_timeout=timedelta(seconds=60),
+            id_reuse_policy=ActivityIDReusePolicy.REJECT_DUPLICATE,
+            start_delay=_delay(trigger_time),
+        )
+        return HTTPStatus.OK
+
+    def workflow_id(self, job_id: str) -> str:
+        """Return the id of a job's activity."""
+        return f"standalone/{job_id}"
+
+    async def count_closed(self, prefix: str) -> int:
+        """Return how many of the jobs whose ids begin so are closed."""
+        return (await self._client.count_activities(self._closed(prefix))).count
+
+    async def last_close(self, prefix: str) -> datetime:
+        """Return when the last of these was closed.
+
+        Raises:
+            RuntimeError: It has no time of it.
+        """
+        return _close_time(await anext(self._client.list_activities(self._closed(prefix), page_size=1)))
+
+    def _closed(self, prefix: str) -> str:
+        return f"ActivityId STARTS_WITH '{self.workflow_id(prefix)}' AND ExecutionStatus = 'Completed'"
+
+
+def _delay(trigger_time: int) -> timedelta:
+    return timedelta(milliseconds=trigger_time - time.time() * 1000)
+
+
+class Ours(Workflows):
     """This project, through its HTTP API."""
 
     name: ClassVar[str] = results.OURS
@@ -134,8 +245,9 @@ class Ours:
         "postgres": "postgres",
     }
 
-    def __init__(self, http: HttpLoad) -> None:
-        """Use kept connections to the API."""
+    def __init__(self, client: Client, http: HttpLoad) -> None:
+        """Use kept connections to the API; what has become of jobs is asked of Temporal."""
+        super().__init__(client)
         self._http = http
 
     async def create(self, job_id: str, trigger_time: int) -> int:

@@ -1,27 +1,27 @@
 """What processes cost: CPU time and memory."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import psutil
 
 
 class Meter:
-    """Reads what each named process has used, its children included."""
+    """Reads what the processes of each name have used, their children included."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
+    def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
         """Watch the given processes, and the benchmark itself as `load`."""
-        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self._processes = {name: [psutil.Process(pid) for pid in of_one] for name, of_one in pids.items()}
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU seconds of each so far."""
-        cpu = {name: sum(_cpu(part) for part in _tree(process)) for name, process in self._processes.items()}
+        cpu = {name: sum(map(_cpu, _trees(processes))) for name, processes in self._processes.items()}
         return cpu | {"load": time.process_time()}
 
     def resident(self) -> dict[str, int]:
         """Return the bytes of memory that each holds now. What children share is counted once."""
-        return {name: sum(_resident(part) for part in _tree(process)) for name, process in self._processes.items()}
+        return {name: sum(map(_resident, _trees(processes))) for name, processes in self._processes.items()}
 
 
 def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) -> dict[str, float]:
@@ -29,8 +29,8 @@ def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) 
     return {name: round((after[name] - before[name]) * 1000 / max(jobs, 1), 3) for name in after}
 
 
-def _tree(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
+def _trees(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [part for process in processes for part in (process, *process.children(recursive=True))]
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -41,6 +41,7 @@ FULL = Size(
     batch=400,
     overload_seconds=120,
 )
+ON_CLUSTER = msgspec.structs.replace(FULL, bursts=(600, 2_000), waiting=(1_000, 10_000, 100_000))
 QUICK = Size(
     creates=120,
     bursts=(120,),
@@ -63,6 +64,7 @@ class Round:
         order = 1 if n % 2 == 0 else -1
         self._all: Sequence[Implementation] = (place.raw, place.same_raw, place.straightforward, place.ours)[::order]
         self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
+        self._with_peers: Sequence[Implementation] = (place.straightforward, *place.peers, place.ours)[::order]
 
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight, and of ours in a batch."""
@@ -78,7 +80,7 @@ class Round:
     async def burst(self) -> AsyncIterator[Measurement]:
         """Many jobs due at one instant."""
         for count in self._size.bursts:
-            for implementation in self._both:
+            for implementation in self._with_peers:
                 run = await begun(self._place, implementation, f"{BURST} {count:,}", self._n)
                 yield await scenarios.burst(run, count=count)
 
@@ -131,23 +133,26 @@ NEEDS = {"steady": "sustained", "overload": "sustained"}
 """Scenarios whose rate is that which was sustained."""
 
 
-async def measure(size: Size, wanted: set[str], rounds: int, found: list[Measurement]) -> dict[str, str]:
+async def measure(
+    size: Size, wanted: set[str], rounds: int, found: list[Measurement], *, cluster: bool
+) -> dict[str, str]:
     """Measure what is wanted and return the versions of the servers.
 
     Args:
+        cluster: On Temporal's own server and Postgres, and beside Temporal's own ways.
         found: What was measured is added to it at once, so that nothing is lost when something fails later.
     """
     wanted = wanted | {NEEDS[name] for name in wanted & NEEDS.keys()}
     versions: dict[str, str] = {}
     for n in range(rounds if wanted - set(ALONE) else 0):
-        async with testbed() as place:
+        async with testbed(cluster=cluster) as place:
             versions, this = await place.versions(), Round(place, n, size)
             for name in CONTESTED:
                 if name in wanted:
                     await _collect(CONTESTED[name](this), found)
     for name in ALONE:
         if name in wanted:
-            async with testbed() as place:
+            async with testbed(cluster=cluster) as place:
                 versions = await place.versions()
                 await _collect(_alone(name, place, size, found), found)
     return versions

@@ -14,6 +14,9 @@ BUCKETS_MS = (
 RAW, SAME_RAW, STRAIGHTFORWARD, OURS = "raw", "raw, same arguments", "straightforward", "timemachine"
 """The implementations' names."""
 
+EMPTY, STANDALONE = "empty workflow", "standalone activity"
+"""Those of Temporal's that are measured on a cluster only."""
+
 BURST = "burst of"
 """How the names of scenarios begin in which so many jobs come due at one instant."""
 
@@ -77,6 +80,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     quick: bool
     rounds: int
+    on_cluster: bool = False
+    """Whether it was on Temporal's own server and Postgres, as `make cluster` runs them."""
     measurements: list[Measurement]
 
     def of(self, scenario: str, implementation: str) -> list[Measurement]:

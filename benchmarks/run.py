@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-from datetime import datetime
 from http import HTTPStatus
 from itertools import islice
 
 import msgspec
-from temporalio.client import WorkflowExecution
 
 from benchmarks.implementations import Implementation, new_id
 from benchmarks.load import due_in
@@ -33,7 +31,7 @@ class ScenarioRun:
         self.sink.clear()
         self._scenario, self._round = scenario, round_
         self._id, self._created = new_id()[:12], 0
-        self._meter = Meter({name: testbed.stack.parts[part].pid for name, part in implementation.parts.items()})
+        self._meter = Meter({name: testbed.pids(part) for name, part in implementation.parts.items()})
         self._cpu = self._meter.cpu_seconds()
         self._began = time.time()
 
@@ -86,13 +84,24 @@ class ScenarioRun:
         Raises:
             RuntimeError: They are not, in time.
         """
-        taken, closed = len(self.sink.taken), 0
+        return await self._closed(len(self.sink.taken))
+
+    async def _closed(self, jobs: int) -> float:
+        closed = 0
         for _ in range(int(SETTLE / _POLL)):
-            closed = (await self.testbed.client.count_workflows(self._completed)).count
-            if closed >= taken:
-                return (await self._last_close()).timestamp()
+            closed = await self.implementation.count_closed(self._id)
+            if closed >= jobs:
+                return (await self.implementation.last_close(self._id)).timestamp()
             await asyncio.sleep(_POLL)
-        raise self._overdue(f"{closed} of {taken} jobs closed")
+        raise self._overdue(f"{closed} of {jobs} jobs closed")
+
+    async def closed(self, jobs: int, *, since: float) -> Measurement:
+        """Wait until so many jobs are closed that call nobody, and return what was measured until the last one."""
+        last = await self._closed(jobs)
+        return msgspec.structs.replace(
+            self.result(jobs, since=since, until=last),
+            notes={"closed_per_second": round(jobs / (last - since), 2)},
+        )
 
     def result(self, jobs: int, *, since: float | None = None, until: float) -> Measurement:
         """Return what was measured; CPU from the beginning to now.
@@ -126,8 +135,10 @@ class ScenarioRun:
         return msgspec.structs.replace(measured, events=events, history_bytes=size, notes=notes)
 
     async def _histories(self) -> tuple[float, float]:
-        """Return the mean number of events, and of bytes, of some jobs' histories."""
+        """Return the mean number of events, and of bytes, of some jobs' histories; nothing where they have none."""
         client, implementation = self.testbed.client, self.implementation
+        if not implementation.has_history:
+            return 0.0, 0.0
         handles = [
             client.get_workflow_handle(implementation.workflow_id(one)) for one in islice(self.sink.taken, SAMPLE)
         ]
@@ -136,17 +147,6 @@ class ScenarioRun:
             sum(info.history_length for info in infos) / len(infos),
             sum(info.history_size_bytes for info in infos) / len(infos),
         )
-
-    @property
-    def _completed(self) -> str:
-        return f"WorkflowId STARTS_WITH '{self.implementation.workflow_id(self._id)}' AND ExecutionStatus = 'Completed'"
-
-    async def _last_close(self) -> datetime:
-        # Temporal lists what was closed last first.
-        last: WorkflowExecution = await anext(self.testbed.client.list_workflows(self._completed, page_size=1))
-        if last.close_time is None:
-            raise RuntimeError(f"{last.id} is completed and has no time of it")
-        return last.close_time
 
     def _overdue(self, what: str) -> RuntimeError:
         return RuntimeError(f"{self._scenario}, {self.implementation.name}: {what} within {SETTLE:g} s")

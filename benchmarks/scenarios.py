@@ -57,8 +57,11 @@ async def burst(run: ScenarioRun, *, count: int) -> Measurement:
         raise RuntimeError("the jobs of the burst were not created in time")
     await asyncio.sleep(due / 1000 - time.time())
     before = run.cpu_per_job(count)
-    await run.all_taken(count)
-    measured = await run.delivered(since=due / 1000)
+    if run.implementation.calls:
+        await run.all_taken(count)
+        measured = await run.delivered(since=due / 1000)
+    else:
+        measured = await run.closed(count, since=due / 1000)
     waited = {f"{name}_until_due": before[name] for name in ("worker", "temporal")}
     return msgspec.structs.replace(measured, notes=measured.notes | waited)
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from devstack.children import Commands
+from devstack.cluster import local_cluster
 from devstack.stack import Stack, local_stack
 from timemachine.settings import Settings
 
@@ -14,11 +15,12 @@ _OURS = ("TIMEMACHINE_", "TEMPORAL_")
 
 
 @asynccontextmanager
-async def fresh_stack(*, logs: Path | None = None) -> AsyncIterator[Stack]:
+async def fresh_stack(*, logs: Path | None = None, cluster: bool = False) -> AsyncIterator[Stack]:
     """Run a stack with the default settings, whatever this process's environment says.
 
     Args:
         logs: Folder that our programs write to; without one they write where we write.
+        cluster: Run what `make cluster` does, with one API and one worker.
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(
@@ -30,5 +32,11 @@ async def fresh_stack(*, logs: Path | None = None) -> AsyncIterator[Stack]:
         )
         env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         env["TIMEMACHINE_DEFAULT_SCHEME"] = "http"
-        async with local_stack(settings, env, commands=Commands(logs=logs)) as stack:
+        commands = Commands(logs=logs)
+        started = (
+            local_cluster(settings, env, commands=commands, apis=1, workers=1)
+            if cluster
+            else local_stack(settings, env, commands=commands)
+        )
+        async with started as stack:
             yield stack

@@ -6,7 +6,19 @@ from statistics import median
 
 import msgspec
 
-from benchmarks.results import BATCH, BURST, HALF, OURS, RAW, SINGLE, STRAIGHTFORWARD, Measurement, Run
+from benchmarks.results import (
+    BATCH,
+    BURST,
+    EMPTY,
+    HALF,
+    OURS,
+    RAW,
+    SAME_RAW,
+    SINGLE,
+    STRAIGHTFORWARD,
+    Measurement,
+    Run,
+)
 from timemachine.settings import Settings
 
 Figure = Callable[[Measurement], float | None]
@@ -37,7 +49,50 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 def targets(run: Run) -> list[Target]:
     """Return all targets with what a run has reached."""
+    if run.on_cluster:
+        return [*_cluster(run), *_lateness(run)]
     return [*_rates(run), *_costs(run), *_lateness(run), *_limits(run)]
+
+
+def _cluster(run: Run) -> list[Target]:
+    """Return what is to be reached on Temporal's own server and Postgres, where its part of a job is larger."""
+    bursts = _bursts(run)
+    return [
+        *(
+            Target(
+                what=f"{burst}, jobs closed a second / empty workflow",
+                values=_ratios(run, burst, EMPTY, _closed),
+                at_least=0.75,
+            )
+            for burst in bursts
+        ),
+        *(
+            Target(
+                what=f"{burst}, CPU of API and worker per job, ms",
+                values=tuple(_cpu("api", one) + _cpu("worker", one) for one in run.of(burst, OURS)),
+                at_most=8,
+            )
+            for burst in bursts
+        ),
+        *(
+            Target(
+                what=f"{burst}, arrivals a second / straightforward",
+                values=_ratios(run, burst, STRAIGHTFORWARD, _per_second),
+                at_least=1.0 if burst == bursts[0] else 1.6,
+            )
+            for burst in bursts
+        ),
+        Target(
+            what="creates a second, 16 in flight / raw with the same arguments",
+            values=_ratios(run, SINGLE, SAME_RAW, _per_second),
+            at_least=0.9,
+        ),
+        Target(
+            what="creates a second, in a batch / 16 in flight",
+            values=_between(run.of(SINGLE, OURS), run.of(BATCH, OURS), _per_second),
+            at_least=1.3,
+        ),
+    ]
 
 
 def _rates(run: Run) -> list[Target]:
@@ -148,8 +203,8 @@ def _closed(one: Measurement) -> float | None:
     return one.notes.get("closed_per_second")
 
 
-def _cpu(process: str, one: Measurement) -> float | None:
-    return one.cpu_ms_per_job.get(process)
+def _cpu(process: str, one: Measurement) -> float:
+    return one.cpu_ms_per_job.get(process, 0.0)
 
 
 def _level(scenario: str) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import asyncpg
@@ -12,7 +12,8 @@ import psutil
 from temporalio.client import Client
 
 from benchmarks.http_load import HttpLoad
-from benchmarks.implementations import Ours, Raw, SameRaw, Straightforward
+from benchmarks.implementations import Empty, Implementation, Ours, Raw, SameRaw, Standalone, Straightforward
+from benchmarks.peers.__main__ import TASK_QUEUE as PEERS
 from benchmarks.sink import Sink, receiving
 from benchmarks.stack import fresh_stack
 from benchmarks.straightforward.__main__ import TASK_QUEUE
@@ -42,6 +43,13 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
     same_raw: SameRaw
     straightforward: Straightforward
     ours: Ours
+    peers: tuple[Implementation, ...] = ()
+    """Temporal's own ways, on a cluster only."""
+
+    def pids(self, part: str) -> list[int]:
+        """Return the processes of a part, which on a cluster may be several: `temporal` is all of Temporal's."""
+        parts = self.stack.parts.items()
+        return [running.pid for name, running in parts if name == part or name.startswith(f"{part}-")]
 
     async def quiet(self) -> None:
         """Wait until Temporal has nothing left to do of what was before.
@@ -49,18 +57,20 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             RuntimeError: It does not come to rest.
         """
-        temporal = psutil.Process(self.stack.parts["temporal"].pid)
-        temporal.cpu_percent()
+        temporal = [psutil.Process(pid) for pid in self.pids("temporal")]
+        for process in temporal:
+            process.cpu_percent()
         for _ in range(int(QUIET_LIMIT / 0.5)):
             await asyncio.sleep(0.5)
-            if temporal.cpu_percent() < _IDLE_PERCENT:
+            if sum(process.cpu_percent() for process in temporal) < _IDLE_PERCENT * len(temporal):
                 return
         raise RuntimeError(f"Temporal has not come to rest within {QUIET_LIMIT:g} s")
 
     async def versions(self) -> dict[str, str]:
         """Return the versions of the servers."""
+        temporal = next(part for name, part in self.stack.parts.items() if name.startswith("temporal"))
         return {
-            "temporal CLI": await _version(self.stack.parts["temporal"]),
+            Path(temporal.program.argv[0]).name: await _version(temporal),
             "postgres": await self.sql("SHOW server_version"),
         }
 
@@ -74,36 +84,45 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def testbed() -> AsyncIterator[Testbed]:
-    """Start everything anew, and stop it in the end."""
-    async with fresh_stack(logs=LOGS) as stack, running(_straightforward_worker(stack)) as worker, receiving() as sink:
-        stack.parts["straightforward"] = worker
-        address = stack.env["TEMPORAL_ADDRESS"]
-        client = await Client.connect(address)
+async def testbed(*, cluster: bool) -> AsyncIterator[Testbed]:
+    """Start everything anew, on a cluster or as `make run` does, and stop it in the end."""
+    async with (
+        fresh_stack(logs=LOGS, cluster=cluster) as stack,
+        running(_worker(stack, "straightforward", TASK_QUEUE)) as stack.parts["straightforward"],
+        AsyncExitStack() as opened,
+        receiving() as sink,
+    ):
+        if cluster:
+            stack.parts["peers"] = await opened.enter_async_context(running(_worker(stack, "peers", PEERS)))
+        address, namespace = stack.env["TEMPORAL_ADDRESS"], stack.env["TEMPORAL_NAMESPACE"]
+        client = await Client.connect(address, namespace=namespace)
+        ours = await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER)
         with closing(HttpLoad(stack.api_url)) as http:
             found = Testbed(
                 stack=stack,
                 client=client,
                 sink=sink,
                 raw=Raw(client),
-                same_raw=SameRaw(await Client.connect(address, data_converter=DATA_CONVERTER)),
+                same_raw=SameRaw(ours),
                 straightforward=Straightforward(client),
-                ours=Ours(http),
+                ours=Ours(client, http),
+                peers=(Empty(client), Standalone(client)) if cluster else (),
             )
             await found.ours.add_route(sink.url)
             await asyncio.sleep(_START_UP)  # the programs' own start-up is not measured
             yield found
 
 
-def _straightforward_worker(stack: Stack) -> Part:
+def _worker(stack: Stack, name: str, task_queue: str) -> Part:
+    """Return the worker of other implementations, `benchmarks.<name>`."""
     program = Program(
-        name="the straightforward worker",
-        argv=(sys.executable, "-m", "benchmarks.straightforward"),
+        name=f"the worker {name}",
+        argv=(sys.executable, "-m", f"benchmarks.{name}"),
         env=stack.env,
         cwd=ROOT,
-        log=LOGS / "straightforward.log",
+        log=LOGS / f"{name}.log",
     )
-    return Part(program, serves_queue(stack.env, TASK_QUEUE))
+    return Part(program, serves_queue(stack.env, task_queue))
 
 
 async def _version(part: Part) -> str:

@@ -20,7 +20,7 @@ async def main() -> None:
     """Work until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+    client = await Client.connect(os.environ["TEMPORAL_ADDRESS"], namespace=os.environ["TEMPORAL_NAMESPACE"])
     async with asyncpg.create_pool(os.environ["TIMEMACHINE_POSTGRES_DSN"]) as pool, httpx.AsyncClient() as http:
         webhooks = Webhooks(pool, http)
         async with Worker(
