@@ -101,11 +101,12 @@ async def test_a_redelivery_that_is_stopped_counts_a_start_that_was_answered_by_
     """As where the answer of Temporal is lost."""
     await failed_jobs(service, client, receiver, 5)
     receiver.answer = take
-    started, steps = Redeliveries._started, count(1)
+    started, steps, third = Redeliveries._started, count(1), asyncio.Event()
 
     async def in_doubt(redeliveries: Redeliveries, failure: WorkflowExecution) -> bool:
         step, is_started = next(steps), await started(redeliveries, failure)
         if step == 3:
+            third.set()
             await until_cancelled()
             raise AWAY
         return is_started
@@ -113,6 +114,7 @@ async def test_a_redelivery_that_is_stopped_counts_a_start_that_was_answered_by_
     monkeypatch.setattr(Redeliveries, "_started", in_doubt)
     await redeliver_all(service)
     operation = await the_only(service, "redelivery")
+    await third.wait()
     assert (await stop(service, operation["id"])).json() == OK
 
     assert (await until_ended(service, operation["id"]))["done"] == 3
