@@ -15,7 +15,7 @@ BESIDE_EACH_OTHER := -n 5 --dist loadfile --no-loadscope-reorder
 unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster demo temporal check lint unit test test-cluster soak chaos mutants bench format clean
+.PHONY: help setup run cluster demo temporal temporal-server check lint unit test test-cluster soak chaos mutants bench format clean
 .DELETE_ON_ERROR:
 
 help: ## List these targets
@@ -49,13 +49,16 @@ unit: $(READY)
 test: $(if $(filter-out tests/unit% tests/replay tests/replay/test_%,$(or $(filter tests%,$(ARGS)),tests)),temporal,$(READY)) ## Run all tests (some of them: make test ARGS="tests/unit -k names")
 	@$(RUN) pytest $(or $(ARGS),$(BESIDE_EACH_OTHER))
 
-test-cluster: temporal ## Run the tests that need servers on Temporal's newest server and Postgres, and as a cluster
+temporal-server: $(READY)
+	@$(RUN) devstack temporal-server
+
+test-cluster: temporal temporal-server ## Run the tests that need servers on Temporal's newest server and Postgres, and as a cluster
 	@$(RUN) pytest --cluster $(or $(ARGS),$(BESIDE_EACH_OTHER) tests/integration tests/e2e tests/cluster)
 
-soak: temporal ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
+soak: temporal temporal-server ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
-chaos: temporal ## Kill and freeze each process of a cluster in turn under load, for 5 minutes (the whole: make chaos SOAK=full)
+chaos: temporal temporal-server ## Kill four processes of a cluster under load (each, and freeze them: make chaos SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak/soak_chaos_cluster.py $(ARGS)
 
 mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for a quarter of an hour (some: make mutants ARGS="ledger")

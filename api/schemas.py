@@ -104,8 +104,8 @@ Labels = Annotated[
     ],
     Meta(
         max_length=MAX_LABELS,
-        description="What lists and cancels of many find the job by. Printable characters without quotes, backslashes "
-        "and \u2661.",
+        description="What lists and cancels of many find the job by. Printable characters without quotes, backslashes, "
+        "question marks and \u2661.",
         examples=[["order=1234", "checkout"]],
         # Litestar takes the dots of a tuple's type for another type of its items.
         extra_json_schema={"extra": {"items": Schema(type=OpenAPIType.STRING)}},

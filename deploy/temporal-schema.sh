@@ -1,5 +1,6 @@
 #!/bin/sh
-# Temporal's own tool brings its two databases to its version. Each step may be repeated, so an upgrade runs it again.
+# Temporal's own tool brings its two databases to its version, whichever they have. One that is cut within the schema may
+# not be repeated: a database that holds no job yet is dropped then, one that does is restored from its backup.
 set -eu
 update() { # database, its schema, its server
     temporal-sql-tool --endpoint "$3" --db "$1" create --defaultdb postgres

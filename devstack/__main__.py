@@ -11,6 +11,7 @@ from devstack.cluster import Cluster, local_cluster
 from devstack.demo import demonstrate
 from devstack.stack import Stack, local_stack
 from devstack.temporal_cli import find_temporal_cli
+from devstack.temporal_server import find_temporal_server
 from devstack.terminal import say
 from timemachine.domain.errors import TimemachineError
 from timemachine.process import exit_process
@@ -41,13 +42,19 @@ async def demo(settings: Settings, env: Mapping[str, str]) -> int:
     return 0
 
 
+async def temporal_server(_: Settings, env: Mapping[str, str]) -> int:
+    """Find Temporal's server, building it where it is missing, and say where it is."""
+    say(str(await find_temporal_server(env)))
+    return 0
+
+
 async def temporal(settings: Settings, env: Mapping[str, str]) -> int:
     """Find the Temporal CLI, downloading or building it where it is missing, and say where it is."""
     say(str(await find_temporal_cli(settings.temporal_cli, env)))
     return 0
 
 
-COMMANDS = {"run": run, "cluster": cluster, "demo": demo, "temporal": temporal}
+COMMANDS = {"run": run, "cluster": cluster, "demo": demo, "temporal": temporal, "temporal-server": temporal_server}
 
 
 def _announce(stack: Stack) -> None:
@@ -75,6 +82,9 @@ def _announce_cluster(running: Cluster) -> None:
     for name, part in running.parts.items():
         say(f"  {name:20} process {part.pid}")
     say("")
+    if running.admin_key:
+        say(f"  a key is needed: {running.folder / 'admin.key'} has one that may do everything")
+        say("")
     say(f"timemachine's cluster ready: {running.api_url}")
 
 

@@ -1,9 +1,11 @@
 """A whole cluster on this machine, as it runs in production: Temporal's services, two APIs and two workers."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from devstack import children
+from devstack.admin_key import read_key
 from devstack.children import Commands
 from devstack.folder import held, kept_secret
 from devstack.parts import Part, run_to_end, running
@@ -15,11 +17,14 @@ from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_cluster import NAMESPACE, temporal_cluster
 from devstack.temporal_server import find_temporal_server
 from devstack.terminal import say
-from timemachine.settings import Auth, Settings
+from timemachine.settings import Auth, Settings, is_loopback
 from timemachine.vault import new_key
 
 MAX_CONNECTIONS = 300
 """Of Postgres: each of Temporal's services opens up to 30, each API and worker a pool. As in docker-compose.yml."""
+
+
+_METRICS = "TIMEMACHINE_METRICS_ADDRESS"
 
 
 class Cluster(Stack, kw_only=True):
@@ -69,7 +74,9 @@ async def local_cluster(
             temporal_cluster(programs, cli, postgres, folder, env=env, port=port, processes=processes)
         )
         found.parts |= temporal.parts
-        found.env = _environment(env, found, postgres_dsn=postgres.dsn, temporal_address=temporal.address)
+        found.env = _environment(
+            env, found, host=settings.http_host, postgres_dsn=postgres.dsn, temporal_address=temporal.address
+        )
         await _start_ours(found, settings, opened, processes, commands or Commands(), api_ports, workers)
         yield found
 
@@ -80,9 +87,15 @@ def _api_ports(settings: Settings, apis: int) -> list[int]:
     return [choose_port(settings.http_host, port, "TIMEMACHINE_HTTP_PORT") for port in wanted]
 
 
-def _environment(env: Mapping[str, str], found: Cluster, *, postgres_dsn: str, temporal_address: str) -> dict[str, str]:
-    """Return what our programs are told. Receivers on this machine may be called, and no key is needed."""
-    defaults = {"TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true", "TIMEMACHINE_AUTH": Auth.NONE}
+def _environment(
+    env: Mapping[str, str], found: Cluster, *, host: str, postgres_dsn: str, temporal_address: str
+) -> dict[str, str]:
+    """Return what our programs are told. Receivers on this machine may be called; no key is needed on loopback.
+
+    Metrics are not served: all workers would have the same address for them.
+    """
+    auth = Auth.NONE if is_loopback(host) else Auth.KEYS
+    defaults = {"TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true", "TIMEMACHINE_AUTH": auth}
     where = {
         "TEMPORAL_ADDRESS": temporal_address,
         "TEMPORAL_CONFIG_FILE": "/dev/null",
@@ -90,7 +103,7 @@ def _environment(env: Mapping[str, str], found: Cluster, *, postgres_dsn: str, t
         "TIMEMACHINE_POSTGRES_DSN": postgres_dsn,
         "TIMEMACHINE_SECRET_KEYS": kept_secret(found.folder / "secret.keys", new_key),
     }
-    kept = {name: value for name, value in env.items() if not name.startswith(("PG", "TEMPORAL_"))}
+    kept = {name: value for name, value in env.items() if not name.startswith(("PG", "TEMPORAL_", _METRICS))}
     return {**defaults, **kept, **where}
 
 
@@ -105,6 +118,10 @@ async def _start_ours(
 ) -> None:
     say("preparing both: migrations and search attributes")
     await run_to_end(children.setup(commands, found.env), processes=processes)
+    if found.env["TIMEMACHINE_AUTH"] == Auth.KEYS:
+        file = found.folder / "admin.key"
+        await run_to_end(children.admin_key(commands, found.env, file), processes=processes)
+        found.admin_key = await asyncio.to_thread(read_key, file)
     say("starting APIs and workers")
     for number, (port, api_url) in enumerate(zip(api_ports, found.api_urls, strict=True), start=1):
         env = found.env | {"TIMEMACHINE_HTTP_PORT": str(port)}

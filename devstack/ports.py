@@ -28,14 +28,18 @@ def choose_port(host: str, port: int, setting: str) -> int:
     return port
 
 
+_given = set[int]()
+
+
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port that nothing listens on.
+    """Return a port that nothing listens on, and that was not returned before: who got it may not listen yet.
 
     Raises:
         LocalStackError: None was found; most likely `host` is no address of this machine.
     """
     for port in random.sample(_FREE_RANGE, 200):
-        if _can_listen(host, port):
+        if port not in _given and _can_listen(host, port):
+            _given.add(port)
             return port
     raise LocalStackError(f"no free port on {host}: is it an address of this machine? (TIMEMACHINE_HTTP_HOST)")
 

@@ -5,6 +5,7 @@ files in `deploy`.
 """
 
 import asyncio
+import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,6 +34,7 @@ NAMESPACE = "timemachine"
 RETENTION = "168h"
 
 _ROLE = "temporal"
+_DATABASES = ("temporal", "temporal_visibility")
 
 
 Layout = Sequence[Sequence[str]]
@@ -104,9 +106,11 @@ async def temporal_cluster(
         LocalStackError: A part does not start; the message has the last lines of its log.
     """
     password = kept_secret(folder / "temporal.password", lambda: secrets.token_urlsafe(24))
-    await _create_role(postgres.dsn, password)
-    tools = _with_tools(env, programs, cli)
+    tools, made = _with_tools(env, programs, cli, folder), folder / "temporal.made"
+    await _prepare_postgres(postgres.dsn, password, anew=not made.exists())
     await run_to_end(_schema(postgres, password, folder, tools), processes=processes)
+    made.touch()
+    await _forget_members(postgres.dsn)
     servers = _server_processes(port or free_port(), layout)
     frontend_port = next(server.ports["frontend"][0] for server in servers if "frontend" in server.ports)
     address = f"{LOOPBACK}:{frontend_port}"
@@ -152,7 +156,6 @@ def _shared(postgres: Postgres, password: str, frontend_port: int, tools: Mappin
         "FRONTEND_HTTP_PORT": str(free_port()),
         "POSTGRES_PWD": password,
         "POSTGRES_SEEDS": LOOPBACK,
-        "PUBLIC_FRONTEND_ADDRESS": f"{LOOPBACK}:{frontend_port}",
     }
     return {**tools, **told, **where}
 
@@ -209,10 +212,15 @@ def _script(name: str, env: dict[str, str], folder: Path) -> Program:
     return Program(name=name, argv=("/bin/sh", str(DEPLOY / name)), env=env, log=log, start_limit=180)
 
 
-def _with_tools(env: Mapping[str, str], programs: Path, cli: Path) -> dict[str, str]:
-    """Return an environment in which the scripts find Temporal's tools, and nothing that is meant for clients."""
-    path = ":".join([str(programs), str(cli.parent), env.get("PATH", "/usr/bin:/bin")])
-    return {"PATH": path} | {name: env[name] for name in ("HOME",) if name in env}
+def _with_tools(env: Mapping[str, str], programs: Path, cli: Path, folder: Path) -> dict[str, str]:
+    """Return an environment in which the scripts find Temporal's tools, and no profile of the user's own clusters."""
+    tools = folder / "tools"
+    tools.mkdir(exist_ok=True)
+    found = tools / "temporal"  # whatever its file is called
+    found.unlink(missing_ok=True)
+    found.symlink_to(cli.resolve())
+    path = ":".join([str(tools), str(programs), env.get("PATH", "/usr/bin:/bin")])
+    return {"PATH": path, "HOME": str(tools), "TEMPORAL_CONFIG_FILE": os.devnull}
 
 
 def _port(postgres: Postgres) -> int:
@@ -221,11 +229,24 @@ def _port(postgres: Postgres) -> int:
     return port
 
 
-async def _create_role(dsn: str, password: str) -> None:
+async def _prepare_postgres(dsn: str, password: str, *, anew: bool) -> None:
+    """Create Temporal's role, and remove databases whose first start was cut short: no job is in them yet."""
     connection = await asyncpg.connect(dsn, port=urlsplit(dsn).port, timeout=5)
     try:
+        for database in _DATABASES if anew else ():
+            await connection.execute(f"DROP DATABASE IF EXISTS {database}")
         if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", _ROLE):
             # Letters, digits, - and _ only; a statement of this kind takes no parameters.
             await connection.execute(f"CREATE ROLE {_ROLE} LOGIN CREATEDB PASSWORD '{password}'")
+    finally:
+        await connection.close()
+
+
+async def _forget_members(dsn: str) -> None:
+    """Forget the processes of the last run, on other ports, which each new one would look for, for half a minute."""
+    dsn = urlsplit(dsn)._replace(path="/temporal").geturl()
+    connection = await asyncpg.connect(dsn, port=urlsplit(dsn).port, timeout=5)
+    try:
+        await connection.execute("DELETE FROM cluster_membership")
     finally:
         await connection.close()

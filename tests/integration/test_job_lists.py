@@ -130,7 +130,7 @@ async def test_labels_of_any_kind_are_found(alone: Alone) -> None:
         assert (job["id"], job["labels"]) == (job_id, [label, "other"])
 
 
-@pytest.mark.parametrize("label", ["", " a", "a ", "it's", '"', "a\\b", "a\u2661b", "\n", "\x00", "x" * 65])
+@pytest.mark.parametrize("label", ["", " a", "a ", "it's", '"', "a\\b", "a?", "a\u2661b", "\n", "\x00", "x" * 65])
 async def test_a_label_that_could_not_be_found_is_refused(alone: Alone, label: str) -> None:
     service, _ = alone
     body = {"id": new_id(), "trigger_time": now_ms(60), "route": ROUTE, "labels": [label]}

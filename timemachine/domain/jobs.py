@@ -21,8 +21,9 @@ MAX_FAIRNESS_KEY = 64
 MAX_LABELS = 8
 MAX_LABEL = 64
 # Temporal's stores of visibility in SQL do not find quotes and backslashes, which they escape as the databases do not.
-# The one in SQLite takes a heart for the end of a label (decision 24).
-UNSEARCHABLE = frozenset("'\"\\\u2661")
+# The one in SQLite takes a heart for the end of a label, those in PostgreSQL and MySQL a question mark for the place of
+# a value (decision 24).
+UNSEARCHABLE = frozenset("'\"\\?\u2661")
 PAST_GRACE = timedelta(seconds=60)
 FAR_LIMIT = timedelta(days=36_500)
 HISTORY_LIMIT = 500
@@ -267,12 +268,12 @@ def check_label(field: str, label: str) -> None:
 
     Raises:
         MalformedError: Empty, longer than 64 characters, or with a character that cannot be printed, a quote, a
-            backslash, a heart (U+2661) or a blank at an end.
+            backslash, a question mark, a heart (U+2661) or a blank at an end.
     """
     if not 0 < len(label) <= MAX_LABEL or not label.isprintable() or label != label.strip():
         raise MalformedError(f"{field}: each needs 1 to {MAX_LABEL} printable characters, without a blank at its ends")
     if not UNSEARCHABLE.isdisjoint(label):
-        raise MalformedError(f"{field}: quotes, backslashes and \u2661 are not allowed")
+        raise MalformedError(f"{field}: quotes, backslashes, question marks and \u2661 are not allowed")
 
 
 def check_key(db: str, collection: str, job_id: str) -> str:

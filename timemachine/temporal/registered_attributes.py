@@ -27,13 +27,15 @@ async def ensure_search_attributes(client: Client) -> None:
         SetupError: Temporal does not use them, though it was told of them a minute ago.
         temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
     """
-    if missing := await _missing(client, retry=True):
+    missing = await _missing(client, retry=True)
+    if missing:
         await client.operator_service.add_search_attributes(
             AddSearchAttributesRequest(
                 namespace=client.namespace, search_attributes={name: KINDS[name] for name in missing}
             )
         )
-        await _until_used(client, missing)
+    # Also of those that are not missing: an earlier setup may have ended before.
+    await _until_used(client, sorted(KINDS))
 
 
 async def _until_used(client: Client, names: list[str]) -> None:

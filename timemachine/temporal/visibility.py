@@ -47,9 +47,9 @@ RUNNING = "Running"
 """Temporal's status of a job that has not ended."""
 
 _IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
-# Tells nothing new of what is open, but comes first: SQL stores have the close time in every index and the status in
-# one, so that the store in SQLite passes over what has ended without reading it. What is open has no close time. Before
-# server 1.32, SQL stores take it for a time in the year 9999, which is not NULL; since then `NOT` passes over NULL.
+# Tells nothing new of what is open, but comes first: before server 1.32, SQL stores compare what they have in every
+# index, so that the store in SQLite passes over what has ended and does not read it. It is a time in the year 9999 for
+# what is open, and never NULL. Since 1.32 it is NULL, which `NOT` passes over (decision 30).
 _NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00')"
 _IS_NOT_HELD = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
 _IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
