@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -56,6 +58,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out what the servers of a run are not for: the tests of the dev server, or those of a cluster."""
     left_out = "tests/integration/devstack" if config.getoption("--cluster") else "tests/cluster"
     return True if collection_path == config.rootpath / left_out else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run what measures memory in a process of its own, where threads of Temporal's SDK may run beside it.
+
+    Python 3.11 may crash when such a thread enters it while `tracemalloc` is being started or stopped.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ or not pyfuncitem.get_closest_marker("traces_memory"):
+        return None
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid)
+    ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stdout.decode()
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)
