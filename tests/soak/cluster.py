@@ -21,7 +21,7 @@ from devstack.ports import free_port
 from devstack.postgres import embedded_postgres
 from devstack.temporal import embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
-from tests.soak.story import Story
+from tests.soak.story import Call
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 
@@ -39,8 +39,10 @@ class Loss(msgspec.Struct, kw_only=True):
     worker: int
     began_ms: int
     ended_ms: int | None = None
+    own: frozenset[int] = frozenset()
+    """Its ends of its connections at that moment. What was under way on these was cut."""
     others: frozenset[int] = frozenset()
-    """The other workers' ends of their connections at that moment. What came from one of these was not cut."""
+    """Those of the other workers. What came from one of these was not cut."""
 
 
 class Silence(msgspec.Struct, kw_only=True):
@@ -99,8 +101,9 @@ class Cluster:
     def freeze_worker(self, number: int) -> None:
         psutil.Process(self.workers[number].pid).suspend()
         began_ms = _now_ms()
-        others = [_ports(worker.pid) for other, worker in enumerate(self.workers) if other != number]
-        self.losses.append(Loss(worker=number, began_ms=began_ms, others=frozenset().union(*others)))
+        ports = [_ports(worker.pid) for worker in self.workers]
+        others = frozenset().union(*ports[:number], *ports[number + 1 :])
+        self.losses.append(Loss(worker=number, began_ms=began_ms, own=ports[number], others=others))
 
     def thaw_worker(self, number: int) -> None:
         psutil.Process(self.workers[number].pid).resume()
@@ -125,9 +128,9 @@ class Cluster:
         await freeze(self.apis[number], seconds)
         silence.ended_ms = _now_ms()
 
-    def excuse(self, stories: Iterable[Story]) -> None:
+    def excuse(self, calls: Iterable[Call]) -> None:
         """Note which requests have no answer because their API was killed, stopped or frozen meanwhile."""
-        for call in (call for story in stories for call in story.calls if call.status is None):
+        for call in (call for call in calls if call.status is None):
             call.excused = any(
                 silence.api == call.api
                 and silence.began_ms <= call.done_ms
@@ -192,11 +195,15 @@ async def freeze(part: Part, seconds: float) -> None:
     """Have a part with the processes that it has started do nothing for a while."""
     tree = psutil.Process(part.pid)
     frozen = (tree, *tree.children(recursive=True))
-    for process in frozen:
-        process.suspend()
-    await asyncio.sleep(seconds)
-    for process in frozen:
-        process.resume()
+    try:
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        await asyncio.sleep(seconds)
+    finally:
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _now_ms() -> int:

@@ -33,9 +33,7 @@ def broken(
         also: What is promised of this job beyond what is promised of all.
     """
     found = [words for check in (*CHECKS, *also) for words in check(story, arrivals)]
-    if story.state == "failed" and any(arrival.taken and not was_cut(arrival, losses) for arrival in arrivals):
-        # Of one that was lost with its worker nobody can know; a cancel of such a job ends it as failed.
-        found.append("said to have failed, but the receiver took it")
+    found += _failed_for_a_reason(story, arrivals, losses) if story.state == "failed" else []
     found += [f"delivered again at {again.arrived_ms}" for again in duplicates(arrivals, losses)[1]]
     if late_limit is not None and (late := late_ms(arrivals)) > late_limit * 1000:
         found.append(f"late by {late / 1000:.1f} s")
@@ -65,11 +63,34 @@ def was_cut(arrival: Arrival, losses: Sequence[Loss]) -> bool:
     """Return whether its sender was lost before it could have written the answer down."""
     answered = arrival.arrived_ms if arrival.answered_ms is None else arrival.answered_ms
     return any(
-        arrival.port not in loss.others
-        and loss.began_ms <= answered + TOLD_AFTER_MS
+        loss.began_ms <= answered + TOLD_AFTER_MS
         and (loss.ended_ms is None or arrival.arrived_ms <= loss.ended_ms)
+        and _came_from_the_lost(arrival, answered, loss)
         for loss in losses
     )
+
+
+def _came_from_the_lost(arrival: Arrival, answered: int, loss: Loss) -> bool:
+    # A connection that was closed after its answer is nobody's any more when the worker is lost.
+    return arrival.port in loss.own or (answered <= loss.began_ms and arrival.port not in loss.others)
+
+
+def _failed_for_a_reason(story: Story, arrivals: Sequence[Arrival], losses: Sequence[Loss]) -> Iterator[str]:
+    # Of an attempt that was lost with its worker nobody can know; a cancel of such a job ends it as failed.
+    if any(arrival.taken and not was_cut(arrival, losses) for arrival in arrivals):
+        yield "said to have failed, but the receiver took it"
+    refused = any(arrival.status is not None and not arrival.taken for arrival in arrivals[-1:])
+    cancelled = bool(story.of("DELETE")) and any(was_cut(arrival, losses) for arrival in arrivals)
+    if not refused and not cancelled:
+        yield "failed, but its last attempt was not refused"
+
+
+def most_at_once(arrivals: Iterable[Sequence[Arrival]]) -> int:
+    """Return how many requests were under way at the receiver at a time, of those that it has answered."""
+    spans = [(one.arrived_ms, one.answered_ms) for found in arrivals for one in found if one.answered_ms is not None]
+    # What ends in the millisecond in which another begins is not beside it.
+    changes = sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans])
+    return max(itertools.accumulate(change for _, change in changes), default=0)
 
 
 def is_created(story: Story) -> bool:
@@ -109,14 +130,51 @@ def _is_triggered(story: Story, arrival: Arrival) -> bool:
     )
 
 
+def is_too_late_for_a_reason(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
+    """Only a job that was due, triggered or cancelled takes no change any more."""
+    for call in (call for call in story.calls if call.code == TOO_LATE):
+        others = [other for other in story.calls if other is not call and not other.refused]
+        ended = [other.sent_ms for other in others if other.method in ("DELETE", "TRIGGER")]
+        if call.done_ms < min(_trigger_times_before(call, others) + ended, default=0):
+            yield f"{call.method} was answered E006 at {call.done_ms}, before the job was due, triggered or cancelled"
+
+
+def _trigger_times_before(call: Call, others: Sequence[Call]) -> list[int]:
+    """Return the times that the job may have had when a request was answered."""
+    written = [other for other in others if other.trigger_time is not None]
+    confirmed = [other for other in written if other.took and other.done_ms <= call.sent_ms]
+    since = max((other.sent_ms for other in confirmed), default=0)
+    return [other.trigger_time or 0 for other in written if other.sent_ms >= since or other.in_doubt]
+
+
 def is_never_lost(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
     if story.state not in ENDED:
-        if is_created(story):
+        if story.state or is_created(story) or not _is_known_to_be_missing(story):
             yield f"has not ended: {story.state or story.end}"
     elif story.state == "delivered" and not any(arrival.status == 200 for arrival in arrivals):
         yield "said to be delivered, but no receiver took it"
     elif story.state == "cancelled" and not any(call.took or call.in_doubt for call in story.of("DELETE")):
         yield "cancelled, but nobody was told so"
+
+
+def _is_known_to_be_missing(story: Story) -> bool:
+    return story.end is not None and story.end.get("code") == NO_SUCH_JOB
+
+
+def an_end_is_the_end(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
+    seen = sorted((call for call in story.of("GET") if call.state), key=lambda call: call.done_ms)
+    for end in [call for call in seen if call.state in ENDED][:1]:
+        later = {call.state for call in seen if call.sent_ms >= end.done_ms} - {end.state}
+        if later:
+            yield f"was {end.state}, and later {later}"
+
+
+def a_trigger_is_true(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
+    """A job that was told to go out now does not wait for its time, unless it is changed again."""
+    for call in (call for call in story.of("TRIGGER") if call.took):
+        changed = any(change.done_ms > call.sent_ms and not change.refused for change in story.of("PUT"))
+        if not changed and any(arrival.trigger_time > call.done_ms for arrival in arrivals):
+            yield "TRIGGER was answered 200, but the job went out at its time"
 
 
 def a_cancel_is_true(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
@@ -153,8 +211,11 @@ def is_one_message(_: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     answers_make_sense,
+    is_too_late_for_a_reason,
     is_never_early,
     is_never_lost,
+    an_end_is_the_end,
+    a_trigger_is_true,
     a_cancel_is_true,
     a_change_is_true,
     is_one_message,

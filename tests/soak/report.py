@@ -26,6 +26,8 @@ class Row(msgspec.Struct, kw_only=True):
     """What is promised of these jobs beyond what is promised of all."""
     more: dict[str, str] = {}
     """Further columns of the table."""
+    wrong: list[str] = []
+    """What was wrong of no single job, in words."""
 
     def broken(self, hook: Hook, losses: Sequence[Loss]) -> list[tuple[Story, list[str]]]:
         """Return the jobs with which a promise was broken, and which."""
@@ -46,12 +48,13 @@ def table(title: str, rows: Sequence[Mapping[str, object]]) -> str:
 
 
 async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) -> int:
-    """Print the table and the broken promises, and return how many jobs have one."""
-    shown, wrong = [], []
+    """Print the table and what is broken, and return how much that is: jobs, and what was wrong of no single one."""
+    shown, wrong, others = [], [], list[str]()
     for row in rows:
         found = row.broken(hook, cluster.losses)
-        shown.append(summary(row, hook, cluster.losses) | {"broken": len(found)})
+        shown.append(summary(row, hook, cluster.losses) | {"broken": len(found) + len(row.wrong)})
         wrong += found
+        others += [f"BROKEN: {row.name}: {words}" for words in row.wrong]
     for story, words in wrong[:STORIES_SHOWN]:
         print(told(story, words, hook.arrivals[story.job], cluster.losses))
         print("\n".join(await cluster.history(story.job)))
@@ -59,8 +62,8 @@ async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) 
         print(
             "\nother broken promises:", *(f"{story.job}: {words}" for story, words in wrong[STORIES_SHOWN:]), sep="\n"
         )
-    print(table(title, shown), f"\nlogs: {cluster.logs}")
-    return len(wrong)
+    print("", *others, table(title, shown), f"logs: {cluster.logs}", sep="\n")
+    return len(wrong) + len(others)
 
 
 def summary(row: Row, hook: Hook, losses: Sequence[Loss]) -> dict[str, object]:

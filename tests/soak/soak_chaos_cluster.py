@@ -1,10 +1,12 @@
 """A cluster as in production, whose processes are killed or frozen in turn under a load of all that clients do."""
 
 import asyncio
+import operator
 import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,9 +15,11 @@ import pytest
 from devstack.parts import Part
 from tests.soak.cluster import Cluster, freeze, kill, production
 from tests.soak.hook import Answer, Arrival, Hook
+from tests.soak.promises import ANSWERED_WELL, most_at_once
 from tests.soak.report import Row, report, summary, table
 from tests.soak.size import size
-from tests.soak.story import Callers, Story, calling, now_ms
+from tests.soak.story import Callers, Listing, Story, calling, now_ms
+from tests.support.waiting import eventually
 
 ROUNDS = size("CLUSTER_ROUNDS", smoke=4, full=15)
 LOAD_FOR = float(size("CLUSTER_LOAD_FOR", smoke=15, full=25))
@@ -27,15 +31,20 @@ HERD = size("CLUSTER_HERD", smoke=300, full=1000)
 
 DOWN = 3.0
 """Seconds between the kill of a process and its start."""
+LATE_LIMIT = 40.0
+"""Seconds that a job may be late beyond the time in which a process was down: two time-outs of tasks, and a backlog."""
 LATE = 2.0
 """Seconds after which a job counts as late, by which it is told when all was well again."""
 QUIET = 5.0
+
+MAX_IN_FLIGHT = 3
+"""Of the limited route, over all workers."""
 
 ROUTES: dict[str, tuple[str, int | None]] = {
     "healthy": ("0", None),
     "slow": ("1.5", None),
     "failing-once": ("fail-once", None),
-    "limited": ("0.3", 10),
+    "limited": ("0.3", MAX_IN_FLIGHT),
 }
 """What the receiver is asked for, and `max_in_flight`."""
 
@@ -47,6 +56,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     strike: Callable[[Cluster], Awaitable[None]]
+    down: float = DOWN
+    """Seconds in which a process does nothing."""
     herd: bool = False
     """Many jobs come due in the instant in which it is done."""
 
@@ -69,8 +80,10 @@ async def kill_worker(cluster: Cluster) -> None:
 
 async def freeze_worker(cluster: Cluster) -> None:
     cluster.freeze_worker(1)
-    await asyncio.sleep(LONG_FREEZE)
-    cluster.thaw_worker(1)
+    try:
+        await asyncio.sleep(LONG_FREEZE)
+    finally:
+        cluster.thaw_worker(1)
 
 
 async def restart_all(cluster: Cluster) -> None:
@@ -100,12 +113,14 @@ FAULTS = (
     Fault(name="kill matching", strike=killed(service("matching"))),
     Fault(name="kill Temporal's worker", strike=killed(service("worker"))),
     Fault(name="kill Postgres", strike=killed(lambda cluster: cluster.postgres)),
-    Fault(name=f"freeze a worker {LONG_FREEZE:g} s", strike=freeze_worker),
-    Fault(name="freeze an API 10 s", strike=lambda cluster: cluster.freeze_api(1, 10)),
-    Fault(name=f"freeze a history {LONG_FREEZE:g} s", strike=frozen(service("history-2"), LONG_FREEZE)),
-    Fault(name="freeze matching 20 s", strike=frozen(service("matching"), 20)),
-    Fault(name="freeze Postgres 10 s", strike=frozen(lambda cluster: cluster.postgres, 10)),
-    Fault(name="rolling restart", strike=restart_all),
+    Fault(name=f"freeze a worker {LONG_FREEZE:g} s", strike=freeze_worker, down=LONG_FREEZE),
+    Fault(name="freeze an API 10 s", strike=lambda cluster: cluster.freeze_api(1, 10), down=10),
+    Fault(
+        name=f"freeze a history {LONG_FREEZE:g} s", strike=frozen(service("history-2"), LONG_FREEZE), down=LONG_FREEZE
+    ),
+    Fault(name="freeze matching 20 s", strike=frozen(service("matching"), 20), down=20),
+    Fault(name="freeze Postgres 10 s", strike=frozen(lambda cluster: cluster.postgres, 10), down=10),
+    Fault(name="rolling restart", strike=restart_all, down=10),
     Fault(name="herd, kill a history", strike=killed(service("history-2")), herd=True),
 )
 
@@ -115,16 +130,15 @@ class Load:
 
     def __init__(self, callers: Callers, hook: Hook, db: str) -> None:
         self.stories: list[Story] = []
-        self.lists: Counter[int | None] = Counter()
-        """Answers to lists of jobs, by status."""
+        self.listings: list[Listing] = []
+        self.db = db
         self._callers = callers
         self._hook = hook
-        self._db = db
 
     async def add_routes(self) -> None:
         for route, (path, max_in_flight) in ROUTES.items():
             url = f"http://127.0.0.1:{self._hook.port}/{path}"
-            await self._callers.add_route(self._db, route, url, max_in_flight=max_in_flight, retry=RETRY)
+            await self._callers.add_route(self.db, route, url, max_in_flight=max_in_flight, retry=RETRY)
 
     async def run(self) -> None:
         """Create jobs at a steady pace, do something to most of them, and look at them meanwhile."""
@@ -140,7 +154,7 @@ class Load:
         await self._callers.create_many(stories, [trigger_time] * HERD, label="herd")
 
     def _story(self, job_id: str, route: str) -> Story:
-        story = Story(db=self._db, id=job_id, route=route)
+        story = Story(db=self.db, id=job_id, route=route)
         self.stories.append(story)
         return story
 
@@ -165,7 +179,7 @@ class Load:
         if self.stories and random.random() < 0.7:
             await self._callers.look(random.choice(self.stories), api=api)
         else:
-            self.lists[await self._callers.list_jobs(self._db, api=api)] += 1
+            self.listings.append(await self._callers.list_jobs(self.db, api=api))
 
 
 def _answer(arrival: Arrival, path: str) -> Answer:
@@ -184,25 +198,37 @@ async def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 async def test_chaos_of_a_cluster(cluster: Cluster, hook: Hook) -> None:
     hook.answer = _answer
     rows, began = list[Row](), time.monotonic()
-    async with calling(cluster.urls) as callers:
-        for number in range(ROUNDS):
-            rows.append(await _round(number, FAULTS[number % len(FAULTS)], cluster, hook, callers))
-    await asyncio.sleep(QUIET)
+    try:
+        async with calling(cluster.urls) as callers:
+            for number in range(ROUNDS):
+                rows.append(Row(name=(fault := FAULTS[number % len(FAULTS)]).name, late_limit=LATE_LIMIT + fault.down))
+                await _round(f"round-{number}", fault, rows[-1], cluster, hook, callers)
+        await asyncio.sleep(QUIET)
+    finally:  # what was seen is told also where a process does not come back
+        title = f"chaos of a cluster: {len(rows)} of {len(FAULTS)} faults in {time.monotonic() - began:.0f} s"
+        broken = await report(title, rows, hook, cluster)
+    assert broken == 0
 
-    title = f"chaos of a cluster: {ROUNDS} rounds in {time.monotonic() - began:.0f} s"
-    assert await report(title, rows, hook, cluster) == 0
 
-
-async def _round(number: int, fault: Fault, cluster: Cluster, hook: Hook, callers: Callers) -> Row:
-    load = Load(callers, hook, f"round-{number}")
+async def _round(db: str, fault: Fault, row: Row, cluster: Cluster, hook: Hook, callers: Callers) -> None:
+    load = Load(callers, hook, db)
+    row.stories = load.stories
     await load.add_routes()
     struck = await _strike_under_load(fault, cluster, load)
     await callers.settle(load.stories, limit=180)
-    cluster.excuse(load.stories)
-    assert load.lists.keys() <= {200, 429, 503, None}, load.lists
-    row = Row(name=fault.name, stories=load.stories, more={"healed s": _healed(load.stories, hook, struck)})
-    print(table(f"after {number + 1} rounds", [summary(row, hook, cluster.losses)]), f" lists: {dict(load.lists)}")
-    return row
+    lists = [listing.call for listing in load.listings]
+    cluster.excuse([*lists, *(call for story in load.stories for call in story.calls)])
+
+    peak = most_at_once(hook.arrivals[story.job] for story in load.stories if story.route == "limited")
+    row.wrong += _wrong_pages(load) + await _wrong_lists(load, callers)
+    row.wrong += [f"{peak} requests at a time, with a limit of {MAX_IN_FLIGHT}"] if peak > MAX_IN_FLIGHT else []
+    answers = Counter(call.status for call in lists)
+    row.more = {
+        "lists": " ".join(f"{status or 'none'}:{count}" for status, count in answers.items()),
+        "at once": str(peak),
+        "healed s": _healed(load.stories, hook, struck),
+    }
+    print(table(f"after {db}", [summary(row, hook, cluster.losses)]), *row.wrong, sep="\n")
 
 
 async def _strike_under_load(fault: Fault, cluster: Cluster, load: Load) -> int:
@@ -216,6 +242,35 @@ async def _strike_under_load(fault: Fault, cluster: Cluster, load: Load) -> int:
         struck = now_ms()
         await fault.strike(cluster)
     return struck
+
+
+def _wrong_pages(load: Load) -> list[str]:
+    """Return what was wrong with lists while jobs came and went: they lag, but list each job once, and no other's."""
+    known, wrong = {story.id for story in load.stories}, list[str]()
+    for listing in load.listings:
+        call, ids = listing.call, [job["id"] for job in listing.jobs]
+        if call.status not in ANSWERED_WELL and not call.excused:
+            wrong.append(f"a list was answered {call.status or 'nothing'} {call.text}")
+        if len(set(ids)) < len(ids) or not known.issuperset(ids):
+            wrong.append(f"a list has jobs twice, or of others: {ids}")
+    return wrong
+
+
+async def _wrong_lists(load: Load, callers: Callers) -> list[str]:
+    """Return how the lists of the APIs differ from what GET said of each job, once they had time to follow."""
+    wanted = sorted((story.id, story.state) for story in load.stories if story.state)
+
+    async def differ(api: int) -> list[tuple[str, str]]:
+        listed = sorted((job["id"], job["state"]) for job in await callers.list_all(load.db, api=api))
+        return sorted(set(listed) ^ set(wanted)) if set(listed) != set(wanted) else listed[len(wanted) :]
+
+    wrong = list[str]()
+    for api in range(len(callers.clients)):
+        try:
+            await eventually(partial(differ, api), operator.not_)
+        except AssertionError as error:
+            wrong.append(f"the list of API {api} differs from its jobs: {error}")
+    return wrong
 
 
 def _healed(stories: list[Story], hook: Hook, struck: int) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -42,6 +42,8 @@ class Call(msgspec.Struct, kw_only=True):
     status: int | None = None
     """None where no answer came: the API died, or the request took too long."""
     code: str | None = None
+    state: str | None = None
+    """Of the job, as a GET told it."""
     text: str = ""
     excused: bool = False
     """No answer came, because its API was killed or frozen meanwhile."""
@@ -97,6 +99,14 @@ class Story(msgspec.Struct, kw_only=True):
         return found
 
 
+class Listing(msgspec.Struct, kw_only=True):
+    """One page of a list of jobs."""
+
+    call: Call
+    jobs: list[dict[str, Any]] = []
+    next: str | None = None
+
+
 class Callers:
     """Clients of all APIs, which note what they ask and hear."""
 
@@ -127,10 +137,11 @@ class Callers:
             for (story, _), call in zip(jobs, calls, strict=True)
         ]
         answer = await self.clients[0].post(f"/batch/{jobs[0][0].db}/c", json=body)
-        results = answer.raise_for_status().json()["results"]
+        put_off = answer.status_code in (429, 503)
+        results = [{}] * len(jobs) if put_off else answer.raise_for_status().json()["results"]
         for (story, _), call, result in zip(jobs, calls, results, strict=True):
             call.done_ms, call.text = now_ms(), str(result)
-            call.status = 200 if result["status"] in ("created", "unchanged") else 503
+            call.status = 200 if result.get("status") in ("created", "unchanged") else 503
             story.calls.append(call)
         return all(call.took for call in calls)
 
@@ -158,11 +169,23 @@ class Callers:
         call = Call(method="LIST", api=api, sent_ms=now_ms())
         return await self._send(story, call, f"/job/{story.job}/attempts", None, verb="GET")
 
-    async def list_jobs(self, db: str, *, api: int = 0) -> int | None:
-        """List a db's jobs, and return the answer's status, or None where none came."""
-        with suppress(httpx.HTTPError):
-            return (await self.clients[api].get(f"/job/{db}", params={"limit": 50})).status_code
-        return None
+    async def list_jobs(self, db: str, *, api: int = 0, cursor: str | None = None) -> Listing:
+        """Ask for a page of a db's jobs."""
+        listing = Listing(call=Call(method="LIST", api=api, sent_ms=now_ms()))
+        params = {"limit": "50"} | ({"cursor": cursor} if cursor else {})
+        if answer := await self._request(listing.call, "GET", f"/job/{db}", params=params):
+            page = answer.json() if listing.call.took else {}
+            listing.jobs, listing.next = page.get("jobs", []), page.get("next")
+        return listing
+
+    async def list_all(self, db: str, *, api: int) -> list[dict[str, Any]]:
+        """Return a db's jobs, as all pages of a list show them, up to one that is not answered."""
+        listing = await self.list_jobs(db, api=api)
+        jobs = listing.jobs
+        while listing.next:
+            listing = await self.list_jobs(db, api=api, cursor=listing.next)
+            jobs = jobs + listing.jobs
+        return jobs
 
     async def persist(self, send: Callable[[], Awaitable[Call]], *, limit: float = 60) -> Call:
         """Send a request that may be repeated, until it is neither put off nor in doubt, or the time is over."""
@@ -192,16 +215,23 @@ class Callers:
 
     async def _send(self, story: Story, call: Call, path: str, body: object, *, verb: str | None = None) -> Call:
         story.calls.append(call)
+        answer = await self._request(call, verb or call.method, path, json=body)
+        if answer and call.method == "GET" and call.status in (200, 400):
+            story.end = answer.json()
+            call.state = story.state
+        return call
+
+    async def _request(self, call: Call, verb: str, path: str, **more: Any) -> httpx.Response | None:
+        """Send a request, note what was answered, and return that, or None where nothing was."""
+        answer = None
         try:
-            answer = await self.clients[call.api].request(verb or call.method, path, json=body)
+            answer = await self.clients[call.api].request(verb, path, **more)
             call.status, call.text = answer.status_code, answer.text[:TEXT_KEPT]
             call.code = None if call.took else _code(answer)
-            if call.method == "GET" and call.status in (200, 400):
-                story.end = answer.json()
         except httpx.HTTPError as error:
             call.text = repr(error)
         call.done_ms = now_ms()
-        return call
+        return answer
 
 
 def _body(story: Story, call: Call, pad: str) -> dict[str, Any]:

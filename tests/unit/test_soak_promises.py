@@ -6,11 +6,12 @@ import pytest
 
 from tests.soak.cluster import Loss
 from tests.soak.hook import Arrival
-from tests.soak.promises import broken, duplicates, late_ms
+from tests.soak.promises import broken, duplicates, late_ms, most_at_once
 from tests.soak.story import Call, Story
 
 DUE = 100_000
 PORT = 4000
+OURS = frozenset({PORT})
 
 
 def call(method: str, *, sent: int = DUE, status: int | None = 200, **fields: Any) -> Call:
@@ -21,6 +22,10 @@ CREATED = call("POST", sent=DUE - 1000, version=0, trigger_time=DUE)
 MOVED = call("PUT", sent=DUE - 500, version=1, trigger_time=DUE + 1000)
 TOO_LATE = call("DELETE", status=400, code="E006")
 CANCELLED = call("DELETE")
+
+
+def look(state: str, sent: int) -> Call:
+    return call("GET", sent=sent, state=state)
 
 
 def story(state: str | None, *calls: Call) -> Story:
@@ -59,6 +64,19 @@ def lost(began: int, ended: int | None = None, **fields: Any) -> Loss:
         (story("cancelled", CANCELLED), [arrival(heard=False)]),
         (story("cancelled", call("DELETE", status=503, code="E015")), []),
         (story("cancelled", CANCELLED, TOO_LATE), []),
+        (story("delivered", call("TRIGGER", sent=DUE - 500)), [arrival(DUE - 480, trigger_time=DUE - 495)]),
+        (
+            story("delivered", call("TRIGGER", sent=DUE - 900), MOVED),
+            [arrival(DUE + 1000, version=1, trigger_time=DUE + 1000)],
+        ),
+        (
+            story(
+                "delivered", call("TRIGGER", sent=DUE - 500), call("DELETE", sent=DUE - 480, status=400, code="E006")
+            ),
+            [arrival(DUE - 480, trigger_time=DUE - 495)],
+        ),
+        (story("delivered", look("scheduled", DUE - 9), look("delivered", DUE + 20)), [arrival()]),
+        (story("delivered", look("scheduled", DUE + 19), look("delivered", DUE + 20)), [arrival()]),
         (story("failed"), [arrival(status=500)]),
         (story("failed"), [arrival(heard=False)]),
         (story("delivered"), [arrival(status=500), arrival(DUE + 5000)]),
@@ -71,6 +89,24 @@ def test_what_is_as_promised(told: Story, arrivals: list[Arrival]) -> None:
 @pytest.mark.parametrize(
     ("words", "told", "arrivals"),
     [
+        ("at its time", story("delivered", call("TRIGGER", sent=DUE - 500)), [arrival()]),
+        ("was delivered, and later", story("delivered", look("delivered", DUE), look("due", DUE + 20)), [arrival()]),
+        ("last attempt was not refused", story("failed"), []),
+        (
+            "last attempt was not refused",
+            story("failed"),
+            [arrival(status=500), arrival(DUE + 9, took=None, status=None)],
+        ),
+        (
+            "E006 at 99990, before",
+            story("delivered", call("DELETE", sent=DUE - 20, status=400, code="E006")),
+            [arrival()],
+        ),
+        (
+            "E006 at 100210, before",
+            story("delivered", MOVED, call("DELETE", sent=DUE + 200, status=400, code="E006")),
+            [arrival(DUE + 1000, version=1, trigger_time=DUE + 1000)],
+        ),
         ("early by 1 ms", story("delivered"), [arrival(DUE - 1)]),
         ("with trigger time", story("delivered"), [arrival(trigger_time=DUE - 1)]),
         ("has not ended", story("scheduled"), []),
@@ -119,15 +155,37 @@ def test_a_job_that_was_never_confirmed_may_be_missing() -> None:
     assert broken(unknown, []) == []
 
 
+@pytest.mark.parametrize("end", [None, {"state": "due"}, {"error": "not now", "code": "E015"}])
+def test_a_job_that_was_never_confirmed_is_missing_or_ends(end: dict[str, Any] | None) -> None:
+    unknown = Story(db="db", id="1", route="r", calls=[call("POST", status=503, version=0)], end=end)
+
+    assert [words for words in broken(unknown, []) if "has not ended" in words]
+
+
+def test_a_cancel_may_end_a_job_whose_attempt_was_lost_as_failed() -> None:
+    told = story("failed", TOO_LATE)
+
+    assert broken(told, [arrival()], [lost(DUE + 8, DUE + 3000, own=OURS)]) == []
+
+
+def test_requests_at_a_time_are_counted() -> None:
+    found = [[arrival(DUE), arrival(DUE + 10)], [arrival(DUE + 5), arrival(DUE + 7)], [arrival(DUE + 6, took=None)]]
+
+    assert most_at_once(found) == 3
+
+
 @pytest.mark.parametrize(
     ("loss", "excused"),
     [
-        (lost(DUE + 8, DUE + 3000), True),  # in flight
-        (lost(DUE - 5, None), True),  # killed before what it had sent was read
-        (lost(DUE + 15 + 500, DUE + 3000), True),  # answered, perhaps not written down
-        (lost(DUE + 15 + 501, DUE + 3000), False),
-        (lost(DUE - 3000, DUE + 4), False),
-        (lost(DUE + 8, DUE + 3000, others=frozenset({PORT})), False),  # another worker's request
+        (lost(DUE + 8, DUE + 3000, own=OURS), True),  # in flight
+        (lost(DUE - 5, None, own=OURS), True),  # killed before what it had sent was read
+        (lost(DUE + 15 + 500, DUE + 3000), True),  # answered, perhaps not written down; its connection was closed
+        (lost(DUE + 15 + 500, DUE + 3000, own=OURS), True),  # the same on one that stays open
+        (lost(DUE + 15 + 501, DUE + 3000, own=OURS), False),
+        (lost(DUE - 3000, DUE + 4, own=OURS), False),
+        (lost(DUE + 8, DUE + 3000), False),  # in flight, from another that had connected since
+        (lost(DUE - 5, DUE + 3000), False),  # made by another while this one was away
+        (lost(DUE + 15 + 500, DUE + 3000, others=OURS), False),  # another worker's request
     ],
 )
 def test_a_duplicate_is_excused_by_the_loss_of_who_made_the_first(loss: Loss, *, excused: bool) -> None:
