@@ -19,7 +19,7 @@ unexport PYTHONSAFEPATH PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install what is needed into .venv (done by the others too)
 
@@ -52,8 +52,9 @@ test: $(if $(filter-out tests/unit% tests/replay tests/replay/test_%,$(or $(filt
 temporal-server: $(READY)
 	@$(RUN) devstack temporal-server
 
-test-cluster: temporal temporal-server ## Run the tests that need servers on Temporal's newest server and Postgres, and as a cluster
+test-cluster: temporal temporal-server ## Run the tests that need servers on Temporal's newest server and Postgres, and as a cluster; then make chaos
 	@$(RUN) pytest --cluster $(or $(ARGS),$(BESIDE_EACH_OTHER) tests/integration tests/e2e tests/cluster)
+	@$(if $(ARGS),,$(MAKE) --no-print-directory chaos)
 
 soak: temporal temporal-server ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)

@@ -1,6 +1,7 @@
-"""`make test` gets the Temporal program, which may have to be built, for tests that need it only."""
+"""What targets of the Makefile run: `make test` gets the Temporal program only for tests that need it."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def commands(*arguments: str) -> str:
-    """Return the commands that a target would run."""
-    made = ["make", "--dry-run", "--no-print-directory", *arguments]
+def commands(*arguments: str, run: bool = False) -> str:
+    """Return the commands that a target would run, or what it says when it does run."""
+    made = ["make", *([] if run else ["--dry-run"]), "--no-print-directory", *arguments]
     env = {"PATH": os.environ["PATH"]}
     return subprocess.run(made, cwd=ROOT, env=env, check=True, capture_output=True, text=True, timeout=60).stdout
 
@@ -35,3 +36,11 @@ def test_a_check_needs_no_server() -> None:
 def test_all_tests_run_beside_each_other_and_chosen_ones_in_one_process() -> None:
     assert "pytest -n " in commands("test")
     assert "pytest tests/unit\n" in commands("test", "ARGS=tests/unit")
+
+
+def test_the_help_lists_each_target_that_says_what_it_does() -> None:
+    text = (ROOT / "Makefile").read_text()
+    described = re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE)
+
+    assert re.findall(r"^  make (\S+) ", commands("help", run=True), re.MULTILINE) == described
+    assert "test-cluster" in described
