@@ -15,7 +15,7 @@ from devstack.running_processes import RunningProcesses
 from devstack.stack import Stack, data_folder, without_leftovers
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_cluster import NAMESPACE, temporal_cluster
-from devstack.temporal_server import find_temporal_server
+from devstack.temporal_server import VERSION, find_temporal_server
 from devstack.terminal import say
 from timemachine.settings import Auth, Settings, is_loopback
 from timemachine.vault import new_key
@@ -42,6 +42,7 @@ async def local_cluster(
     commands: Commands | None = None,
     apis: int = 2,
     workers: int = 2,
+    temporal_version: str = VERSION,
 ) -> AsyncIterator[Cluster]:
     """Run all parts, each ready before the next starts, with data and logs in the folder `cluster` of the data folder.
 
@@ -50,13 +51,15 @@ async def local_cluster(
     Args:
         env: The environment that the programs get, with what they need to find each other put in.
         commands: Other programs in place of our own.
+        temporal_version: Of Temporal's server.
 
     Raises:
         LocalStackError: A part does not start, a port or the folder is in use, something is missing. What had been
             started is stopped.
     """
     folder = data_folder(settings) / "cluster"
-    programs, cli = await find_temporal_server(env), await find_temporal_cli(settings.temporal_cli, env)
+    programs = await find_temporal_server(env, version=temporal_version)
+    cli = await find_temporal_cli(settings.temporal_cli, env)
     async with AsyncExitStack() as opened:
         opened.enter_context(held(folder))
         processes = await without_leftovers(folder)

@@ -105,12 +105,9 @@ async def temporal_cluster(
     Raises:
         LocalStackError: A part does not start; the message has the last lines of its log.
     """
-    password = kept_secret(folder / "temporal.password", lambda: secrets.token_urlsafe(24))
-    tools, made = _with_tools(env, programs, cli, folder), folder / "temporal.made"
-    await _prepare_postgres(postgres.dsn, password, anew=not made.exists())
-    await run_to_end(_schema(postgres, password, folder, tools), processes=processes)
-    made.touch()
+    await update_schema(programs, cli, postgres, folder, env=env, processes=processes)
     await _forget_members(postgres.dsn)
+    password, tools = _password(folder), _with_tools(env, programs, cli, folder)
     servers = _server_processes(port or free_port(), layout)
     frontend_port = next(server.ports["frontend"][0] for server in servers if "frontend" in server.ports)
     address = f"{LOOPBACK}:{frontend_port}"
@@ -124,6 +121,34 @@ async def temporal_cluster(
             await opened.enter_async_context(running(part))
         await run_to_end(_namespace(namespace, address, folder, tools), processes=processes)
         yield TemporalCluster(address=address, parts=parts)
+
+
+async def update_schema(
+    programs: Path,
+    cli: Path,
+    postgres: Postgres,
+    folder: Path,
+    *,
+    env: Mapping[str, str],
+    processes: RunningProcesses | None = None,
+) -> None:
+    """Create Temporal's databases, or bring them to the version of its programs, while older ones may run.
+
+    Args:
+        As `temporal_cluster` has them.
+
+    Raises:
+        LocalStackError: The tool failed; the message has the last lines of its log.
+    """
+    password, made = _password(folder), folder / "temporal.made"
+    await _prepare_postgres(postgres.dsn, password, anew=not made.exists())
+    tools = _with_tools(env, programs, cli, folder)
+    await run_to_end(_schema(postgres, password, folder, tools), processes=processes)
+    made.touch()
+
+
+def _password(folder: Path) -> str:
+    return kept_secret(folder / "temporal.password", lambda: secrets.token_urlsafe(24))
 
 
 def _server_processes(port: int, layout: Layout) -> list[ServerProcess]:

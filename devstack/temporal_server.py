@@ -19,36 +19,40 @@ _NAME = "Temporal server"
 
 _MODULE = "go.temporal.io/server/cmd"
 
-_MODULES = GoModules(
-    name=_NAME,
-    version=VERSION,
-    programs=(f"{_MODULE}/server@v{VERSION}", f"{_MODULE}/tools/sql@v{VERSION}"),
-    packages=1470,
-    minutes="4 to 6",
-)
 
 # What the build names them, which is after their folders.
 _BUILT = {"server": SERVER, "sql": SQL_TOOL}
 
 
-async def find_temporal_server(env: Mapping[str, str], *, cache: Path | None = None) -> Path:
+async def find_temporal_server(env: Mapping[str, str], *, version: str = VERSION, cache: Path | None = None) -> Path:
     """Return the folder of the two programs, which are built where the cache has none.
 
     Args:
         env: The environment, for PATH and for what Go reads of it.
+        version: Another one than is run, to upgrade from.
         cache: Folder to keep them in; the user's cache folder by default.
 
     Raises:
         LocalStackError: They cannot be built; the message says what was tried.
     """
-    kept = (cache or cache_folder()) / f"temporal-server-{VERSION}"
+    kept = (cache or cache_folder()) / f"temporal-server-{version}"
     async with locked(kept, _NAME):
         if not all((kept / name).is_file() for name in _BUILT.values()):
-            await _obtain(kept, env)
+            await _obtain(_modules(version), kept, env)
     return kept
 
 
-async def _obtain(kept: Path, env: Mapping[str, str]) -> None:
+def _modules(version: str) -> GoModules:
+    return GoModules(
+        name=_NAME,
+        version=version,
+        programs=(f"{_MODULE}/server@v{version}", f"{_MODULE}/tools/sql@v{version}"),
+        packages=1470,
+        minutes="4 to 6",
+    )
+
+
+async def _obtain(modules: GoModules, kept: Path, env: Mapping[str, str]) -> None:
     failures = []
     ways: dict[str, Build] = {
         "not built with the Go on PATH": build_with_go,
@@ -57,14 +61,14 @@ async def _obtain(kept: Path, env: Mapping[str, str]) -> None:
     for failure, build in ways.items():
         try:
             with new_folder(kept) as folder:
-                _put(await build(_MODULES, env, folder), kept)
+                _put(await build(modules, env, folder), kept)
         except (LocalStackError, OSError) as error:
             failures.append(f"- {failure}: {error}")
             say(f"{_NAME}: {failure}: {str(error).splitlines()[0]}")
         else:
             say(f"{_NAME}: ready, kept in {kept}")
             return
-    raise LocalStackError("\n".join([f"{_NAME} {VERSION} cannot be built. What was tried:", *failures]))
+    raise LocalStackError("\n".join([f"{_NAME} {modules.version} cannot be built. What was tried:", *failures]))
 
 
 def _put(built: Path, kept: Path) -> None:

@@ -21,6 +21,7 @@ from devstack.ports import free_port
 from devstack.postgres import embedded_postgres
 from devstack.temporal import embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
+from devstack.temporal_server import VERSION
 from tests.soak.story import Call
 from timemachine.settings import Settings
 from timemachine.vault import new_key
@@ -66,8 +67,11 @@ class Cluster:
         logs: Path,
         namespace: str = "default",
         services: Mapping[str, Part] | None = None,
+        folder: Path = Path(),
     ) -> None:
         self.logs = logs
+        self.folder = folder
+        """Of its data, where Temporal's services have a process each."""
         self.postgres = postgres
         self.temporal = temporal
         self.apis: list[Part] = []
@@ -82,7 +86,7 @@ class Cluster:
         self._namespace = namespace
         self._temporal_address = temporal_address
         self._client: Client | None = None
-        self._dsn = dsn
+        self.dsn = dsn
 
     async def restart_postgres(self) -> None:
         """Kill Postgres with all of its sessions, and start it again on the same port and folder."""
@@ -170,7 +174,7 @@ class Cluster:
         return self._client
 
     async def _sql(self, query: str) -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(self._dsn, timeout=5)
+        connection = await asyncpg.connect(self.dsn, timeout=5)
         try:
             return list(await connection.fetch(query))
         finally:
@@ -261,14 +265,15 @@ def _api(commands: Commands, env: dict[str, str], port: int) -> Part:
 
 
 @asynccontextmanager
-async def production(folder: Path, *, logs: Path) -> AsyncIterator[Cluster]:
+async def production(folder: Path, *, logs: Path, temporal_version: str = VERSION) -> AsyncIterator[Cluster]:
     """Run what `make cluster` runs, on free ports, whatever this process's environment says."""
     settings = Settings(
         http_port=0, temporal_port=0, data_dir=str(folder), temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI")
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     env["TIMEMACHINE_DEFAULT_SCHEME"] = "http"
-    async with local_cluster(settings, env, commands=Commands(logs=logs)) as running:
+    commands = Commands(logs=logs)
+    async with local_cluster(settings, env, commands=commands, temporal_version=temporal_version) as running:
         found = Cluster(
             postgres=running.parts["postgres"],
             temporal=running.parts["temporal-frontend"],
@@ -276,6 +281,7 @@ async def production(folder: Path, *, logs: Path) -> AsyncIterator[Cluster]:
             temporal_address=running.env["TEMPORAL_ADDRESS"],
             namespace=running.env["TEMPORAL_NAMESPACE"],
             services={name: running.parts[name] for name in SERVICES},
+            folder=running.folder,
             logs=logs,
         )
         found.urls = list(running.api_urls)
