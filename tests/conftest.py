@@ -291,15 +291,16 @@ async def another(settings: Settings) -> AsyncIterator[AnotherWorker]:
 
 
 @pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as receiver:
-        yield receiver
-
-
-@pytest.fixture
 def db() -> str:
     """A db of the test's own."""
     return f"db-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def receiver(db: str) -> AsyncIterator[Receiver]:
+    """A receiver of what comes from the test's own db, and from those whose names begin so."""
+    async with receiving(db) as receiver:
+        yield receiver
 
 
 @pytest.fixture

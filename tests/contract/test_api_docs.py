@@ -131,7 +131,7 @@ async def test_the_examples_are_answered_as_the_page_says(
     async def out_of_order(received: Received) -> bytes:
         return response(500, b"out of order") if received.path == "/broken" else await take(received)
 
-    receiver.answer = out_of_order
+    receiver.db, receiver.answer = "", out_of_order  # the page has dbs of its own
     given = Placeholders(receiver)
     page = messages()
     compared = 0
@@ -163,7 +163,7 @@ async def test_the_program_that_moves_a_timeout_runs(
     async def refuse(_: Received) -> bytes:
         return response(500)
 
-    receiver.answer = refuse
+    receiver.db, receiver.answer = "shop", refuse
     await api.post("/route/shop", json={"id": "expire", "type": "REST", "webhook_url": f"127.0.0.1:{receiver.port}"})
     (program,) = PROGRAM.findall(PAGE)
     program = program.replace("http://127.0.0.1:8080", api_process.url)

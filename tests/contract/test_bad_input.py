@@ -760,7 +760,7 @@ async def test_a_name_in_a_body_that_is_not_allowed(refusing: Service, name: str
 async def test_the_longest_names_with_every_character_work(server: Server, jobs: Service, receiver: Receiver) -> None:
     every = "ABCXYZabcxyz019_-.:~@+"
     db, collection, name = (every * 3)[:64], ("..." + every * 3)[:64], (every * 6)[:120]
-    kept = {"id": db, "type": "REST", "webhook_url": receiver.url}
+    kept, receiver.db = {"id": db, "type": "REST", "webhook_url": receiver.url}, db
 
     assert (await server.request("POST", f"/route/{db}", json.dumps(kept).encode())).json() == {"status": "ok"}
     created = await server.request("POST", f"/job/{db}/{collection}", job(name, route=db, trigger_time=now_ms()))

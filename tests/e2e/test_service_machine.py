@@ -70,7 +70,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.api = httpx.Client(base_url=api_url, timeout=60)
         self.receiver = receiver
-        self.db = new_id()
+        self.db = receiver.db = new_id()
         self.began = now_ms()
         self.jobs: dict[Key, Job] = {}
         self.ended = Counter[str]()

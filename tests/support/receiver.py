@@ -41,9 +41,15 @@ async def take(_: Received) -> bytes:
 
 
 class Receiver:
-    """Keeps every request; answers each as `answer` says, 200 at first. Never answers when `answer` never returns."""
+    """Keeps every request; answers each as `answer` says, 200 at first. Never answers when `answer` never returns.
 
-    def __init__(self) -> None:
+    Jobs of earlier tests, and of those beside, are still retried on ports where nobody listens any more, and which the
+    system gives away again. They find nobody here either.
+    """
+
+    def __init__(self, db: str = "") -> None:
+        self.db = db
+        """What the names of the dbs begin with that it listens to."""
         self.port = 0
         self.answer: Answer = take
         self.received: list[Received] = []
@@ -70,6 +76,8 @@ class Receiver:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         received = await read_request(reader)
+        if not received.headers.get("timemachine-db", self.db).startswith(self.db):
+            raise ConnectionResetError
         async with self._arrived:
             self.received.append(received)
             self._arrived.notify_all()
@@ -94,8 +102,8 @@ async def read_request(reader: asyncio.StreamReader) -> Received:
 
 
 @asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
+async def receiving(db: str = "") -> AsyncIterator[Receiver]:
     """Listen on a free loopback port."""
-    receiver = Receiver()
+    receiver = Receiver(db)
     async with listening(receiver._exchange) as receiver.port:
         yield receiver
