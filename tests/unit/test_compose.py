@@ -178,10 +178,14 @@ def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:
 
 
 def test_temporal_is_configured_as_in_make_run() -> None:
-    """But for what each allows of lists, and for what only SQLite needs."""
+    """But for what each allows of lists, and for what only SQLite or OpenSearch needs."""
     config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
     deployed = {name: values[0]["value"] for name, values in config.items()}
     ours = {name: json.loads(value) for name, value in _DYNAMIC_CONFIG.items()}
 
     differ = {name for name in deployed.keys() | ours.keys() if deployed.get(name) != ours.get(name)}
-    assert differ == {"frontend.namespaceRPS.visibility", "history.visibilityProcessorSchedulerWorkerCount"}
+    assert differ == {
+        "frontend.namespaceRPS.visibility",
+        "history.visibilityProcessorSchedulerWorkerCount",
+        "worker.ESProcessorFlushInterval",
+    }

@@ -92,7 +92,7 @@ def test_queries() -> None:
     )
 
     assert still_open_query(wanted, at) == (
-        f"(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00') AND {jobs}"
+        f"(CloseTime IS NULL OR NOT CloseTime < '2262-01-01T00:00:00.000+00:00') AND {jobs}"
         "AND TimemachineTriggerTime < '2026-11-26T07:30:00.124+00:00' "
         "AND (TimemachineHeld IS NULL OR TimemachineHeld = false) AND ExecutionStatus = 'Running' "
         "AND StartTime < '2026-11-26T07:30:00.123457+00:00'"

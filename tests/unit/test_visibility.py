@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from api.schemas import MAX_TIME
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.temporal.visibility import (
@@ -27,7 +28,7 @@ IN_GAMES = (
     "(TimemachineCollection = 'arena/g' OR (TimemachineCollection IS NULL AND WorkflowId STARTS_WITH 'arena/g/'))"
 )
 RUNNING, NOT_HELD = "ExecutionStatus = 'Running'", "(TimemachineHeld IS NULL OR TimemachineHeld = false)"
-NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00')"
+NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '2262-01-01T00:00:00.000+00:00')"
 
 ASKING = {"list_workflows", "count_workflows"}
 
@@ -168,6 +169,16 @@ def test_the_other_queries() -> None:
     assert later_runs_query(["a/b/c", "it's"], NOW) == (
         f"{start}StartTime >= '2026-11-26T08:00:00.123+00:00' AND WorkflowId IN ('a/b/c', 'it\\'s')"
     )
+
+
+def test_no_query_has_a_time_that_opensearch_refuses() -> None:
+    """Its times end on 11 April 2262."""
+    before = MAX_TIME - 1
+    latest = JobFilter(db="arena", due_from=before, due_to=MAX_TIME, ended_from=before, ended_to=MAX_TIME)
+
+    years = re.findall(r"'(\d{4})-01-01T", open_jobs_query(latest, NOW) + ended_jobs_query(latest, NOW))
+
+    assert years == ["2262"] * 9
 
 
 def a_job(**fields: object) -> ListedJob:

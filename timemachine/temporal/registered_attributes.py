@@ -14,17 +14,18 @@ from timemachine.temporal.visibility import attributes_query
 _NOT_TOLD = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED, RPCStatusCode.RESOURCE_EXHAUSTED})
 
 
-KNOWN_WITHIN = 60.0
-"""Seconds that Temporal gets to use a search attribute that it was told of. Its frontends look every 10 s."""
+KNOWN_WITHIN = 90.0
+"""Seconds that Temporal gets to use a search attribute that it was told of. Its frontends look every 10 s with an SQL
+store of visibility, and every minute with OpenSearch or Elasticsearch."""
 
 
 async def ensure_search_attributes(client: Client) -> None:
     """Register our search attributes where they are missing; jobs cannot be started without them.
 
-    When this returns, the frontend that was asked uses them. Another one may take some seconds more.
+    When this returns, the frontend that was asked uses them. Another one may take as long again.
 
     Raises:
-        SetupError: Temporal does not use them, though it was told of them a minute ago.
+        SetupError: Temporal does not use them, though it was told of them `KNOWN_WITHIN` seconds ago.
         temporalio.service.RPCError: Temporal does not answer, or refuses (Temporal Cloud wants them made by `tcld`).
     """
     missing = await _missing(client, retry=True)

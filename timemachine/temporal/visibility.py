@@ -46,11 +46,15 @@ _IS_JOB = f"WorkflowType = '{stored_names.JOB}'"
 RUNNING = "Running"
 """Temporal's status of a job that has not ended."""
 
+# No query has a later time: OpenSearch and Elasticsearch refuse one, because their nanoseconds in 64 bits end in April
+# 2262 (decision 31). No job is later either, because none may be due in more than 100 years.
+_LATEST = datetime(2262, 1, 1, tzinfo=UTC)
+
 _IS_OPEN = f"ExecutionStatus = '{RUNNING}'"
 # Tells nothing new of what is open, but comes first: before server 1.32, SQL stores compare what they have in every
 # index, so that the store in SQLite passes over what has ended and does not read it. It is a time in the year 9999 for
 # what is open, and never NULL. Since 1.32 it is NULL, which `NOT` passes over (decision 30).
-_NOT_CLOSED = "(CloseTime IS NULL OR NOT CloseTime < '9000-01-01T00:00:00.000+00:00')"
+_NOT_CLOSED = f"(CloseTime IS NULL OR NOT CloseTime < '{_LATEST.isoformat(timespec='milliseconds')}')"
 _IS_NOT_HELD = f"({IS_HELD.name} IS NULL OR {IS_HELD.name} = false)"
 _IS_ENDED = "ExecutionStatus IN ('Completed', 'Failed', 'TimedOut', 'Canceled', 'Terminated')"
 
@@ -286,7 +290,7 @@ def _text(value: str) -> str:
 
 
 def _time(ms: int) -> str:
-    return _text(from_ms(ms).astimezone(UTC).isoformat(timespec="milliseconds"))
+    return _text(min(from_ms(ms), _LATEST).astimezone(UTC).isoformat(timespec="milliseconds"))
 
 
 def _started_until(at: datetime) -> str:
