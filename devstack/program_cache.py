@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -13,6 +13,13 @@ import platformdirs
 
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
+
+Way = Callable[[Path], Awaitable[Mapping[str, Path]]]
+"""Gets programs into a folder, and returns where each is there, by the name that it is to be kept under."""
+
+
+class ChecksumError(LocalStackError):
+    """What was downloaded is not what was released."""
 
 
 def cache_folder() -> Path:
@@ -43,8 +50,37 @@ async def locked(folder: Path, name: str) -> AsyncIterator[None]:
         os.close(lock)
 
 
+async def obtain(name: str, kept: Path, ways: Mapping[str, Way], *, when_none: str) -> None:
+    """Put programs into a folder of the cache, whose lock is held, by the first of several ways that has them.
+
+    Args:
+        name: Of what is got, for what is said.
+        ways: By what is said when it fails, as "not downloaded".
+        when_none: What the error says when all have failed, before what was tried.
+
+    Raises:
+        ChecksumError: What was downloaded is not what was released. No other way is tried then.
+        LocalStackError: No way has them.
+    """
+    failures = []
+    for failure, way in ways.items():
+        try:
+            with _new_folder(kept) as folder:
+                for known_as, program in (await way(folder)).items():
+                    program.replace(kept / known_as)
+        except ChecksumError:
+            raise
+        except (LocalStackError, OSError) as error:
+            failures.append(f"- {failure}: {error}")
+            say(f"{name}: {failure}: {str(error).splitlines()[0]}")
+        else:
+            say(f"{name}: ready, kept in {kept}")
+            return
+    raise LocalStackError("\n".join([f"{when_none} What was tried:", *failures]))
+
+
 @contextmanager
-def new_folder(parent: Path) -> Iterator[Path]:
+def _new_folder(parent: Path) -> Iterator[Path]:
     """Make a folder to get something into, after removing those of attempts that were killed, and remove it."""
     for unfinished in parent.glob("new-*"):
         shutil.rmtree(unfinished, ignore_errors=True)

