@@ -12,6 +12,7 @@ from devstack.demo import demonstrate
 from devstack.stack import Stack, local_stack
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_server import find_temporal_server
+from devstack.temporal_ui import find_temporal_ui
 from devstack.terminal import say
 from timemachine.domain.errors import TimemachineError
 from timemachine.process import exit_process
@@ -43,8 +44,9 @@ async def demo(settings: Settings, env: Mapping[str, str]) -> int:
 
 
 async def temporal_server(_: Settings, env: Mapping[str, str]) -> int:
-    """Find Temporal's server, building it where it is missing, and say where it is."""
+    """Find Temporal's server and Web UI, building what is missing, and say where they are."""
     say(str(await find_temporal_server(env)))
+    say(str(await find_temporal_ui(env)))
     return 0
 
 
@@ -76,6 +78,7 @@ def _announce_cluster(running: Cluster) -> None:
     say("")
     for api_url in running.api_urls:
         say(f"  API            {api_url}")
+    say(f"  Temporal UI    {running.ui_url}")
     say(f"  Temporal       {running.env['TEMPORAL_ADDRESS']}, namespace {running.env['TEMPORAL_NAMESPACE']}")
     say(f"  data and logs  {running.folder}")
     say("")

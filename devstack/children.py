@@ -84,7 +84,12 @@ def one_worker(
 
 def answers_ready(url: str) -> Ready:
     """Return a check that the API at `url` answers that it can work."""
-    return lambda: asyncio.to_thread(_get_ready, url)
+    return answers_ok(f"{url}/readyz")
+
+
+def answers_ok(url: str) -> Ready:
+    """Return a check that a GET of `url` is answered 200."""
+    return lambda: asyncio.to_thread(_is_ok, url)
 
 
 def serves_queue(env: Mapping[str, str], task_queue: str) -> Ready:
@@ -101,10 +106,11 @@ def serves_queue(env: Mapping[str, str], task_queue: str) -> Ready:
     return check
 
 
-def _get_ready(url: str) -> bool:
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+def _is_ok(url: str) -> bool:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=5)
     try:
-        connection.request("GET", "/readyz")
+        connection.request("GET", parts.path)
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False

@@ -1,8 +1,11 @@
-"""A whole cluster on this machine, as it runs in production: Temporal's services, two APIs and two workers."""
+"""A whole cluster on this machine, as it runs in production: Temporal's services, its Web UI, two APIs, two workers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
 
 from devstack import children
 from devstack.admin_key import read_key
@@ -16,6 +19,7 @@ from devstack.stack import Stack, data_folder, without_leftovers
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_cluster import NAMESPACE, temporal_cluster
 from devstack.temporal_server import VERSION, find_temporal_server
+from devstack.temporal_ui import find_temporal_ui, temporal_ui
 from devstack.terminal import say
 from timemachine.settings import Auth, Settings, is_loopback
 from timemachine.vault import new_key
@@ -28,10 +32,23 @@ _METRICS = "TIMEMACHINE_METRICS_ADDRESS"
 
 
 class Cluster(Stack, kw_only=True):
-    """A running cluster. Its parts are `postgres`, Temporal's services, `api-1`, `worker-1` and so on."""
+    """A running cluster. Its parts: `postgres`, Temporal's services, `temporal-ui`, `api-1`, `worker-1` and so on."""
 
     api_urls: tuple[str, ...]
     """Of all APIs; `api_url` is the first of them."""
+
+
+class _Programs(msgspec.Struct, frozen=True, kw_only=True):
+    server: Path
+    """The folder of Temporal's own."""
+    ui: Path
+    cli: Path
+
+
+class _Ports(msgspec.Struct, frozen=True, kw_only=True):
+    apis: list[int]
+    temporal: int
+    ui: int
 
 
 @asynccontextmanager
@@ -58,15 +75,13 @@ async def local_cluster(
             started is stopped.
     """
     folder = data_folder(settings) / "cluster"
-    programs = await find_temporal_server(env, version=temporal_version)
-    cli = await find_temporal_cli(settings.temporal_cli, env)
+    programs = await _find_programs(settings, env, temporal_version)
     async with AsyncExitStack() as opened:
         opened.enter_context(held(folder))
         processes = await without_leftovers(folder)
-        api_ports = _api_ports(settings, apis)
-        port = choose_port(LOOPBACK, settings.temporal_port, "TIMEMACHINE_TEMPORAL_PORT")
-        urls = tuple(url(settings.http_host, api_port) for api_port in api_ports)
-        found = Cluster(folder=folder, env=dict(env), api_url=urls[0], api_urls=urls)
+        ports = _choose_ports(settings, apis)
+        urls = tuple(url(settings.http_host, port) for port in ports.apis)
+        found = Cluster(folder=folder, env=dict(env), api_url=urls[0], api_urls=urls, ui_url=url(LOOPBACK, ports.ui))
         say("starting Postgres")
         postgres = await opened.enter_async_context(
             embedded_postgres(folder, max_connections=MAX_CONNECTIONS, processes=processes)
@@ -74,20 +89,44 @@ async def local_cluster(
         found.parts["postgres"] = postgres.part
         say("starting Temporal: its schema, frontend, history, matching and worker services, and the namespace")
         temporal = await opened.enter_async_context(
-            temporal_cluster(programs, cli, postgres, folder, env=env, port=port, processes=processes)
+            temporal_cluster(
+                programs.server, programs.cli, postgres, folder, env=env, port=ports.temporal, processes=processes
+            )
         )
         found.parts |= temporal.parts
         found.env = _environment(
             env, found, host=settings.http_host, postgres_dsn=postgres.dsn, temporal_address=temporal.address
         )
-        await _start_ours(found, settings, opened, processes, commands or Commands(), api_ports, workers)
+        say("starting Temporal's Web UI")
+        ui = temporal_ui(
+            programs.ui,
+            folder,
+            temporal_address=temporal.address,
+            namespace=NAMESPACE,
+            port=ports.ui,
+            processes=processes,
+        )
+        found.parts[ui.name] = await opened.enter_async_context(running(ui))
+        await _start_ours(found, settings, opened, processes, commands or Commands(), ports.apis, workers)
         yield found
 
 
-def _api_ports(settings: Settings, apis: int) -> list[int]:
-    """Return the ports of the APIs: one after the other, or any free ones."""
+async def _find_programs(settings: Settings, env: Mapping[str, str], temporal_version: str) -> _Programs:
+    return _Programs(
+        server=await find_temporal_server(env, version=temporal_version),
+        ui=await find_temporal_ui(env),
+        cli=await find_temporal_cli(settings.temporal_cli, env),
+    )
+
+
+def _choose_ports(settings: Settings, apis: int) -> _Ports:
+    """Check every port before anything is started. Those of the APIs are one after the other, or any free ones."""
     wanted = [settings.http_port + number if settings.http_port else 0 for number in range(apis)]
-    return [choose_port(settings.http_host, port, "TIMEMACHINE_HTTP_PORT") for port in wanted]
+    return _Ports(
+        apis=[choose_port(settings.http_host, port, "TIMEMACHINE_HTTP_PORT") for port in wanted],
+        temporal=choose_port(LOOPBACK, settings.temporal_port, "TIMEMACHINE_TEMPORAL_PORT"),
+        ui=choose_port(LOOPBACK, settings.temporal_ui_port, "TIMEMACHINE_TEMPORAL_UI_PORT"),
+    )
 
 
 def _environment(

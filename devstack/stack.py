@@ -39,7 +39,7 @@ class Stack(msgspec.Struct, kw_only=True):
 
     api_url: str
     ui_url: str | None = None
-    """Temporal's Web UI, where the dev server runs."""
+    """Temporal's Web UI, where Temporal is started here."""
 
     admin_key: str | None = None
     """A key that may do everything, where keys are needed."""

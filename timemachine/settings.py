@@ -184,7 +184,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Port of the Temporal server that `make run` or `make cluster` starts."""
 
     temporal_ui_port: Port = 8233
-    """Port of the Temporal Web UI that `make run` starts."""
+    """Port of the Temporal Web UI that `make run` or `make cluster` starts."""
 
     temporal_cli: str | None = None
     """Path of the `temporal` program for `make run`; else it is looked for, downloaded or built."""

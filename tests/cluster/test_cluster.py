@@ -23,7 +23,7 @@ from timemachine.temporal.registered_attributes import ensure_search_attributes
 from timemachine.temporal.search_attributes import LABELS
 
 PARTS = {
-    "postgres",
+    *("postgres", "temporal-ui"),
     *("temporal-frontend", "temporal-history-1", "temporal-history-2", "temporal-matching", "temporal-worker"),
     *("api-1", "api-2", "worker-1", "worker-2"),
 }
@@ -31,7 +31,7 @@ PARTS = {
 
 def settings_in(folder: Path) -> Settings:
     cli = os.environ.get("TIMEMACHINE_TEMPORAL_CLI")
-    return Settings(http_port=0, temporal_port=0, data_dir=str(folder), temporal_cli=cli)
+    return Settings(http_port=0, temporal_port=0, temporal_ui_port=0, data_dir=str(folder), temporal_cli=cli)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +56,22 @@ async def services(cluster: Cluster, receiver: Receiver, db: str) -> AsyncIterat
 def test_each_part_is_a_process(cluster: Cluster) -> None:
     assert cluster.parts.keys() == PARTS
     assert len({part.pid for part in cluster.parts.values()}) == len(PARTS)
+
+
+async def test_the_web_ui_shows_its_page_and_the_jobs(cluster: Cluster, services: list[Service]) -> None:
+    service = services[0]
+    job_id = await service.create(3600)
+    assert cluster.ui_url
+    async with httpx.AsyncClient(base_url=cluster.ui_url, timeout=30) as ui:
+        page = await ui.get("/", follow_redirects=True)
+        assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+        assert 'id="svelte"' in page.text
+        assert (await ui.get("/api/v1/settings")).json()["DefaultNamespace"] == "timemachine"
+        query = {"query": f"WorkflowId = '{service.db}/c/{job_id}'"}
+        await eventually(
+            lambda: ui.get("/api/v1/namespaces/timemachine/workflows", params=query),
+            lambda found: len(found.json().get("executions", [])) == 1,
+        )
 
 
 async def test_a_job_of_one_api_is_seen_changed_and_delivered_by_the_others(
@@ -102,6 +118,7 @@ async def test_the_program_runs_until_it_is_told_to_stop(tmp_path: Path) -> None
         "TIMEMACHINE_DATA_DIR": str(tmp_path),
         "TIMEMACHINE_HTTP_PORT": "0",
         "TIMEMACHINE_TEMPORAL_PORT": "0",
+        "TIMEMACHINE_TEMPORAL_UI_PORT": "0",
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "devstack", "cluster"),
@@ -124,3 +141,4 @@ async def test_the_program_runs_until_it_is_told_to_stop(tmp_path: Path) -> None
     assert len(children) >= len(PARTS)
     assert not [child for child in children if child.is_running()]
     assert all(any(line.strip().startswith(f"{part} ") for line in said) for part in PARTS)
+    assert any(line.strip().startswith("Temporal UI    http://127.0.0.1:") for line in said)

@@ -268,7 +268,11 @@ def _api(commands: Commands, env: dict[str, str], port: int) -> Part:
 async def production(folder: Path, *, logs: Path, temporal_version: str = VERSION) -> AsyncIterator[Cluster]:
     """Run what `make cluster` runs, on free ports, whatever this process's environment says."""
     settings = Settings(
-        http_port=0, temporal_port=0, data_dir=str(folder), temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI")
+        http_port=0,
+        temporal_port=0,
+        temporal_ui_port=0,
+        data_dir=str(folder),
+        temporal_cli=os.environ.get("TIMEMACHINE_TEMPORAL_CLI"),
     )
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     env["TIMEMACHINE_DEFAULT_SCHEME"] = "http"
