@@ -17,7 +17,7 @@ from devstack.postgres import embedded_postgres
 from devstack.running_processes import RunningProcesses
 from devstack.stack import Stack, data_folder, without_leftovers
 from devstack.temporal_cli import find_temporal_cli
-from devstack.temporal_cluster import NAMESPACE, temporal_cluster
+from devstack.temporal_cluster import CLUSTER, NAMESPACE, Layout, temporal_cluster
 from devstack.temporal_server import VERSION, find_temporal_server
 from devstack.temporal_ui import find_temporal_ui, temporal_ui
 from devstack.terminal import say
@@ -59,6 +59,7 @@ async def local_cluster(
     commands: Commands | None = None,
     apis: int = 2,
     workers: int = 2,
+    layout: Layout = CLUSTER,
     temporal_version: str = VERSION,
 ) -> AsyncIterator[Cluster]:
     """Run all parts, each ready before the next starts, with data and logs in the folder `cluster` of the data folder.
@@ -68,6 +69,7 @@ async def local_cluster(
     Args:
         env: The environment that the programs get, with what they need to find each other put in.
         commands: Other programs in place of our own.
+        layout: Temporal's processes.
         temporal_version: Of Temporal's server.
 
     Raises:
@@ -90,7 +92,14 @@ async def local_cluster(
         say("starting Temporal: its schema, frontend, history, matching and worker services, and the namespace")
         temporal = await opened.enter_async_context(
             temporal_cluster(
-                programs.server, programs.cli, postgres, folder, env=env, port=ports.temporal, processes=processes
+                programs.server,
+                programs.cli,
+                postgres,
+                folder,
+                env=env,
+                layout=layout,
+                port=ports.temporal,
+                processes=processes,
             )
         )
         found.parts |= temporal.parts

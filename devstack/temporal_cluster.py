@@ -33,15 +33,22 @@ NAMESPACE = "timemachine"
 
 RETENTION = "168h"
 
-_ROLE = "temporal"
-_DATABASES = ("temporal", "temporal_visibility")
+DATABASES = ("temporal", "temporal_visibility")
+"""Temporal's, beside ours in the same PostgreSQL."""
 
+_ROLE = "temporal"
 
 Layout = Sequence[Sequence[str]]
 """Processes, each with the services of Temporal's that it runs."""
 
-CLUSTER: Layout = (("frontend",), ("history",), ("history",), ("matching",), ("worker",))
-"""Each service by itself, and two that share the shards."""
+
+def one_service_each(histories: int) -> Layout:
+    """Return a layout with each service by itself, and so many histories that share the shards."""
+    return (("frontend",), *[("history",)] * histories, ("matching",), ("worker",))
+
+
+CLUSTER: Layout = one_service_each(2)
+"""What `make cluster` runs."""
 
 ONE_PROCESS: Layout = (("frontend", "history", "matching", "worker"),)
 """All services in one, as docker-compose.yml has them."""
@@ -258,7 +265,7 @@ async def _prepare_postgres(dsn: str, password: str, *, anew: bool) -> None:
     """Create Temporal's role, and remove databases whose first start was cut short: no job is in them yet."""
     connection = await asyncpg.connect(dsn, port=urlsplit(dsn).port, timeout=5)
     try:
-        for database in _DATABASES if anew else ():
+        for database in DATABASES if anew else ():
             await connection.execute(f"DROP DATABASE IF EXISTS {database}")
         if not await connection.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", _ROLE):
             # Letters, digits, - and _ only; a statement of this kind takes no parameters.

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from devstack.temporal_cluster import CLUSTER, ONE_PROCESS, _dynamic_config, _read_env, _server_processes
+from devstack.temporal_cluster import (
+    CLUSTER,
+    ONE_PROCESS,
+    _dynamic_config,
+    _read_env,
+    _server_processes,
+    one_service_each,
+)
 from devstack.temporal_server import SERVER, SQL_TOOL, VERSION, find_temporal_server
 from timemachine.domain.errors import LocalStackError
 
@@ -63,6 +70,12 @@ def test_each_process_has_ports_of_its_own() -> None:
     assert servers[1].variables.keys() == {"TEMPORAL_SERVICES", "HISTORY_GRPC_PORT", "HISTORY_MEMBERSHIP_PORT"}
     ports = [port for server in servers for pair in server.ports.values() for port in pair]
     assert len(set(ports)) == 10
+
+
+def test_there_are_as_many_histories_as_are_asked_for() -> None:
+    names = [server.name for server in _server_processes(7233, one_service_each(1))]
+
+    assert names == ["temporal-frontend", "temporal-history", "temporal-matching", "temporal-worker"]
 
 
 def test_one_process_runs_all_services() -> None:
