@@ -1,32 +1,18 @@
-"""What only our own is measured at: very many waiting jobs, and far more work than can be done."""
+"""What only our own is measured at: far more work than can be done."""
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from http import HTTPStatus
-from itertools import repeat
 
 import msgspec
 
-from benchmarks.load import at_rate, due_in, timed_all
-from benchmarks.results import Measurement, Memory, spread
+from benchmarks.load import at_rate, due_in
+from benchmarks.results import Measurement, spread
 from benchmarks.run import SETTLE, ScenarioRun, begun
-from benchmarks.scenarios import FAR, creates
 from benchmarks.testbed import Testbed
-
-FILLERS = 64
-"""Creates in flight while waiting jobs are filled up."""
-
-BATCHES, BATCH_IN_FLIGHT = 3, 16
-"""In how many batches creates are measured at each level, and so many of them at a time."""
-
-READS, CHANGES = 100, 50
-"""GETs and PUTs that are measured at each level, one at a time."""
-
-_TEMPORALS_SIZE = "SELECT sum(pg_database_size(datname)) FROM pg_database WHERE datname LIKE 'temporal%'"
 
 _SAMPLE_EVERY = 2.0
 _UNANSWERED = 0
@@ -36,89 +22,6 @@ _ANSWERS = {
     HTTPStatus.SERVICE_UNAVAILABLE.value: "unavailable",
     _UNANSWERED: "unanswered",
 }
-
-
-async def waiting(testbed: Testbed, round_: int, *, levels: Iterable[int], batch: int) -> AsyncIterator[Measurement]:
-    """Fill up with waiting jobs, and at each level measure creates, reads, changes and what is held.
-
-    Args:
-        batch: Creates in each of the batches of which the median counts.
-    """
-    changing = await _changing(testbed, round_)
-    there = CHANGES
-    for level in levels:
-        run = await begun(testbed, testbed.ours, f"waiting, {level} jobs", round_)
-        await timed_all(repeat(partial(run.create_in, FAR), level - there), FILLERS)
-        filled = run.result(level - there, until=time.time())
-        await testbed.quiet()
-        memory = await _held(run)
-        created = await _batches(testbed, level, round_, batch)
-        notes = {"waiting": float(level), "fill_per_second": filled.per_second} | await _latencies(testbed, changing)
-        yield msgspec.structs.replace(created, memory=memory, notes=notes)
-        there = level + BATCHES * batch
-
-
-async def _changing(testbed: Testbed, round_: int) -> list[str]:
-    """Create the jobs that are changed at each level, and change them: the worker then has them from the start."""
-    run = await begun(testbed, testbed.ours, "waiting", round_)
-    job_ids = [await run.create_in(FAR) for _ in range(CHANGES)]
-    for job_id in job_ids:
-        await _changed(testbed, job_id)
-    return job_ids
-
-
-async def _batches(testbed: Testbed, level: int, round_: int, batch: int) -> Measurement:
-    """Create some batches of jobs, and return the one with the median rate."""
-    found = []
-    for _ in range(BATCHES):
-        run = await begun(testbed, testbed.ours, f"waiting, {level} jobs", round_)
-        found.append(await creates(run, in_flight=BATCH_IN_FLIGHT, count=batch))
-    return sorted(found, key=_rate)[BATCHES // 2]
-
-
-def _rate(one: Measurement) -> float:
-    return one.per_second
-
-
-async def _latencies(testbed: Testbed, job_ids: Sequence[str]) -> dict[str, float]:
-    """Read and change jobs, one at a time, and return how long that took."""
-    again = list(job_ids) * (READS // CHANGES)
-    took = {
-        "read": spread(await timed_all([partial(_read, testbed, job_id) for job_id in again], 1)),
-        "change": spread(await timed_all([partial(_changed, testbed, job_id) for job_id in job_ids], 1)),
-    }
-    return {
-        f"{name}_{part}_ms": ms
-        for name, found in took.items()
-        if found
-        for part, ms in (("p50", found.p50), ("p99", found.p99))
-    }
-
-
-async def _read(testbed: Testbed, job_id: str) -> None:
-    _check(await testbed.ours.read(job_id))
-
-
-async def _changed(testbed: Testbed, job_id: str) -> None:
-    _check(await testbed.ours.change(job_id, due_in(FAR)))
-
-
-def _check(status: int) -> None:
-    if status != HTTPStatus.OK:
-        raise RuntimeError(f"answered {status} among waiting jobs")
-
-
-async def _held(run: ScenarioRun) -> Memory:
-    """Return what is held in memory and on disk now."""
-    stack = run.testbed.stack
-    if "temporal" in stack.parts:
-        temporal = await asyncio.to_thread(
-            lambda: sum(file.stat().st_size for file in stack.folder.glob("temporal.db*"))
-        )
-    else:
-        temporal = int(await run.testbed.sql(_TEMPORALS_SIZE))
-    postgres = await run.testbed.sql("SELECT pg_database_size(current_database())")
-    return Memory(resident=run.resident(), disk={"temporal": temporal, "postgres": int(postgres)})
 
 
 class Asked:

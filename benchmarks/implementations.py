@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import ClassVar, Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from temporalio.client import ActivityExecution, Client, WorkflowExecution
 from temporalio.common import ActivityIDReusePolicy, WorkflowIDReusePolicy
 
@@ -21,7 +22,7 @@ from benchmarks.straightforward.workflow import StraightforwardWorkflow
 from timemachine.domain import jobs
 from timemachine.temporal.job_runs import start_job
 
-DB = "bench"
+DB, COLLECTION, ROUTE = "bench", "c", "hook"
 META = {"order": "4711", "reason": "payment timed out", "amount": "12.50", "currency": "EUR"}
 
 _NOBODY = "nobody"
@@ -95,8 +96,14 @@ def new_id() -> str:
     return uuid.uuid4().hex
 
 
-def _body(job_id: str, trigger_time: int) -> dict[str, object]:
-    return {"id": job_id, "trigger_time": trigger_time, "route": "hook", "meta": META}
+class JobBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as clients send it to our API."""
+
+    id: str
+    trigger_time: int
+    route: str = ROUTE
+    meta: dict[str, str] = msgspec.field(default_factory=META.copy)
+    labels: tuple[str, ...] | UnsetType = UNSET
 
 
 class Raw(Workflows):
@@ -109,7 +116,7 @@ class Raw(Workflows):
         """Start a workflow with a delay until the time."""
         await self._client.start_workflow(
             "Raw",
-            Job(DB, job_id, trigger_time, "hook", META),
+            Job(DB, job_id, trigger_time, ROUTE, META),
             id=self.workflow_id(job_id),
             task_queue=_NOBODY,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -131,7 +138,7 @@ class SameRaw(Workflows):
     async def create(self, job_id: str, trigger_time: int) -> int:
         """Start a workflow as our API does."""
         meta = msgspec.Raw(msgspec.json.encode(META))
-        job = jobs.Job(db=DB, collection="raw", id=job_id, trigger_time=trigger_time, route="hook", meta=meta)
+        job = jobs.Job(db=DB, collection="raw", id=job_id, trigger_time=trigger_time, route=ROUTE, meta=meta)
         await start_job(self._client, job, task_queue=_NOBODY, reuse=WorkflowIDReusePolicy.REJECT_DUPLICATE)
         return HTTPStatus.OK
 
@@ -150,7 +157,7 @@ class Straightforward(Workflows):
         """Start the workflow that sleeps."""
         await self._client.start_workflow(
             StraightforwardWorkflow.run,
-            Job(DB, job_id, trigger_time, "hook", META),
+            Job(DB, job_id, trigger_time, ROUTE, META),
             id=self.workflow_id(job_id),
             task_queue=TASK_QUEUE,
         )
@@ -201,7 +208,7 @@ class Standalone:
         """Start the activity with a delay until the time."""
         await self._client.start_activity(
             Webhooks.call_webhook,
-            args=[Job(DB, job_id, trigger_time, "hook", META)],
+            args=[Job(DB, job_id, trigger_time, ROUTE, META)],
             id=self.workflow_id(job_id),
             task_queue=PEERS,
             start_to_close_timeout=timedelta(seconds=60),
@@ -252,33 +259,45 @@ class Ours(Workflows):
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """POST the job."""
-        return await self._send("POST", f"/job/{DB}/c", _body(job_id, trigger_time))
+        return await self._send("POST", f"/job/{DB}/{COLLECTION}", JobBody(id=job_id, trigger_time=trigger_time))
 
-    async def create_batch(self, job_ids: Sequence[str], trigger_time: int) -> int:
-        """POST the jobs as the lines of one batch, and return how many were created."""
-        lines = b"".join(msgspec.json.encode(_body(job_id, trigger_time)) + b"\n" for job_id in job_ids)
-        answer = await self._http.send_once(f"/batch/{DB}/c", lines, content_type="application/x-ndjson")
-        return answer.count(b'"status":"created"')
+    async def create_batch(self, batch: Iterable[JobBody], *, collection: str = COLLECTION) -> int:
+        """POST jobs as the lines of one batch, and return how many are there by it or were there before."""
+        lines = b"".join(msgspec.json.encode(one) + b"\n" for one in batch)
+        answer = await self._http.send_once(f"/batch/{DB}/{collection}", lines, content_type="application/x-ndjson")
+        return answer.count(b'"status":"created"') + answer.count(b'"status":"unchanged"')
 
     async def read(self, job_id: str) -> int:
         """GET the job."""
-        return await self._send("GET", f"/job/{DB}/c/{job_id}")
+        return await self._send("GET", f"/job/{DB}/{COLLECTION}/{job_id}")
 
     async def change(self, job_id: str, trigger_time: int) -> int:
         """PUT the job."""
-        body = {"trigger_time": trigger_time, "route": "hook", "meta": META}
-        return await self._send("PUT", f"/job/{DB}/c/{job_id}", body)
+        body = JobBody(id=job_id, trigger_time=trigger_time)
+        return await self._send("PUT", f"/job/{DB}/{COLLECTION}/{job_id}", body)
 
-    async def add_route(self, webhook_url: str) -> None:
-        """Create the route that all jobs are on, with a retry after a second, as the straightforward one has."""
-        body = {"id": "hook", "type": "REST", "webhook_url": webhook_url, "retry": {"waits": [1.0, 1.0, 1.0]}}
+    async def first_page(self, label: str | None = None) -> int:
+        """GET the first page of the list of all jobs, or of those with a label: the next due come first."""
+        return await self._send("GET", f"/job/{DB}" + (f"?label={label}" if label else ""))
+
+    async def count(self) -> int:
+        """GET how many jobs there are in each state."""
+        return await self._send("GET", f"/count/{DB}")
+
+    async def add_route(self, webhook_url: str, route: str = ROUTE) -> None:
+        """Create a route for jobs, with a retry after a second, as the straightforward implementation has.
+
+        Raises:
+            RuntimeError: It was refused.
+        """
+        body = {"id": route, "type": "REST", "webhook_url": webhook_url, "retry": {"waits": [1.0, 1.0, 1.0]}}
         status = await self._send("POST", f"/route/{DB}", body)
         if status != HTTPStatus.OK:
             raise RuntimeError(f"the route was refused: {status}")
 
     def workflow_id(self, job_id: str) -> str:
         """Return the id of a job's workflow."""
-        return jobs.workflow_id(DB, "c", job_id)
+        return jobs.workflow_id(DB, COLLECTION, job_id)
 
     async def _send(self, method: str, path: str, body: object = None) -> int:
         return await self._http.send(method, path, msgspec.json.encode(body) if body is not None else b"")

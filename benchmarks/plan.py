@@ -3,55 +3,19 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from statistics import median
 
-import msgspec
-
 from benchmarks import capacity, scenarios
 from benchmarks.implementations import Implementation
-from benchmarks.results import BATCH, BURST, HALF, OURS, Measurement
+from benchmarks.results import BATCH, BURST, HALF, NODE_COUNTS, OURS, Measurement, Run, nodes_scenario
 from benchmarks.run import begun
 from benchmarks.scenarios import SLOW_RATE
+from benchmarks.sizes import Size
+from benchmarks.stack import Nodes
 from benchmarks.testbed import Testbed, testbed
+from benchmarks.waiting import waiting
 from devstack.terminal import say
 
 OVERLOAD = 4.0
 """How many times as much as we sustain is asked for in the overload."""
-
-
-class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is done in a run. Times are in seconds, rates in jobs a second."""
-
-    creates: int
-    """With one create in flight it is a quarter."""
-    bursts: tuple[int, ...]
-    rates: tuple[float, ...]
-    steady_seconds: float
-    sustained_seconds: float
-    waiting: tuple[int, ...]
-    batch: int
-    overload_seconds: float
-
-
-FULL = Size(
-    creates=1000,
-    bursts=(1_000, 2_000),
-    rates=(5, 15, 30),
-    steady_seconds=8,
-    sustained_seconds=8,
-    waiting=(1_000, 10_000, 50_000),
-    batch=400,
-    overload_seconds=120,
-)
-ON_CLUSTER = msgspec.structs.replace(FULL, bursts=(600, 2_000), waiting=(1_000, 10_000, 100_000))
-QUICK = Size(
-    creates=120,
-    bursts=(120,),
-    rates=(15,),
-    steady_seconds=4,
-    sustained_seconds=4,
-    waiting=(300, 1_500),
-    batch=100,
-    overload_seconds=3,
-)
 
 
 class Round:
@@ -126,41 +90,57 @@ CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
 }
 """What is measured in each round, in this order."""
 
+BY_NODES = "nodes"
+"""What is measured of ours alone in each round, and on a cluster only."""
+
 ALONE = ("waiting", "overload")
 """What is measured of ours alone, once."""
 
 NEEDS = {"steady": "sustained", "overload": "sustained"}
 """Scenarios whose rate is that which was sustained."""
 
+Keep = Callable[[Measurement], None]
+"""Takes what was measured, at once, so that nothing is lost when something fails later."""
 
-async def measure(
-    size: Size, wanted: set[str], rounds: int, found: list[Measurement], *, cluster: bool
-) -> dict[str, str]:
-    """Measure what is wanted and return the versions of the servers.
 
-    Args:
-        cluster: On Temporal's own server and Postgres, and beside Temporal's own ways.
-        found: What was measured is added to it at once, so that nothing is lost when something fails later.
-    """
+async def measure(size: Size, wanted: set[str], run: Run, keep: Keep) -> None:
+    """Measure what is wanted, and add the versions of the servers to the run."""
     wanted = wanted | {NEEDS[name] for name in wanted & NEEDS.keys()}
-    versions: dict[str, str] = {}
-    for n in range(rounds if wanted - set(ALONE) else 0):
-        async with testbed(cluster=cluster) as place:
-            versions, this = await place.versions(), Round(place, n, size)
-            for name in CONTESTED:
-                if name in wanted:
-                    await _collect(CONTESTED[name](this), found)
+    cluster = Nodes() if run.on_cluster else None
+    for n in range(run.rounds):
+        if wanted & CONTESTED.keys():
+            async with testbed(cluster) as place:
+                run.versions.update(await place.versions())
+                this = Round(place, n, size)
+                for name in CONTESTED:
+                    if name in wanted:
+                        await _collect(CONTESTED[name](this), keep)
+        if BY_NODES in wanted:
+            await _collect(_nodes(n, size, run), keep)
     for name in ALONE:
         if name in wanted:
-            async with testbed(cluster=cluster) as place:
-                versions = await place.versions()
-                await _collect(_alone(name, place, size, found), found)
-    return versions
+            async with testbed(cluster) as place:
+                run.versions.update(await place.versions())
+                await _collect(_alone(name, place, size, run.measurements), keep)
 
 
-async def _alone(name: str, place: Testbed, size: Size, found: list[Measurement]) -> AsyncIterator[Measurement]:
+async def _nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
+    """Have the same done by each number of nodes, each on a stack of its own that has done a little before."""
+    order = 1 if n % 2 == 0 else -1
+    for histories, workers in NODE_COUNTS[::order]:
+        scenario = nodes_scenario(histories, workers)
+        async with testbed(Nodes(histories=histories, workers=workers)) as place:
+            run.versions.update(await place.versions())
+            warming = await begun(place, place.ours, scenario, n)
+            await scenarios.burst(warming, count=size.nodes_burst // 6)
+            measuring = await begun(place, place.ours, scenario, n)
+            measured = await scenarios.burst(measuring, count=size.nodes_burst)
+        yield measured
+
+
+async def _alone(name: str, place: Testbed, size: Size, found: Sequence[Measurement]) -> AsyncIterator[Measurement]:
     if name == "waiting":
-        async for one in capacity.waiting(place, 0, levels=size.waiting, batch=size.batch):
+        async for one in waiting(place, 0, size):
             yield one
     else:
         rate = OVERLOAD * sustained_rate(found, OURS)
@@ -174,10 +154,10 @@ def sustained_rate(found: Sequence[Measurement], implementation: str) -> float:
     )
 
 
-async def _collect(measured: AsyncIterator[Measurement], found: list[Measurement]) -> None:
+async def _collect(measured: AsyncIterator[Measurement], keep: Keep) -> None:
     async for one in measured:
         say(told(one))
-        found.append(one)
+        keep(one)
 
 
 def told(one: Measurement) -> str:

@@ -1,7 +1,9 @@
 """What a run found, as drawings: small, the same for the same results, legible on dark and light."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from statistics import median
 
@@ -10,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from benchmarks.report import services_cpu
+from benchmarks.report import note_of, plots_of, services_cpu
 from benchmarks.results import (
+    AMONG,
     BUCKETS_MS,
     BURST,
     HALF,
@@ -19,20 +22,26 @@ from benchmarks.results import (
     RAW,
     SAME_RAW,
     STRAIGHTFORWARD,
+    WAITING,
     Measurement,
     Run,
     Spread,
     shorter,
 )
-from devstack.children import ROOT
-
-FOLDER = ROOT / "docs" / "performance"
 
 _INK = "#808890"
 """Seen on white and on black; the style has it too."""
 
 _COLOURS = {RAW: "#9aa5b1", SAME_RAW: "#6b7a8c", STRAIGHTFORWARD: "#e0873a", OURS: "#2f8fd8"}
 _PROCESSES = {"worker": "#2f8fd8", "temporal": "#8a6fd1", "api": "#3aa676", "postgres": "#c9a227"}
+_REQUESTS = {
+    "GET": ("read", "#2f8fd8"),
+    "PUT": ("change", "#3aa676"),
+    "list": ("list", "#8a6fd1"),
+    "list by label": ("label", "#c9a227"),
+    "count": ("count", "#e0873a"),
+}
+"""What is asked for among waiting jobs, with its name in the notes of measurements."""
 
 _STYLE = Path(__file__).with_suffix(".mplstyle")
 
@@ -44,13 +53,12 @@ def draw(run: Run, folder: Path) -> None:
         "lateness": _lateness,
         "throughput": _throughput,
         "cpu": _cpu,
+        "waiting": _waiting_on_cluster if run.on_cluster else _waiting,
     }
-    if run.starting("waiting, "):
-        drawings["waiting"] = _waiting
-    for name, drawing in drawings.items():
+    for name in plots_of(run):
         with style.context(_STYLE):
             nothing_to_date = {"Date": None, "Creator": None}
-            drawing(run).savefig(folder / f"{name}.svg", transparent=True, metadata=nothing_to_date)
+            drawings[name](run).savefig(folder / f"{name}.svg", transparent=True, metadata=nothing_to_date)
 
 
 def _lateness(run: Run) -> Figure:
@@ -142,26 +150,70 @@ def _median_cpu(found: Sequence[Measurement]) -> Mapping[str, float]:
 
 def _waiting(run: Run) -> Figure:
     """Draw the rate of creates, and what each process holds, over the number of waiting jobs."""
-    found = sorted((one for some in run.starting("waiting, ").values() for one in some), key=_level)
-    levels = [_level(one) for one in found]
     figure, (rates, memory) = _figure(2, height=3.0)
-    rates.plot(levels, [one.per_second for one in found], "o-", color=_COLOURS[OURS])
+    _over_levels(rates, run, WAITING, _per_second, color=_COLOURS[OURS])
     rates.set_title("creates a second")
-    for process, colour in _PROCESSES.items():
-        held = [one.memory.resident[process] / 2**20 if one.memory else 0.0 for one in found]
-        memory.plot(levels, held, "o-", color=colour, label=process)
-    memory.set_title("memory, MiB")
+    _memory(memory, run)
     for axes in (rates, memory):
-        axes.set(xlabel="waiting jobs", xscale="log", ylim=(0, 1.08 * axes.get_ylim()[1]))
-        axes.set_xticks(levels, [f"{level:,.0f}" for level in levels])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(visible=True)
+        _set_levels(axes, run)
     _legend(figure, [memory])
     return figure
 
 
+def _waiting_on_cluster(run: Run) -> Figure:
+    """Draw rates, the times that requests take, and what each process holds, over the number of waiting jobs."""
+    figure, (rates, times, memory) = _figure(3, height=3.4)
+    _over_levels(rates, run, WAITING, _per_second, color=_COLOURS[OURS], label="creates")
+    _over_levels(rates, run, AMONG, _per_second, color=_COLOURS[STRAIGHTFORWARD], label="arrivals of a burst")
+    rates.set_title("jobs a second")
+    for request, (name, colour) in _REQUESTS.items():
+        _over_levels(times, run, WAITING, note_of(f"{name}_p50_ms"), color=colour, label=request)
+    times.set_title("answered after, ms (p50)")
+    _memory(memory, run)
+    for axes in (rates, times, memory):
+        _set_levels(axes, run, room=1.5)
+        axes.legend(loc="upper left")
+    times.set(yscale="log", ylim=(1, 20 * times.get_ylim()[1]))
+    times.yaxis.set_minor_locator(NullLocator())
+    return figure
+
+
+def _memory(axes: Axes, run: Run) -> None:
+    for process, colour in _PROCESSES.items():
+        _over_levels(axes, run, WAITING, partial(_resident, process), color=colour, label=process)
+    axes.set_title("memory, MiB")
+
+
+def _over_levels(
+    axes: Axes, run: Run, prefix: str, figure: Callable[[Measurement], float | None], *, color: str, label: str = ""
+) -> None:
+    """Draw the median of a figure at each level at which it was measured."""
+    at = defaultdict[float, list[float]](list)
+    for one in chain.from_iterable(run.starting(prefix).values()):
+        if (value := figure(one)) is not None:
+            at[_level(one)].append(value)
+    axes.plot(sorted(at), [median(at[level]) for level in sorted(at)], "o-", color=color, label=label)
+
+
+def _set_levels(axes: Axes, run: Run, *, room: float = 1.08) -> None:
+    """Make the levels those of the x axis, and the y axis so many times as high as what is drawn."""
+    levels = sorted({_level(one) for one in chain.from_iterable(run.starting(WAITING).values())})
+    axes.set(xlabel="waiting jobs", xscale="log", ylim=(0, room * axes.get_ylim()[1]))
+    axes.set_xticks(levels, [f"{level:,.0f}" for level in levels])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=True)
+
+
 def _level(one: Measurement) -> float:
     return one.notes["waiting"]
+
+
+def _per_second(one: Measurement) -> float:
+    return one.per_second
+
+
+def _resident(process: str, one: Measurement) -> float | None:
+    return one.memory.resident[process] / 2**20 if one.memory else None
 
 
 def _figure(count: int, *, height: float) -> tuple[Figure, list[Axes]]:

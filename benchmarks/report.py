@@ -1,15 +1,19 @@
-"""What a run found, as the generated part of docs/performance.md and as lines for the terminal."""
+"""What a run found, as the generated part of a page and as lines for the terminal.
+
+The page of a cluster is docs/scale.md, and docs/performance.md that of all else.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 import msgspec
 
-from benchmarks.results import BURST, Measurement, Run, Spread
-from benchmarks.targets import Target, targets
+from benchmarks.results import AMONG, BURST, NODES, RESTART, WAITING, Measurement, Run, Spread, bytes_per_job
+from benchmarks.targets import Target, server_cpu, targets
 from devstack.children import ROOT
-
-PAGE = ROOT / "docs" / "performance.md"
+from devstack.postgres import DATABASE
+from devstack.temporal_cluster import DATABASES
 
 BEGIN = "<!-- Begin of what `make bench` writes: changes in here are lost. -->"
 END = "<!-- End of what `make bench` writes. -->"
@@ -22,6 +26,17 @@ class Column(msgspec.Struct, frozen=True):
 
     heading: str
     figure: Callable[[Measurement], float | None]
+
+
+def page_of(run: Run) -> Path:
+    """Return the page that a run is reported on. Its plots are in a folder of the same name."""
+    return ROOT / "docs" / ("scale.md" if run.on_cluster else "performance.md")
+
+
+def plots_of(run: Run) -> list[str]:
+    """Return the names of a run's plots."""
+    side_by_side = [] if run.on_cluster else ["lateness", "throughput", "cpu"]
+    return [*side_by_side, *(["waiting"] if run.starting(WAITING) else [])]
 
 
 def with_report(page: str, run: Run) -> str:
@@ -44,14 +59,23 @@ def report(run: Run) -> str:
         "Creates": [_creates(run)],
         "Burst": [_table(run, BURST, [*_RATES, *_LATENESS]), _table(run, BURST, [*_CPU, *_HISTORY])],
         "Sustained": [_table(run, "sustained", [*_RATES, *_LATENESS]), _table(run, "sustained", [*_CPU, *_HISTORY])],
-        "Steady": [_plot("lateness", "How many jobs arrived how late"), _table(run, "steady, ", [*_LATENESS, *_CPU])],
+        "Steady": [
+            *_plots(run, lateness="How many jobs arrived how late"),
+            _table(run, "steady, ", [*_LATENESS, *_CPU]),
+        ],
         "A receiver that fails once": [_table(run, "failing receiver", [*_RATES, *_CPU, *_HISTORY])],
         "A slow receiver": [_table(run, "slow receiver", [*_LATENESS, *_CPU])],
-        "All side by side": [_plot("throughput", "Jobs a second"), _plot("cpu", "CPU of each process per job")],
-        "Waiting jobs": [_plot("waiting", "Creates a second over waiting jobs"), _waiting(run)],
+        "All side by side": _plots(run, throughput="Jobs a second", cpu="CPU of each process per job"),
+        "Waiting jobs": [*_plots(run, waiting="Creates a second over waiting jobs"), _waiting(run)],
+        "Lists and counts among waiting jobs": [_table(run, WAITING, _LISTS)],
+        "Disk of a waiting job": [_table(run, WAITING, _DISK)],
+        "Memory of Temporal's processes": [_table(run, WAITING, _TEMPORALS_MEMORY)],
+        "A burst among waiting jobs": [_table(run, AMONG, [*_RATES, *_LATENESS])],
+        "Restarts among waiting jobs": [_table(run, RESTART, _RESTARTS)],
+        "Cost of a job by nodes": [_table(run, NODES, _BY_NODES)],
         "Overload": [_overload(run)],
     }
-    measured = {name: found for name, found in sections.items() if not found[-1].startswith(_NOT_MEASURED)}
+    measured = {name: found for name, found in sections.items() if found and not found[-1].startswith(_NOT_MEASURED)}
     parts = [_about(run), *(part for name, found in measured.items() for part in (f"### {name}", *found))]
     return "\n\n".join(parts) + "\n"
 
@@ -87,8 +111,10 @@ def _about(run: Run) -> str:
 
 
 def _targets(run: Run) -> str:
-    rows = [[one.what, _cell(one.values), _wanted(one), _REACHED[one.reached]] for one in targets(run)]
-    return _markdown(["", "measured", "target", "reached"], rows)
+    """Return all targets; of a cluster those that were measured, since all of it takes hours."""
+    shown = [one for one in targets(run) if one.values or not run.on_cluster]
+    rows = [[one.what, _cell(one.values), _wanted(one), _REACHED[one.reached]] for one in shown]
+    return _markdown(["", "measured", "target", "reached"], rows) if rows else _NOT_MEASURED
 
 
 def _wanted(target: Target) -> str:
@@ -107,29 +133,26 @@ def _creates(run: Run) -> str:
 def _waiting(run: Run) -> str:
     columns = [
         Column("creates/s", lambda one: one.per_second),
-        *(
-            Column(f"{name} {part}, ms", _note(f"{note}_{part}_ms"))
-            for name, note in {"GET": "read", "PUT": "change"}.items()
-            for part in ("p50", "p99")
-        ),
+        *_spread("create", lambda one: one.answers, ("p50", "p99")),
+        *_took({"GET": "read", "PUT": "change"}, ("p50", "p99")),
         *(Column(f"{name}, MiB", _resident(name)) for name in ("api", "worker", "temporal", "postgres")),
         Column("Temporal's disk, MiB", lambda one: one.memory.disk["temporal"] / _MIB if one.memory else None),
     ]
-    return _table(run, "waiting, ", columns)
+    return _table(run, WAITING, columns)
 
 
 def _overload(run: Run) -> str:
     columns = [
-        *(Column(heading, _note(name)) for name, heading in _ANSWERED.items()),
+        *(Column(heading, note_of(name)) for name, heading in _ANSWERED.items()),
         *_spread("accepted", lambda one: one.answers, ("p50", "p99")),
-        Column("429 p99, ms", _note("refused_p99_ms")),
-        Column("503 p99, ms", _note("unavailable_p99_ms")),
-        Column("lost", _note("lost")),
-        Column("drained after, s", _note("drain_seconds")),
+        Column("429 p99, ms", note_of("refused_p99_ms")),
+        Column("503 p99, ms", note_of("unavailable_p99_ms")),
+        Column("lost", note_of("lost")),
+        Column("drained after, s", note_of("drain_seconds")),
         Column("delivered/s", lambda one: one.per_second),
     ]
     memory = [
-        Column(f"{name} {when}, MiB", _scaled(_note(f"{name}_{when}"), 1 / _MIB))
+        Column(f"{name} {when}, MiB", _scaled(note_of(f"{name}_{when}"), 1 / _MIB))
         for name in ("api", "worker", "temporal")
         for when in ("before", "peak", "after")
     ]
@@ -171,16 +194,30 @@ def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
 
-def _plot(name: str, what: str) -> str:
-    return f"![{what}](performance/{name}.svg)"
+def _plots(run: Run, **whats: str) -> list[str]:
+    """Return the links to those of the plots, each with what it shows, that the run has."""
+    folder = page_of(run).stem
+    return [f"![{what}]({folder}/{name}.svg)" for name, what in whats.items() if name in plots_of(run)]
 
 
-def _note(name: str) -> Callable[[Measurement], float | None]:
+def note_of(name: str) -> Callable[[Measurement], float | None]:
+    """Return what takes a note from a measurement, where it has that."""
     return lambda one: one.notes.get(name)
 
 
 def _resident(name: str) -> Callable[[Measurement], float | None]:
-    return lambda one: one.memory.resident[name] / _MIB if one.memory else None
+    return _scaled(lambda one: one.memory.resident.get(name) if one.memory else None, 1 / _MIB)
+
+
+def _disk(name: str) -> Callable[[Measurement], float | None]:
+    return lambda one: bytes_per_job(one.memory.tables, one.notes["waiting"]).get(name) if one.memory else None
+
+
+def _took(notes: Mapping[str, str], parts: Sequence[str]) -> list[Column]:
+    """Return columns of how long requests took: by what they are called here, what notes call them."""
+    return [
+        Column(f"{name} {part}, ms", note_of(f"{note}_{part}_ms")) for name, note in notes.items() for part in parts
+    ]
 
 
 def _scaled(figure: Callable[[Measurement], float | None], by: float) -> Callable[[Measurement], float | None]:
@@ -218,14 +255,37 @@ def services_cpu(cpu_ms_per_job: Mapping[str, float]) -> dict[str, float]:
 
 _RATES = [
     Column("jobs/s", lambda one: one.per_second),
-    Column("closed/s", _note("closed_per_second")),
+    Column("closed/s", note_of("closed_per_second")),
 ]
 _LATENESS = _spread("late", lambda one: one.lateness, ("min", "p50", "p99", "max"))
 _CPU = [
     *_cpu("worker", "temporal", "api", "postgres"),
     Column("all, CPU ms", lambda one: sum(services_cpu(one.cpu_ms_per_job).values())),
-    Column("worker until due", _note("worker_until_due")),
-    Column("temporal until due", _note("temporal_until_due")),
+    Column("worker until due", note_of("worker_until_due")),
+    Column("temporal until due", note_of("temporal_until_due")),
+]
+_LISTS = [
+    *_took({"list": "list", "list by label": "label", "count": "count"}, ("p50", "p95")),
+    Column("503", note_of("lists_unavailable")),
+]
+_DISK = [
+    Column(f"{name}, bytes", _disk(name))
+    for name in (*(f"{database} {kind}" for database in (*DATABASES, DATABASE) for kind in ("rows", "indexes")), "all")
+]
+_TEMPORALS_MEMORY = [
+    Column(f"{name}, MiB", _resident(f"temporal-{name.replace(' ', '-')}"))
+    for name in ("frontend", "history 1", "history 2", "matching", "worker")
+]
+_RESTARTS = [
+    Column("stopped after, s", note_of("stopped_seconds")),
+    Column("create accepted after, s", note_of("accepted_seconds")),
+    Column("delivered after, s", note_of("arrived_seconds")),
+]
+_BY_NODES = [
+    *_RATES,
+    *_cpu("temporal", "postgres", "api", "worker"),
+    Column("temporal and postgres, CPU ms", server_cpu),
+    Column("all, CPU ms", lambda one: sum(services_cpu(one.cpu_ms_per_job).values())),
 ]
 _ANSWERED = {
     "asked": "asked",

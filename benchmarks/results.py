@@ -26,6 +26,15 @@ SINGLE, BATCH = "creates, 16 in flight", "creates, in a batch"
 HALF = "steady, half of sustained"
 """The scenario at half the rate that the straightforward implementation sustains."""
 
+NODES = "nodes, "
+"""How the names of scenarios begin in which the same is done by more processes."""
+
+NODE_COUNTS = ((1, 1), (2, 1), (1, 2), (2, 2))
+"""Processes of Temporal's history and of our worker in these; with the first all others are compared."""
+
+WAITING, AMONG, RESTART = "waiting, ", "among ", "restart of "
+"""How the names of scenarios begin that are measured with many waiting jobs: the jobs, a burst, restarts."""
+
 
 class Spread(msgspec.Struct, frozen=True):
     """How values are spread, in milliseconds."""
@@ -37,15 +46,28 @@ class Spread(msgspec.Struct, frozen=True):
     max: float
     histogram: tuple[int, ...]
     """Counts by `BUCKETS_MS`."""
+    p95: float | None = None
+    """None in results of an earlier version."""
+
+
+class TableSize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a table of a database takes on disk, in bytes."""
+
+    database: str
+    table: str
+    rows: int
+    indexes: int
 
 
 class Memory(msgspec.Struct, frozen=True):
     """What is held, in bytes."""
 
     resident: dict[str, int]
-    """Of each process, its children included."""
+    """Of each process, its children included; and of all processes of a part, where it has several."""
     disk: dict[str, int]
     """Of each store."""
+    tables: tuple[TableSize, ...] = ()
+    """By how much each table has grown since the databases were empty; on a cluster only."""
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +97,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A whole run."""
 
     at: str
-    """When it ended, in UTC."""
+    """When it began, in UTC."""
     machine: dict[str, str]
     versions: dict[str, str]
     quick: bool
@@ -114,7 +136,33 @@ def spread(values_ms: Iterable[float]) -> Spread | None:
         p99=round(ordered[min(last, int(len(ordered) * 0.99))], 2),
         max=round(ordered[-1], 2),
         histogram=tuple(counts),
+        p95=round(ordered[min(last, int(len(ordered) * 0.95))], 2),
     )
+
+
+def grown(now: Sequence[TableSize], before: Sequence[TableSize]) -> tuple[TableSize, ...]:
+    """Return by how much tables have grown; one that was not there before by all that it has."""
+    earlier = {(one.database, one.table): one for one in before}
+    none = TableSize(database="", table="", rows=0, indexes=0)
+    return tuple(
+        msgspec.structs.replace(one, rows=one.rows - then.rows, indexes=one.indexes - then.indexes)
+        for one in now
+        for then in [earlier.get((one.database, one.table), none)]
+    )
+
+
+def bytes_per_job(tables: Sequence[TableSize], jobs: float) -> dict[str, float]:
+    """Return the bytes for each job in the rows and in the indexes of each database, as `database rows`, and in all."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for one in tables:
+        found[f"{one.database} rows"] += one.rows / jobs
+        found[f"{one.database} indexes"] += one.indexes / jobs
+    return found | {"all": sum(found.values())} if found else {}
+
+
+def nodes_scenario(histories: int, workers: int) -> str:
+    """Return the name of the scenario with so many processes."""
+    return f"{NODES}{histories} x history and {workers} x worker"
 
 
 def shorter(scenario: str) -> str:
@@ -123,7 +171,13 @@ def shorter(scenario: str) -> str:
 
 
 def merged(runs: Sequence[Run]) -> Run:
-    """Return several runs as one, the rounds of each after those of the one before; the last says where it was."""
+    """Return several runs as one, the rounds of each after those of the one before; the last says where it was.
+
+    Raises:
+        ValueError: Some were on a cluster and some were not.
+    """
+    if len({run.on_cluster for run in runs}) > 1:
+        raise ValueError("results of a cluster and others cannot be one report")
     measurements, rounds = [], 0
     for run in runs:
         measurements += [msgspec.structs.replace(one, round=one.round + rounds) for one in run.measurements]

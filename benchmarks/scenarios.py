@@ -7,7 +7,7 @@ from itertools import repeat
 
 import msgspec
 
-from benchmarks.implementations import Ours
+from benchmarks.implementations import JobBody, Ours
 from benchmarks.load import at_rate, due_in, timed_all
 from benchmarks.results import Measurement, spread
 from benchmarks.run import SETTLE, ScenarioRun
@@ -27,8 +27,8 @@ SLOW_RATE = 15.0
 CLIENTS = 64
 """Clients of the sustained scenario, each with one job at a time."""
 
-# The jobs of a burst are created so many at a time, at this rate a second at least, and come due a moment after.
-_BURST_IN_FLIGHT, _BURST_CREATES, _BURST_AHEAD = 32, 80.0, 3.0
+# The jobs of a burst are created so many at a time, and come due a moment after.
+_BURST_IN_FLIGHT, _BURST_AHEAD = 32, 3.0
 
 
 async def creates(run: ScenarioRun, *, in_flight: int, count: int) -> Measurement:
@@ -43,15 +43,23 @@ async def batch(run: ScenarioRun, ours: Ours, *, count: int) -> Measurement:
     Raises:
         RuntimeError: Not all of them were created.
     """
-    created = await ours.create_batch([run.new_id() for _ in range(count)], due_in(FAR))
+    due = due_in(FAR)
+    created = await ours.create_batch(JobBody(id=run.new_id(), trigger_time=due) for _ in range(count))
     if created != count:
         raise RuntimeError(f"{created} of {count} jobs of a batch were created")
     return run.result(count, until=time.time())
 
 
-async def burst(run: ScenarioRun, *, count: int) -> Measurement:
-    """Let jobs come due at one instant: rates count from there, CPU from before the creates until all are closed."""
-    due = due_in(_BURST_AHEAD + count / _BURST_CREATES)
+async def burst(run: ScenarioRun, *, count: int, creates_per_second: float = 80.0) -> Measurement:
+    """Let jobs come due at one instant: rates count from there, CPU from before the creates until all are closed.
+
+    Args:
+        creates_per_second: How fast the jobs are created at least.
+
+    Raises:
+        RuntimeError: They were not created so fast.
+    """
+    due = due_in(_BURST_AHEAD + count / creates_per_second)
     await timed_all(repeat(partial(run.create, due), count), _BURST_IN_FLIGHT)
     if due_in(0) >= due:
         raise RuntimeError("the jobs of the burst were not created in time")

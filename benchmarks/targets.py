@@ -11,13 +11,17 @@ from benchmarks.results import (
     BURST,
     EMPTY,
     HALF,
+    NODE_COUNTS,
     OURS,
     RAW,
     SAME_RAW,
     SINGLE,
     STRAIGHTFORWARD,
+    WAITING,
     Measurement,
     Run,
+    nodes_scenario,
+    shorter,
 )
 from timemachine.settings import Settings
 
@@ -92,6 +96,20 @@ def _cluster(run: Run) -> list[Target]:
             values=_between(run.of(SINGLE, OURS), run.of(BATCH, OURS), _per_second),
             at_least=1.3,
         ),
+        *_nodes(run),
+    ]
+
+
+def _nodes(run: Run) -> list[Target]:
+    """Return that no number of nodes makes a job cost more."""
+    one_of_each, *more = [nodes_scenario(*counts) for counts in NODE_COUNTS]
+    return [
+        Target(
+            what=f"{nodes}, CPU of Temporal and database per job / {shorter(one_of_each)}",
+            values=_between(run.of(one_of_each, OURS), run.of(nodes, OURS), server_cpu),
+            at_most=1.1,
+        )
+        for nodes in more
     ]
 
 
@@ -155,7 +173,7 @@ def _lateness(run: Run) -> list[Target]:
 
 
 def _limits(run: Run) -> list[Target]:
-    levels = run.starting("waiting, ")
+    levels = run.starting(WAITING)
     first, last = (min(levels, key=_level, default=""), max(levels, key=_level, default=""))
     where = f"{_level(last):,} / {_level(first):,} waiting" if levels else "most / fewest waiting"
     overloads = run.of("overload", OURS)
@@ -201,6 +219,11 @@ def _per_second(one: Measurement) -> float:
 
 def _closed(one: Measurement) -> float | None:
     return one.notes.get("closed_per_second")
+
+
+def server_cpu(one: Measurement) -> float:
+    """Return the CPU milliseconds per job of Temporal and of the database."""
+    return _cpu("temporal", one) + _cpu("postgres", one)
 
 
 def _cpu(process: str, one: Measurement) -> float:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -14,19 +15,25 @@ from temporalio.client import Client
 from benchmarks.http_load import HttpLoad
 from benchmarks.implementations import Empty, Implementation, Ours, Raw, SameRaw, Standalone, Straightforward
 from benchmarks.peers.__main__ import TASK_QUEUE as PEERS
+from benchmarks.results import TableSize
 from benchmarks.sink import Sink, receiving
-from benchmarks.stack import fresh_stack
+from benchmarks.stack import Nodes, fresh_stack
 from benchmarks.straightforward.__main__ import TASK_QUEUE
 from devstack.children import ROOT, serves_queue
 from devstack.parts import Part, Program, running
+from devstack.postgres import DATABASE
 from devstack.stack import Stack
+from devstack.temporal_cluster import DATABASES
 from timemachine.temporal.payloads import DATA_CONVERTER
 
 LOGS = ROOT / "build" / "bench" / "logs"
 """Where our API and our worker write to, and the straightforward worker."""
 
-QUIET_LIMIT = 120.0
+QUIET_LIMIT = 600.0
 """Seconds that Temporal gets to finish what it still does of the scenario before."""
+
+_TABLE_SIZES = "SELECT relname, pg_table_size(relid), pg_indexes_size(relid) FROM pg_stat_user_tables ORDER BY relname"
+"""Rows with what is too large for them, and indexes, in bytes."""
 
 _IDLE_PERCENT = 20
 _START_UP = 1.0
@@ -45,11 +52,17 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
     ours: Ours
     peers: tuple[Implementation, ...] = ()
     """Temporal's own ways, on a cluster only."""
+    cluster: Nodes | None = None
+    """Its processes, where it is one."""
 
-    def pids(self, part: str) -> list[int]:
+    def processes(self, part: str) -> list[Part]:
         """Return the processes of a part, which on a cluster may be several: `temporal` is all of Temporal's."""
         parts = self.stack.parts.items()
-        return [running.pid for name, running in parts if name == part or name.startswith(f"{part}-")]
+        return [process for name, process in parts if name == part or name.startswith(f"{part}-")]
+
+    def pids(self, part: str) -> list[int]:
+        """Return the process ids of a part."""
+        return [process.pid for process in self.processes(part)]
 
     async def quiet(self) -> None:
         """Wait until Temporal has nothing left to do of what was before.
@@ -75,17 +88,31 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     async def sql(self, query: str) -> str:
-        """Return the one value that Postgres answers to a query, as text."""
-        postgres = await asyncpg.connect(self.stack.env["TIMEMACHINE_POSTGRES_DSN"])
+        """Return the one value that our database answers to a query, as text."""
+        return str((await self._rows(query, DATABASE))[0][0])
+
+    async def tables(self) -> list[TableSize]:
+        """Return what each table of Temporal's and of ours takes now; of none where Temporal's are not in Postgres."""
+        if self.cluster is None:
+            return []
+        return [
+            TableSize(database=database, table=table, rows=rows, indexes=indexes)
+            for database in (*DATABASES, DATABASE)
+            for table, rows, indexes in await self._rows(_TABLE_SIZES, database)
+        ]
+
+    async def _rows(self, query: str, database: str) -> list[asyncpg.Record]:
+        dsn = urlsplit(self.stack.env["TIMEMACHINE_POSTGRES_DSN"])._replace(path=f"/{database}").geturl()
+        postgres = await asyncpg.connect(dsn)
         try:
-            return str(await postgres.fetchval(query))
+            return list(await postgres.fetch(query))
         finally:
             await postgres.close()
 
 
 @asynccontextmanager
-async def testbed(*, cluster: bool) -> AsyncIterator[Testbed]:
-    """Start everything anew, on a cluster or as `make run` does, and stop it in the end."""
+async def testbed(cluster: Nodes | None) -> AsyncIterator[Testbed]:
+    """Start everything anew, on a cluster of these processes or else as `make run` does, and stop it in the end."""
     async with (
         fresh_stack(logs=LOGS, cluster=cluster) as stack,
         running(_worker(stack, "straightforward", TASK_QUEUE)) as stack.parts["straightforward"],
@@ -107,6 +134,7 @@ async def testbed(*, cluster: bool) -> AsyncIterator[Testbed]:
                 straightforward=Straightforward(client),
                 ours=Ours(client, http),
                 peers=(Empty(client), Standalone(client)) if cluster else (),
+                cluster=cluster,
             )
             await found.ours.add_route(sink.url)
             await asyncio.sleep(_START_UP)  # the programs' own start-up is not measured

@@ -8,61 +8,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.__main__ import EVERYTHING, arguments
+from benchmarks.__main__ import arguments, everything, write
 from benchmarks.load import at_rate, timed_all
 from benchmarks.meter import per_job
-from benchmarks.report import BEGIN, END, PAGE, number, report, summary, with_report
+from benchmarks.report import BEGIN, END, number, page_of, report, summary, with_report
 from benchmarks.results import (
     BUCKETS_MS,
     HALF,
     OURS,
     RAW,
     STRAIGHTFORWARD,
-    Measurement,
-    Memory,
     Run,
     merged,
     problems,
     spread,
 )
 from benchmarks.targets import Target, targets
+from tests.support.measurements import one, run_of
 
 ROOT = Path(__file__).parents[2]
-
-
-def one(
-    scenario: str, implementation: str, per_second: float, *, n: int = 0, late: tuple[float, ...] = (), **notes: float
-) -> Measurement:
-    """A measurement whose CPU per job is 1000 divided by its rate, half of it the worker's."""
-    each = 500 / per_second
-    held = (
-        {"api": 10, "worker": 2**20 * int(notes["waiting"]), "temporal": 30, "postgres": 40}
-        if "waiting" in notes
-        else {}
-    )
-    return Measurement(
-        scenario=scenario,
-        implementation=implementation,
-        round=n,
-        jobs=100,
-        seconds=100 / per_second,
-        per_second=per_second,
-        cpu_ms_per_job={"worker": each, "temporal": each, "load": 1.0},
-        lateness=spread(late),
-        memory=Memory(resident=held, disk={"temporal": 2**20, "postgres": 1}) if held else None,
-        notes=notes,
-    )
-
-
-def run_of(*measurements: Measurement, rounds: int = 1) -> Run:
-    return Run(
-        at="2026-01-02T03:04:05+00:00",
-        machine={"processors": "2 x Abacus"},
-        versions={"temporal CLI": "1.5.1", "postgres": "18.6"},
-        quick=False,
-        rounds=rounds,
-        measurements=list(measurements),
-    )
 
 
 @pytest.fixture
@@ -93,7 +57,7 @@ def test_a_spread_is_of_all_values() -> None:
     found = spread(float(n) for n in range(1000, 0, -1))
 
     assert found
-    assert (found.count, found.min, found.p50, found.p99, found.max) == (1000, 1, 500, 991, 1000)
+    assert (found.count, found.min, found.p50, found.p95, found.p99, found.max) == (1000, 1, 500, 951, 991, 1000)
     assert sum(found.histogram) == 1000
 
 
@@ -175,8 +139,18 @@ def test_early_and_lost_jobs_are_problems(run: Run) -> None:
     ]
 
 
-def test_results_survive_their_file(run: Run) -> None:
-    assert msgspec.json.decode(msgspec.json.encode(run), type=Run) == run
+def test_runs_of_a_cluster_and_others_are_not_merged(run: Run) -> None:
+    with pytest.raises(ValueError, match="cluster"):
+        merged([run, msgspec.structs.replace(run, on_cluster=True)])
+
+
+def test_results_survive_their_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "results" / "now.json"
+    write(run_of(), path)
+    write(run, path)
+
+    assert msgspec.json.decode(path.read_bytes(), type=Run) == run
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
@@ -225,34 +199,51 @@ def test_a_page_without_markers_is_refused(run: Run) -> None:
         with_report(f"{END} {BEGIN}", run)
 
 
-def test_the_page_has_its_markers(run: Run) -> None:
-    assert report(run) in with_report(PAGE.read_text(), run)
+def test_each_page_has_its_markers(run: Run) -> None:
+    pages = {page_of(found): found for found in (run, msgspec.structs.replace(run, on_cluster=True))}
+
+    assert {page.name for page in pages} == {"performance.md", "scale.md"}
+    assert all(report(found) in with_report(page.read_text(), found) for page, found in pages.items())
 
 
 def test_the_summary_has_a_line_for_each_target(run: Run) -> None:
     assert len(summary(run).splitlines()) == len(targets(run))
 
 
-def test_the_plots_are_small_and_always_the_same(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_the_plots_are_small_and_always_the_same(run: Run, tmp_path: Path, *, on_cluster: bool) -> None:
     pytest.importorskip("matplotlib", reason="only `make bench` installs it")
     from benchmarks.plots import draw
 
+    run = msgspec.structs.replace(run, on_cluster=on_cluster)
     draw(run, tmp_path / "first")
     draw(run, tmp_path / "second")
 
     drawn = sorted((tmp_path / "first").iterdir())
-    assert {f"performance/{path.name}" for path in drawn} == set(re.findall(r"\((performance/[^)]+)\)", report(run)))
+    folder = page_of(run).stem
+    assert {f"{folder}/{path.name}" for path in drawn} == set(re.findall(r"\(([a-z]+/[^)]+\.svg)\)", report(run)))
     for path in drawn:
         assert path.stat().st_size < 60_000
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
 def test_the_command_line() -> None:
-    assert arguments([]).only == set(EVERYTHING)
+    assert arguments([]).only == everything(cluster=False)
+    assert arguments(["--cluster"]).only == everything(cluster=False) | {"nodes"}
     assert arguments(["--quick", "--only", "burst,creates"]).only == {"burst", "creates"}
     assert arguments(["--report", "a.json", "b.json"]).report == [Path("a.json"), Path("b.json")]
-    with pytest.raises(SystemExit):
-        arguments(["--only", "bursts"])
+    for wrong in (["--only", "bursts"], ["--only", "nodes"]):
+        with pytest.raises(SystemExit):
+            arguments(wrong)
+
+
+def test_levels_of_waiting_jobs_are_chosen_and_must_grow() -> None:
+    assert arguments(["--cluster"]).size.waiting == (10_000, 100_000)
+    assert arguments(["--cluster", "--waiting", "20000,1000000"]).size.waiting == (20_000, 1_000_000)
+    assert arguments(["--quick", "--waiting", "300,1500"]).size.batch == arguments(["--quick"]).size.batch
+    for wrong in ("10000,10000", "100", "many"):
+        with pytest.raises(SystemExit):
+            arguments(["--waiting", wrong])
 
 
 def test_what_the_plots_need_is_pinned_with_hashes_and_as_elsewhere() -> None:

@@ -1,0 +1,54 @@
+"""How much is measured: all of it, on a cluster, or a little of it."""
+
+import msgspec
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is done in a run. Times are in seconds, rates in jobs a second."""
+
+    creates: int
+    """With one create in flight it is a quarter."""
+    bursts: tuple[int, ...]
+    rates: tuple[float, ...]
+    steady_seconds: float
+    sustained_seconds: float
+    waiting: tuple[int, ...]
+    """Levels of waiting jobs, from few to many."""
+    batch: int
+    """Creates in each of the batches of which the median counts, at each level of waiting jobs."""
+    counts: int
+    """Counts that are asked for at each level of waiting jobs, on a cluster."""
+    burst_among: int
+    """Jobs of the burst at each level of waiting jobs, on a cluster."""
+    nodes_burst: int
+    """Jobs of the burst with each number of nodes."""
+    overload_seconds: float
+
+
+FULL = Size(
+    creates=1000,
+    bursts=(1_000, 2_000),
+    rates=(5, 15, 30),
+    steady_seconds=8,
+    sustained_seconds=8,
+    waiting=(1_000, 10_000, 50_000),
+    batch=400,
+    counts=10,
+    burst_among=1_000,
+    nodes_burst=600,
+    overload_seconds=120,
+)
+ON_CLUSTER = msgspec.structs.replace(FULL, bursts=(600, 2_000), waiting=(10_000, 100_000))
+QUICK = Size(
+    creates=120,
+    bursts=(120,),
+    rates=(15,),
+    steady_seconds=4,
+    sustained_seconds=4,
+    waiting=(300, 1_500),
+    batch=100,
+    counts=2,
+    burst_among=120,
+    nodes_burst=120,
+    overload_seconds=3,
+)
