@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
 
+import psutil
 import pytest
 from temporalio.client import Client
 
@@ -21,6 +22,7 @@ from devstack.temporal import Temporal
 from tests.conftest import delivering
 from tests.support.holds import pause, resume, wait_until_held, wait_until_listed
 from tests.support.job_histories import workflow_of
+from tests.support.kills import stop
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Receiver
 from tests.support.resets import reset
@@ -241,7 +243,7 @@ async def test_a_worker_that_was_frozen_sends_nothing_of_what_was_before_a_chang
     async with worker_process(own, temporal.address) as frozen:
         job_ids = [await service.create(DUE_IN, meta="old") for _ in range(JOBS)]
         async with worker_process(own, temporal.address):
-            os.kill(frozen.pid, signal.SIGSTOP)
+            stop([psutil.Process(frozen.pid)])
             for job_id in job_ids:
                 # Each poll of the frozen worker may be given a task, and each is lost after ten seconds.
                 await eventually(partial(service.find, job_id), lambda job: "held" in job, limit=120)

@@ -23,6 +23,7 @@ from devstack.temporal import embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_server import VERSION
 from tests.soak.story import Call
+from tests.support.kills import stop
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 
@@ -103,11 +104,12 @@ class Cluster:
         self._note_end(number)
 
     def freeze_worker(self, number: int) -> None:
-        psutil.Process(self.workers[number].pid).suspend()
-        began_ms = _now_ms()
+        worker, began_ms = self.workers[number].pid, _now_ms()
+        before = _ports(worker)
+        stop([psutil.Process(worker)])
         ports = [_ports(worker.pid) for worker in self.workers]
         others = frozenset().union(*ports[:number], *ports[number + 1 :])
-        self.losses.append(Loss(worker=number, began_ms=began_ms, own=ports[number], others=others))
+        self.losses.append(Loss(worker=number, began_ms=began_ms, own=before | ports[number], others=others))
 
     def thaw_worker(self, number: int) -> None:
         psutil.Process(self.workers[number].pid).resume()
@@ -200,9 +202,7 @@ async def freeze(part: Part, seconds: float) -> None:
     tree = psutil.Process(part.pid)
     frozen = (tree, *tree.children(recursive=True))
     try:
-        for process in frozen:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+        stop(frozen)
         await asyncio.sleep(seconds)
     finally:
         for process in frozen:
