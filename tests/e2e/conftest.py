@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from devstack.cluster import local_cluster
+from devstack.parts import Part
 from devstack.stack import Stack, local_stack
 from tests.support.receiver import Receiver
 from tests.support.service import Service
@@ -15,7 +16,7 @@ from timemachine.settings import Settings
 
 @pytest.fixture(scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> AsyncIterator[Stack]:
-    """What `make run` starts, or `make cluster`. Of the latter the tests kill one history, one API and one worker."""
+    """What `make run` or `make cluster` starts, with `temporal`, `api` and `worker` for the first of each."""
     settings = Settings(
         http_port=0,
         temporal_port=0,
@@ -38,6 +39,12 @@ async def stack(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
         one_of = {"temporal": "temporal-history-1", "api": "api-1", "worker": "worker-1"}
         cluster.parts |= {name: cluster.parts[part] for name, part in one_of.items()}
         yield cluster
+
+
+@pytest.fixture
+def workers(stack: Stack) -> list[Part]:
+    """All workers: nobody knows which of them makes an attempt."""
+    return list({part.pid: part for name, part in stack.parts.items() if name.startswith("worker")}.values())
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import httpx
 import pytest
 
+from devstack.parts import Part
 from devstack.stack import Stack
-from tests.support.kills import kill
+from tests.support.kills import kill, restart
 from tests.support.many_jobs import create_many
 from tests.support.receiver import Received, Receiver, response
 from tests.support.service import Service, a_job, new_id
@@ -44,7 +45,7 @@ async def test_kill_while_jobs_wait(stack: Stack, service: Service, receiver: Re
 
 
 @pytest.mark.timeout(300)
-async def test_kill_of_the_worker_while_it_delivers(stack: Stack, service: Service, receiver: Receiver) -> None:
+async def test_kill_of_the_worker_while_it_delivers(workers: list[Part], service: Service, receiver: Receiver) -> None:
     """The attempt that was cut is made again; a job that merely waited is delivered once."""
     cut = asyncio.Event()
 
@@ -59,9 +60,9 @@ async def test_kill_of_the_worker_while_it_delivers(stack: Stack, service: Servi
     waiting = await service.create(3)
     await receiver.wait_for(in_flight)
 
-    kill(stack.parts["worker"])
+    kill(*workers)
     cut.set()
-    await stack.parts["worker"].restart()
+    await restart(workers)
 
     await receiver.wait_for(waiting)
     first, second = await receiver.wait_for(in_flight, 2, limit=90)
@@ -88,7 +89,9 @@ async def test_kill_of_the_api_between_create_and_answer(stack: Stack, service: 
     await assert_each_arrives_once(receiver, (job["id"] for job in jobs))
 
 
-async def test_a_stopped_worker_lets_its_attempt_finish(stack: Stack, service: Service, receiver: Receiver) -> None:
+async def test_a_stopped_worker_lets_its_attempt_finish(
+    workers: list[Part], service: Service, receiver: Receiver
+) -> None:
     answered = asyncio.Event()
 
     async def slow(_: Received) -> bytes:
@@ -99,10 +102,11 @@ async def test_a_stopped_worker_lets_its_attempt_finish(stack: Stack, service: S
     job_id = await service.create(0)
     await receiver.wait_for(job_id)
 
-    os.kill(stack.parts["worker"].pid, signal.SIGTERM)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
     asyncio.get_running_loop().call_later(2, answered.set)
 
-    assert await stack.parts["worker"].wait() == 0
-    await stack.parts["worker"].restart()
+    assert await asyncio.gather(*(worker.wait() for worker in workers)) == [0] * len(workers)
+    await restart(workers)
     assert (await service.wait_for_state(job_id, "delivered"))["attempts"] == 1
     assert len(receiver.of(job_id)) == 1

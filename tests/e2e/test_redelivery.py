@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
+from devstack.parts import Part
 from devstack.stack import Stack
-from tests.support.kills import kill
+from tests.support.kills import kill, restart
 from tests.support.many_jobs import create_many
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.service import ROUTE, Service
@@ -28,7 +29,7 @@ async def until_listed(client: Client, query: str) -> None:
 
 @pytest.mark.timeout(300)
 async def test_kill_of_the_worker_during_a_redelivery_of_many(
-    stack: Stack, service: Service, receiver: Receiver
+    stack: Stack, workers: list[Part], service: Service, receiver: Receiver
 ) -> None:
     receiver.answer = refuse
     ids = await create_many(service, JOBS, due_in=0, retry={"maximum_attempts": 1})
@@ -45,8 +46,8 @@ async def test_kill_of_the_worker_during_a_redelivery_of_many(
         return seen
 
     seen = await eventually(progress, lambda seen: seen["started"] > 10)
-    kill(stack.parts["worker"])
-    await stack.parts["worker"].restart()
+    kill(*workers)
+    await restart(workers)
 
     assert seen["started"] < JOBS
     seen = await eventually(progress, lambda seen: seen["done"], limit=90)
@@ -61,7 +62,7 @@ async def test_kill_of_the_worker_during_a_redelivery_of_many(
 
 @pytest.mark.timeout(300)
 async def test_a_redelivery_that_is_stopped_while_its_worker_is_dead_keeps_its_figures(
-    stack: Stack, service: Service, receiver: Receiver
+    stack: Stack, workers: list[Part], service: Service, receiver: Receiver
 ) -> None:
     receiver.answer = refuse
     await create_many(service, JOBS, due_in=0, retry={"maximum_attempts": 1})
@@ -78,9 +79,9 @@ async def test_a_redelivery_that_is_stopped_while_its_worker_is_dead_keeps_its_f
     listed = await eventually(partial(shown, f"/operation/{service.db}"), lambda seen: seen["operations"])
     path = f"/operation/{service.db}/{listed['operations'][0]['id']}"
     await eventually(partial(shown, f"{base}/{redelivery_id}"), lambda seen: seen["started"] > 10)
-    kill(stack.parts["worker"])
+    kill(*workers)
     assert (await service.api.delete(path)).json() == {"status": "ok"}
-    await stack.parts["worker"].restart()
+    await restart(workers)
 
     stopped = await eventually(partial(shown, path), lambda seen: seen["state"] != "running", limit=90)
     assert (stopped["state"], stopped["matched"]) == ("stopped", JOBS)

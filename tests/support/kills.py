@@ -66,3 +66,9 @@ def kill(*parts: Part) -> None:
     for process in [process for part in parts for process in tree(part)]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+async def restart(parts: Iterable[Part]) -> None:
+    """Start parts that have ended, one after the other."""
+    for part in parts:
+        await part.restart()
