@@ -33,6 +33,8 @@ DOWN = 3.0
 """Seconds between the kill of a process and its start."""
 LATE_LIMIT = 40.0
 """Seconds that a job may be late beyond the time in which a process was down: two time-outs of tasks, and a backlog."""
+HERD_RATE = 25.0
+"""Jobs a second of a herd that two processors deliver at least, beside the load."""
 LATE = 2.0
 """Seconds after which a job counts as late, by which it is told when all was well again."""
 QUIET = 5.0
@@ -60,6 +62,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds in which a process does nothing."""
     herd: bool = False
     """Many jobs come due in the instant in which it is done."""
+
+    @property
+    def late_limit(self) -> float:
+        """Seconds that a job of the round may be late."""
+        return LATE_LIMIT + self.down + (HERD / HERD_RATE if self.herd else 0)
 
 
 def killed(part_of: Callable[[Cluster], Part]) -> Callable[[Cluster], Awaitable[None]]:
@@ -201,7 +208,8 @@ async def test_chaos_of_a_cluster(cluster: Cluster, hook: Hook) -> None:
     try:
         async with calling(cluster.urls) as callers:
             for number in range(ROUNDS):
-                rows.append(Row(name=(fault := FAULTS[number % len(FAULTS)]).name, late_limit=LATE_LIMIT + fault.down))
+                fault = FAULTS[number % len(FAULTS)]
+                rows.append(Row(name=fault.name, late_limit=fault.late_limit))
                 await _round(f"round-{number}", fault, rows[-1], cluster, hook, callers)
         await asyncio.sleep(QUIET)
     finally:  # what was seen is told also where a process does not come back
