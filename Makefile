@@ -59,7 +59,7 @@ test-cluster: temporal temporal-server ## Run the tests that need servers on Tem
 soak: temporal temporal-server ## Try the promises while parts die, a minute or two for each soak (for hours: make soak SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak $(ARGS)
 
-chaos: temporal temporal-server ## Kill four processes of a cluster under load (each, and freeze them: make chaos SOAK=full)
+chaos: temporal temporal-server ## Kill processes of a cluster under load, in four rounds (each, and freeze most: make chaos SOAK=full)
 	@$(RUN) pytest -s -o python_files='soak_*.py' tests/soak/soak_chaos_cluster.py $(ARGS)
 
 mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for a quarter of an hour (some: make mutants ARGS="ledger")

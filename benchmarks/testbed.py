@@ -26,6 +26,9 @@ from devstack.stack import Stack
 from devstack.temporal_cluster import DATABASES
 from timemachine.temporal.payloads import DATA_CONVERTER
 
+WEB_UI = "temporal-ui"
+"""Of a cluster's parts the one that is not of Temporal's server."""
+
 LOGS = ROOT / "build" / "bench" / "logs"
 """Where our API and our worker write to, and the straightforward worker."""
 
@@ -56,8 +59,8 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
     """Its processes, where it is one."""
 
     def processes(self, part: str) -> list[Part]:
-        """Return the processes of a part, which on a cluster may be several: `temporal` is all of Temporal's."""
-        parts = self.stack.parts.items()
+        """Return the processes of a part, which on a cluster may be several: `temporal` is all of Temporal's server."""
+        parts = ((name, process) for name, process in self.stack.parts.items() if name != WEB_UI)
         return [process for name, process in parts if name == part or name.startswith(f"{part}-")]
 
     def pids(self, part: str) -> list[int]:

@@ -72,7 +72,7 @@ async def obtain(name: str, kept: Path, ways: Mapping[str, Way], *, when_none: s
             raise
         except (LocalStackError, OSError) as error:
             failures.append(f"- {failure}: {error}")
-            say(f"{name}: {failure}: {str(error).splitlines()[0]}")
+            say(f"{name}: {failure}: {(str(error) or repr(error)).splitlines()[0]}")
         else:
             say(f"{name}: ready, kept in {kept}")
             return

@@ -81,19 +81,24 @@ async def test_a_held_job_whose_attempt_was_lost_takes_no_change(
     assert refusal.value.cause.type == "TooLate"
 
 
+END_OTHER_SESSIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 @asynccontextmanager
 async def read_only(dsn: str | None) -> AsyncIterator[None]:
-    """Turn Postgres read-only, as managed ones do when the disk is full."""
+    """Turn our database read-only, as managed ones do when the disk is full. Temporal's may be on the same server."""
     postgres = await asyncpg.connect(dsn)
+    database = f'ALTER DATABASE "{await postgres.fetchval("SELECT current_database()")}"'
     try:
-        await postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        await postgres.execute("SELECT pg_reload_conf()")
-        await eventually(lambda: postgres.fetchval("SHOW default_transaction_read_only"), lambda seen: seen == "on")
+        await postgres.execute(f"{database} SET default_transaction_read_only = on")
+        await postgres.execute(END_OTHER_SESSIONS)  # it holds for those that come
         yield
     finally:
-        await postgres.execute("SET default_transaction_read_only = off")
-        await postgres.execute("ALTER SYSTEM RESET default_transaction_read_only")
-        await postgres.execute("SELECT pg_reload_conf()")
+        await postgres.execute(f"{database} RESET default_transaction_read_only")
+        await postgres.execute(END_OTHER_SESSIONS)
         await postgres.close()
 
 

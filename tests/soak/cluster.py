@@ -35,6 +35,10 @@ SERVICES = tuple(f"temporal-{name}" for name in ("frontend", "history-1", "histo
 _END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'timemachine'"
 
 
+UNREAD_MS = 100
+"""A request that was sent so shortly before a stop may not have been read by then."""
+
+
 class Loss(msgspec.Struct, kw_only=True):
     """A time in which a worker did nothing: from its kill or freeze on, until it was there again."""
 
@@ -48,11 +52,19 @@ class Loss(msgspec.Struct, kw_only=True):
 
 
 class Silence(msgspec.Struct, kw_only=True):
-    """A time in which an API answered nothing, from its kill or freeze on. Who had asked it gets no answer."""
+    """A time in which an API answered nothing, from its kill, freeze or stop on."""
 
     api: int
     began_ms: int
     ended_ms: int | None = None
+    is_stop: bool = False
+    """Whether what it had been asked before was to be answered."""
+
+    def excuses(self, call: Call) -> bool:
+        """Return whether a request that has no answer is not to have one."""
+        if call.api != self.api or call.done_ms < self.began_ms or call.sent_ms > (self.ended_ms or call.sent_ms):
+            return False
+        return not self.is_stop or call.sent_ms >= self.began_ms - UNREAD_MS
 
 
 class Cluster:
@@ -125,7 +137,7 @@ class Cluster:
 
     async def restart_api(self, number: int) -> None:
         """Stop an API, which answers what it has been asked, and start it again."""
-        silence = self._silence(number)
+        silence = self._silence(number, is_stop=True)
         await self.apis[number].restart()
         silence.ended_ms = _now_ms()
 
@@ -137,15 +149,10 @@ class Cluster:
     def excuse(self, calls: Iterable[Call]) -> None:
         """Note which requests have no answer because their API was killed, stopped or frozen meanwhile."""
         for call in (call for call in calls if call.status is None):
-            call.excused = any(
-                silence.api == call.api
-                and silence.began_ms <= call.done_ms
-                and call.sent_ms <= (silence.ended_ms or call.sent_ms)
-                for silence in self.silences
-            )
+            call.excused = any(silence.excuses(call) for silence in self.silences)
 
-    def _silence(self, number: int) -> Silence:
-        self.silences.append(Silence(api=number, began_ms=_now_ms()))
+    def _silence(self, number: int, *, is_stop: bool = False) -> Silence:
+        self.silences.append(Silence(api=number, began_ms=_now_ms(), is_stop=is_stop))
         return self.silences[-1]
 
     async def end_sessions(self) -> int:
@@ -199,13 +206,13 @@ def kill(part: Part) -> None:
 
 async def freeze(part: Part, seconds: float) -> None:
     """Have a part with the processes that it has started do nothing for a while."""
-    tree = psutil.Process(part.pid)
-    frozen = (tree, *tree.children(recursive=True))
+    parent = psutil.Process(part.pid)
     try:
-        stop(frozen)
+        await asyncio.to_thread(stop, [parent])  # it starts no others any more
+        await asyncio.to_thread(stop, parent.children(recursive=True))
         await asyncio.sleep(seconds)
     finally:
-        for process in frozen:
+        for process in (parent, *parent.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
                 process.resume()
 

@@ -10,7 +10,8 @@ from tests.soak.story import ENDED, NO_SUCH_JOB, TOO_LATE, Call, Story
 TOLD_AFTER_MS = 500
 """How long after an answer a worker may still be about to write it down: a kill within counts as a cut attempt."""
 
-ANSWERED_WELL = (200, 202, 429, 503)
+PUT_OFF = (429, 503)
+ANSWERED_WELL = (200, 202, *PUT_OFF)
 """Done, begun, or put off."""
 
 Check = Callable[[Story, Sequence[Arrival]], Iterator[str]]
@@ -79,7 +80,7 @@ def _failed_for_a_reason(story: Story, arrivals: Sequence[Arrival], losses: Sequ
     # Of an attempt that was lost with its worker nobody can know; a cancel of such a job ends it as failed.
     if any(arrival.taken and not was_cut(arrival, losses) for arrival in arrivals):
         yield "said to have failed, but the receiver took it"
-    refused = any(arrival.status is not None and not arrival.taken for arrival in arrivals[-1:])
+    refused = any(arrival.status is not None and arrival.status >= 300 for arrival in arrivals[-1:])
     cancelled = bool(story.of("DELETE")) and any(was_cut(arrival, losses) for arrival in arrivals)
     if not refused and not cancelled:
         yield "failed, but its last attempt was not refused"

@@ -1,10 +1,12 @@
 """What a soak found: one table for all jobs, and the whole story of each job with which a promise was broken."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from temporalio.service import RPCError
 
 from tests.soak.cluster import Cluster, Loss
 from tests.soak.hook import Arrival, Hook
@@ -13,6 +15,8 @@ from tests.soak.story import Call, Story
 
 STORIES_SHOWN = 10
 CALLS_SHOWN = 40
+HISTORY_LIMIT = 10.0
+"""Seconds in which Temporal has to tell a job's history."""
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -55,15 +59,24 @@ async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) 
         shown.append(summary(row, hook, cluster.losses) | {"broken": len(found) + len(row.wrong)})
         wrong += found
         others += [f"BROKEN: {row.name}: {words}" for words in row.wrong]
+    print("", *others, table(title, shown), f"logs: {cluster.logs}", sep="\n")
     for story, words in wrong[:STORIES_SHOWN]:
         print(told(story, words, hook.arrivals[story.job], cluster.losses))
-        print("\n".join(await cluster.history(story.job)))
+        print("\n".join(await _history(cluster, story)))
     if len(wrong) > STORIES_SHOWN:
         print(
             "\nother broken promises:", *(f"{story.job}: {words}" for story, words in wrong[STORIES_SHOWN:]), sep="\n"
         )
-    print("", *others, table(title, shown), f"logs: {cluster.logs}", sep="\n")
     return len(wrong) + len(others)
+
+
+async def _history(cluster: Cluster, story: Story) -> list[str]:
+    """Return what Temporal has of a job, or why it does not tell."""
+    try:
+        async with asyncio.timeout(HISTORY_LIMIT):
+            return await cluster.history(story.job)
+    except (RPCError, RuntimeError, TimeoutError) as error:
+        return [f"  no history: {error!r}"]
 
 
 def summary(row: Row, hook: Hook, losses: Sequence[Loss]) -> dict[str, object]:

@@ -1,11 +1,12 @@
 """A cluster as in production, whose processes are killed or frozen in turn under a load of all that clients do."""
 
 import asyncio
+import itertools
 import operator
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +16,15 @@ import pytest
 from devstack.parts import Part
 from tests.soak.cluster import Cluster, freeze, kill, production
 from tests.soak.hook import Answer, Arrival, Hook
-from tests.soak.promises import ANSWERED_WELL, most_at_once
+from tests.soak.promises import ANSWERED_WELL, PUT_OFF, is_created, most_at_once
 from tests.soak.report import Row, report, summary, table
 from tests.soak.size import size
-from tests.soak.story import Callers, Listing, Story, calling, now_ms
+from tests.soak.story import Call, Callers, Listing, Story, calling, now_ms
 from tests.support.waiting import eventually
 
 ROUNDS = size("CLUSTER_ROUNDS", smoke=4, full=15)
 LOAD_FOR = float(size("CLUSTER_LOAD_FOR", smoke=15, full=25))
-"""Seconds in which jobs are created."""
+"""Seconds in which jobs are created: half of them before a process dies, half of them once it is there again."""
 RATE = 30.0
 """Requests a second: a job's create, what is done to it, and a look at it or a list."""
 LONG_FREEZE = float(size("CLUSTER_LONG_FREEZE", smoke=20, full=70))
@@ -147,10 +148,10 @@ class Load:
             url = f"http://127.0.0.1:{self._hook.port}/{path}"
             await self._callers.add_route(self.db, route, url, max_in_flight=max_in_flight, retry=RETRY)
 
-    async def run(self) -> None:
-        """Create jobs at a steady pace, do something to most of them, and look at them meanwhile."""
+    async def run(self, over: asyncio.Event) -> None:
+        """Create jobs at a steady pace until it is over, do something to most of them, and look at them meanwhile."""
         async with asyncio.TaskGroup() as lives:
-            for number in range(int(LOAD_FOR * RATE / 3)):
+            for number in itertools.takewhile(lambda _: not over.is_set(), itertools.count()):
                 lives.create_task(self._live(number, now_ms(random.uniform(1, 10))))
                 lives.create_task(self._look())
                 await asyncio.sleep(3 / RATE)
@@ -159,6 +160,7 @@ class Load:
         """Create jobs that all come due at one instant."""
         stories = [self._story(f"herd-{number}", "healthy") for number in range(HERD)]
         await self._callers.create_many(stories, [trigger_time] * HERD, label="herd")
+        assert now_ms() < trigger_time, "the herd was not created in time"
 
     def _story(self, job_id: str, route: str) -> Story:
         story = Story(db=self.db, id=job_id, route=route)
@@ -168,7 +170,7 @@ class Load:
     async def _live(self, number: int, trigger_time: int) -> None:
         story = self._story(str(number), list(ROUTES)[number % len(ROUTES)])
         api = random.randrange(2)
-        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=20)
+        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api))
         about_due = trigger_time / 1000 + random.uniform(-1, 0.2) - time.time()
         await asyncio.sleep(max(0.0, random.choice([about_due, random.uniform(0, about_due) if about_due > 0 else 0])))
         match number // len(ROUTES) % 4:
@@ -222,13 +224,15 @@ async def _round(db: str, fault: Fault, row: Row, cluster: Cluster, hook: Hook, 
     load = Load(callers, hook, db)
     row.stories = load.stories
     await load.add_routes()
-    struck = await _strike_under_load(fault, cluster, load)
+    struck, ended = await _strike_under_load(fault, cluster, load)
     await callers.settle(load.stories, limit=180)
     lists = [listing.call for listing in load.listings]
-    cluster.excuse([*lists, *(call for story in load.stories for call in story.calls)])
+    calls = [*lists, *(call for story in load.stories for call in story.calls)]
+    cluster.excuse(calls)
 
     peak = most_at_once(hook.arrivals[story.job] for story in load.stories if story.route == "limited")
     row.wrong += _wrong_pages(load) + await _wrong_lists(load, callers)
+    row.wrong += _put_off_for_too_long(load, calls, until=ended + int(1000 * (fault.late_limit - fault.down)))
     row.wrong += [f"{peak} requests at a time, with a limit of {MAX_IN_FLIGHT}"] if peak > MAX_IN_FLIGHT else []
     answers = Counter(call.status for call in lists)
     row.more = {
@@ -239,17 +243,29 @@ async def _round(db: str, fault: Fault, row: Row, cluster: Cluster, hook: Hook, 
     print(table(f"after {db}", [summary(row, hook, cluster.losses)]), *row.wrong, sep="\n")
 
 
-async def _strike_under_load(fault: Fault, cluster: Cluster, load: Load) -> int:
-    """Strike in the midst of the load, and return when."""
+async def _strike_under_load(fault: Fault, cluster: Cluster, load: Load) -> tuple[int, int]:
+    """Strike in the midst of the load, and return when, and when the process was there again."""
+    over = asyncio.Event()
+    instant = now_ms(LOAD_FOR / 2 + (HERD / HERD_RATE if fault.herd else 0))
+    if fault.herd:
+        await load.herd(instant)
     async with asyncio.TaskGroup() as tasks:
-        instant = now_ms(LOAD_FOR / 2)
-        if fault.herd:
-            await load.herd(instant)
-        tasks.create_task(load.run())
-        await asyncio.sleep(max(0.0, instant / 1000 - time.time()))
+        tasks.create_task(load.run(over))
+        await asyncio.sleep(instant / 1000 - time.time())
         struck = now_ms()
         await fault.strike(cluster)
-    return struck
+        ended = now_ms()
+        await asyncio.sleep(LOAD_FOR / 2 + (HERD / HERD_RATE if fault.herd else 0))
+        over.set()
+    return struck, ended
+
+
+def _put_off_for_too_long(load: Load, calls: Sequence[Call], *, until: int) -> list[str]:
+    """Return which requests were put off without a cause: a process that is away, or a herd."""
+    late = [call for call in calls if call.status in PUT_OFF and call.sent_ms > until]
+    missing = [story.id for story in load.stories if not is_created(story)]
+    wrong = [f"{len(late)} requests were put off after {until}, the last at {late[-1].sent_ms}"] if late else []
+    return wrong + ([f"never created: {missing}"] if missing else [])
 
 
 def _wrong_pages(load: Load) -> list[str]:
@@ -282,11 +298,10 @@ async def _wrong_lists(load: Load, callers: Callers) -> list[str]:
 
 
 def _healed(stories: list[Story], hook: Hook, struck: int) -> str:
-    """Return how many seconds after the strike the last job was due that was late."""
-    late = [
-        first.trigger_time - struck
-        for story in stories
-        for first in hook.arrivals[story.job][:1]
-        if first.arrived_ms - first.trigger_time > LATE * 1000
-    ]
-    return f"{max(0, max(late)) / 1000:.0f}" if late else "-"
+    """Return how many seconds after the strike the last late job was due; with `>` where none came in time after it."""
+    firsts = [first for story in stories for first in hook.arrivals[story.job][:1]]
+    late = [first.trigger_time for first in firsts if first.arrived_ms - first.trigger_time > LATE * 1000]
+    if not late:
+        return "-"
+    is_over = any(first.trigger_time > max(late) for first in firsts)
+    return f"{'' if is_over else '>'}{max(0, max(late) - struck) / 1000:.0f}"

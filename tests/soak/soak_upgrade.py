@@ -92,8 +92,8 @@ async def _live_on(callers: Callers, stories: list[Story], over: asyncio.Event) 
 
 
 async def _live(callers: Callers, story: Story, number: int) -> None:
-    api = number % 2
-    await callers.persist(lambda: callers.create(story, now_ms(5), api=api), limit=20)
+    api, due = number % 2, now_ms(5)
+    await callers.persist(lambda: callers.create(story, due, api=api), limit=20)
     await asyncio.sleep(random.uniform(0, 4))
     match number % 3:
         case 0:
@@ -111,7 +111,8 @@ async def _bring_due(callers: Callers, stories: list[Story]) -> None:
     async def bring(story: Story, number: int) -> None:
         async with turns:
             if number % 2:
-                await callers.persist(lambda: callers.change(story, 1, now_ms(2), api=0))
+                due = now_ms(30)  # later than a request may be repeated, which would else be too late
+                await callers.persist(lambda: callers.change(story, 1, due, api=0), limit=20)
             else:
                 await callers.persist(lambda: callers.trigger(story, api=1))
 

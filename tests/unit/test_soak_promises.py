@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.soak.cluster import Loss
+from tests.soak.cluster import Loss, Silence
 from tests.soak.hook import Arrival
 from tests.soak.promises import broken, duplicates, late_ms, most_at_once
 from tests.soak.story import Call, Story
@@ -78,7 +78,6 @@ def lost(began: int, ended: int | None = None, **fields: Any) -> Loss:
         (story("delivered", look("scheduled", DUE - 9), look("delivered", DUE + 20)), [arrival()]),
         (story("delivered", look("scheduled", DUE + 19), look("delivered", DUE + 20)), [arrival()]),
         (story("failed"), [arrival(status=500)]),
-        (story("failed"), [arrival(heard=False)]),
         (story("delivered"), [arrival(status=500), arrival(DUE + 5000)]),
     ],
 )
@@ -92,6 +91,7 @@ def test_what_is_as_promised(told: Story, arrivals: list[Arrival]) -> None:
         ("at its time", story("delivered", call("TRIGGER", sent=DUE - 500)), [arrival()]),
         ("was delivered, and later", story("delivered", look("delivered", DUE), look("due", DUE + 20)), [arrival()]),
         ("last attempt was not refused", story("failed"), []),
+        ("last attempt was not refused", story("failed"), [arrival(heard=False)]),
         (
             "last attempt was not refused",
             story("failed"),
@@ -166,6 +166,25 @@ def test_a_cancel_may_end_a_job_whose_attempt_was_lost_as_failed() -> None:
     told = story("failed", TOO_LATE)
 
     assert broken(told, [arrival()], [lost(DUE + 8, DUE + 3000, own=OURS)]) == []
+
+
+@pytest.mark.parametrize(
+    ("is_stop", "sent", "excused"),
+    [(False, DUE - 5000, True), (True, DUE - 5000, False), (True, DUE - 50, True), (True, DUE + 900, True)],
+)
+def test_a_stopped_api_answers_what_it_was_asked_before(*, is_stop: bool, sent: int, excused: bool) -> None:
+    silence = Silence(api=0, began_ms=DUE, ended_ms=DUE + 1000, is_stop=is_stop)
+
+    assert silence.excuses(Call(method="GET", api=0, sent_ms=sent, done_ms=DUE + 950)) == excused
+
+
+@pytest.mark.parametrize(
+    ("api", "sent", "done"), [(1, DUE, DUE + 9), (0, DUE - 9, DUE - 1), (0, DUE + 1001, DUE + 1002)]
+)
+def test_the_silence_of_an_api_excuses_no_others(api: int, sent: int, done: int) -> None:
+    silence = Silence(api=0, began_ms=DUE, ended_ms=DUE + 1000)
+
+    assert not silence.excuses(Call(method="GET", api=api, sent_ms=sent, done_ms=done))
 
 
 def test_requests_at_a_time_are_counted() -> None:
