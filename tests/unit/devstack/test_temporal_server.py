@@ -20,17 +20,6 @@ ROOT = Path(__file__).parents[3]
 GO = '#!/bin/sh\necho "$@" >> $0.log\nmkdir -p $GOBIN\necho server > $GOBIN/server\necho tool > $GOBIN/sql\n'
 
 
-@pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    """An environment whose Go builds at once, and in which none can be installed."""
-    for name, text in (("go", GO), ("uv", "#!/bin/sh\nexit 1\n")):
-        file = tmp_path / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text)
-        file.chmod(0o755)
-    return {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-
-
 async def test_it_is_built_once_for_all(env: dict[str, str], tmp_path: Path) -> None:
     found = await asyncio.gather(*(find_temporal_server(env, cache=tmp_path / "cache") for _ in range(3)))
 
