@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -24,6 +25,7 @@ from devstack.parts import Part, Program, running
 from devstack.postgres import DATABASE
 from devstack.stack import Stack
 from devstack.temporal_cluster import DATABASES
+from devstack.terminal import say
 from timemachine.temporal.payloads import DATA_CONVERTER
 
 WEB_UI = "temporal-ui"
@@ -38,8 +40,11 @@ QUIET_LIMIT = 600.0
 _TABLE_SIZES = "SELECT relname, pg_table_size(relid), pg_indexes_size(relid) FROM pg_stat_user_tables ORDER BY relname"
 """Rows with what is too large for them, and indexes, in bytes."""
 
-_IDLE_PERCENT = 20
 _START_UP = 1.0
+
+# What a cluster of Temporal's takes without work, of one core, in all of its processes: up to 10 %. A moment after work
+# it first looks so, too, and then clears up behind itself for some seconds.
+_IDLE_PERCENT, _IDLE_SECONDS = 15, 5
 
 
 class Testbed(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,19 +73,16 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
         return [process.pid for process in self.processes(part)]
 
     async def quiet(self) -> None:
-        """Wait until Temporal has nothing left to do of what was before.
-
-        Raises:
-            RuntimeError: It does not come to rest.
-        """
+        """Wait until Temporal has had nothing to do for some seconds; say so where it does not come to rest in time."""
         temporal = [psutil.Process(pid) for pid in self.pids("temporal")]
         for process in temporal:
             process.cpu_percent()
-        for _ in range(int(QUIET_LIMIT / 0.5)):
-            await asyncio.sleep(0.5)
-            if sum(process.cpu_percent() for process in temporal) < _IDLE_PERCENT * len(temporal):
-                return
-        raise RuntimeError(f"Temporal has not come to rest within {QUIET_LIMIT:g} s")
+        idle, deadline = 0, time.monotonic() + QUIET_LIMIT
+        while idle < _IDLE_SECONDS and time.monotonic() < deadline:
+            await asyncio.sleep(1)
+            idle = idle + 1 if sum(process.cpu_percent() for process in temporal) < _IDLE_PERCENT else 0
+        if idle < _IDLE_SECONDS:
+            say(f"Temporal has not come to rest within {QUIET_LIMIT:g} s: measured all the same")
 
     async def versions(self) -> dict[str, str]:
         """Return the versions of the servers."""
