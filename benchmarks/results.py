@@ -1,6 +1,6 @@
 """What a benchmark run leaves behind, as it is written to JSON, and how its figures are summed up."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -178,12 +178,17 @@ def merged(runs: Sequence[Run]) -> Run:
     """
     if len({run.on_cluster for run in runs}) > 1:
         raise ValueError("results of a cluster and others cannot be one report")
-    measurements, rounds = [], 0
+    measurements, before = [], 0
     for run in runs:
-        measurements += [msgspec.structs.replace(one, round=one.round + rounds) for one in run.measurements]
-        rounds += run.rounds
-    quick = any(run.quick for run in runs)
-    return msgspec.structs.replace(runs[-1], quick=quick, rounds=rounds, measurements=measurements)
+        measurements += [msgspec.structs.replace(one, round=one.round + before) for one in run.measurements]
+        before += run.rounds
+    rounds = Counter((one.scenario, one.implementation) for one in measurements)
+    return msgspec.structs.replace(
+        runs[-1],
+        quick=any(run.quick for run in runs),
+        rounds=max(rounds.values(), default=0),
+        measurements=measurements,
+    )
 
 
 def problems(run: Run) -> list[str]:

@@ -121,11 +121,19 @@ def test_nothing_measured_reaches_nothing() -> None:
 
 
 def test_runs_are_merged_round_after_round() -> None:
-    first, second = run_of(one("burst of 90", OURS, 10), rounds=2), run_of(one("burst of 90", OURS, 20), rounds=1)
+    first = run_of(one("burst of 90", OURS, 10, n=0), one("burst of 90", OURS, 15, n=1), rounds=2)
+    second = run_of(one("burst of 90", OURS, 20), rounds=1)
     both = merged([first, second])
 
     assert both.rounds == 3
-    assert [(found.round, found.per_second) for found in both.of("burst of 90", OURS)] == [(0, 10), (2, 20)]
+    assert [(found.round, found.per_second) for found in both.of("burst of 90", OURS)] == [(0, 10), (1, 15), (2, 20)]
+
+
+def test_runs_of_different_scenarios_are_merged_without_more_rounds() -> None:
+    bursts = run_of(one("burst of 90", OURS, 10, n=0), one("burst of 90", OURS, 15, n=1), rounds=2)
+    waiting = run_of(one("waiting, 1000 jobs", OURS, 20), rounds=2)
+
+    assert merged([bursts, waiting]).rounds == 2
 
 
 def test_early_and_lost_jobs_are_problems(run: Run) -> None:
