@@ -1,7 +1,7 @@
 """Next due first, from a store that has another order: it is asked for windows of time, each of which is sorted.
 
-A window that holds more than fits a page is made narrower. A millisecond that alone holds more is read page by page in
-the store's own order.
+A window that holds more than fits a page is made narrower, or read whole if that takes less. A millisecond that alone
+holds more is read page by page in the store's own order.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,9 @@ END = 253_402_300_800_000
 
 LOOKS = 10
 """Windows that one page asks for at most. With fewer jobs than it should have by then, the page is short."""
+
+READ_WHOLE = 4
+"""Pages that one of the first windows may hold so that all of it is read, which takes less time than to narrow it."""
 
 _MINUTE = 60_000
 _HOUR = 60 * _MINUTE
@@ -89,7 +92,7 @@ class _Step:
         self._store = store
         self._at = at
         self._until = until
-        self._wanted = wanted
+        self._wanted, self._limit = wanted, limit
         self._aim = (3 * limit + 1) // 2
         self._now = now
         # Without a window the store has its jobs in order. It would have to sort all that are due from a time on.
@@ -112,8 +115,16 @@ class _Step:
             return await self._one_millisecond(self._at.token)
         found = await self._store.look(self._at.since, self._end, size=self._size)
         if not found.token:
-            return self._whole_window(sorted(found.jobs, key=_due))
-        return (), await self._narrower(sorted(map(_due, found.jobs)))
+            return self._whole_window(found.jobs)
+        seen = sorted(map(_due, found.jobs))
+        if at_once := self._narrower_at_once(seen):
+            return (), at_once
+        count = await self._store.count(self._at.since, self._end)
+        if not self._at.width and count <= READ_WHOLE * self._limit:
+            rest = await self._store.look(self._at.since, self._end, size=self._size, token=found.token)
+            if not rest.token:
+                return self._whole_window([*found.jobs, *rest.jobs])
+        return (), self._narrower(seen, count)
 
     async def _one_millisecond(self, token: bytes) -> tuple[Sequence[ListedJob], DuePosition | None]:
         at = self._at
@@ -122,7 +133,8 @@ class _Step:
             return found.jobs, DuePosition(at.since, at.width, token=found.token)
         return found.jobs, self._from(at.since + 1, at.width)
 
-    def _whole_window(self, jobs: list[ListedJob]) -> tuple[Sequence[ListedJob], DuePosition | None]:
+    def _whole_window(self, found: Sequence[ListedJob]) -> tuple[Sequence[ListedJob], DuePosition | None]:
+        jobs = sorted(found, key=_due)
         if len(jobs) <= self._wanted:
             return jobs, self._from(self._end, self._at.next_width or self._wider(len(jobs)))
         # A page ends between two milliseconds, or within one that is read by the store's tokens from its beginning.
@@ -131,8 +143,8 @@ class _Step:
         token = None if len(fitting) == self._wanted else b""
         return fitting, DuePosition(next_due, self._width_of(self._at.since, len(jobs)), token=token)
 
-    async def _narrower(self, seen: list[int]) -> DuePosition:
-        """Return a narrower window with the same beginning, of one that holds too many.
+    def _narrower_at_once(self, seen: list[int]) -> DuePosition | None:
+        """Return where to go on after a window that holds too many, where that is known without a count of them.
 
         Args:
             seen: When some of its jobs are due, in order.
@@ -142,15 +154,21 @@ class _Step:
             return DuePosition(since)
         if last == since:
             return DuePosition(since, self._at.width, token=b"")
-        # If so many are due by then, the page needs nothing that is due later.
-        enough = seen[self._wanted - 1] if len(seen) >= self._wanted else last
-        if len(seen) >= self._wanted and enough == last:
+        if len(seen) >= self._wanted and self._enough(seen) == last:
             return DuePosition(since, last - since)
-        count = await self._store.count(since, self._end)
+        return None
+
+    def _enough(self, seen: list[int]) -> int:
+        """Return a time by which so many are due that the page needs nothing that is due later."""
+        return seen[self._wanted - 1] if len(seen) >= self._wanted else self._end - 1
+
+    def _narrower(self, seen: list[int], count: int) -> DuePosition:
+        """Return a narrower window of one that holds too many."""
+        since = self._at.since
         begin = _begin(seen, count)
         if begin - since > (self._end - since) // 8:
             return DuePosition(since, begin - since, self._width_of(begin, count))
-        width = min(self._width_of(since, count), (self._end - since) // 2, enough + 1 - since)
+        width = min(self._width_of(since, count), (self._end - since) // 2, self._enough(seen) + 1 - since)
         return DuePosition(since, max(1, width))
 
     def _width_of(self, since: int, count: int) -> int:
