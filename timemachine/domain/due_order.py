@@ -20,8 +20,11 @@ END = 253_402_300_800_000
 LOOKS = 10
 """Windows that one page asks for at most. With fewer jobs than it should have by then, the page is short."""
 
+DIVISIONS = 30
+"""Times that a window which holds too many is divided at most, by a count each, before it is looked at."""
+
 READ_WHOLE = 4
-"""Pages that one of the first windows may hold so that all of it is read, which takes less time than to narrow it."""
+"""Pages that a window may hold so that all of it is read, which takes less time than to divide it."""
 
 _MINUTE = 60_000
 _HOUR = 60 * _MINUTE
@@ -59,7 +62,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     width: int = 0
     """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
     next_width: int = 0
-    """Milliseconds of the window after that, where it is known already."""
+    """Of cursors of earlier versions; not used."""
     token: bytes | None = None
     """Where within the millisecond `since` the list is, as the store has it; None where it is at its beginning, and the
     millisecond may be asked for together with others."""
@@ -120,11 +123,32 @@ class _Step:
         if at_once := self._narrower_at_once(seen):
             return (), at_once
         count = await self._store.count(self._at.since, self._end)
-        if not self._at.width and count <= READ_WHOLE * self._limit:
-            rest = await self._store.look(self._at.since, self._end, size=self._size, token=found.token)
-            if not rest.token:
-                return self._whole_window([*found.jobs, *rest.jobs])
-        return (), self._narrower(seen, count)
+        if count > READ_WHOLE * self._limit:
+            return (), await self._first_of_many(count, self._guess(seen, count))
+        rest = await self._store.look(self._at.since, self._end, size=READ_WHOLE * self._limit, token=found.token)
+        if rest.token:  # others have come meanwhile
+            return (), DuePosition(self._at.since, max(1, (self._end - self._at.since) // 2))
+        return self._whole_window([*found.jobs, *rest.jobs])
+
+    async def _first_of_many(self, count: int, guess: int) -> DuePosition:
+        """Return a window of which a look gives all, with nothing due before it: a count takes less time than a look.
+
+        Args:
+            count: How many jobs are due within this window.
+            guess: Where to divide it first.
+        """
+        since, end, middle = self._at.since, self._end, guess
+        for division in range(DIVISIONS):
+            if earlier := await self._store.count(since, middle):
+                end, count = middle, earlier
+            else:
+                since = middle
+            if count <= READ_WHOLE * self._limit or end - since == 1:
+                break
+            middle = (since + end) // 2
+            if not division:
+                middle = min(middle, since + self._width(end - since, count))
+        return DuePosition(since, end - since)
 
     async def _one_millisecond(self, token: bytes) -> tuple[Sequence[ListedJob], DuePosition | None]:
         at = self._at
@@ -136,12 +160,12 @@ class _Step:
     def _whole_window(self, found: Sequence[ListedJob]) -> tuple[Sequence[ListedJob], DuePosition | None]:
         jobs = sorted(found, key=_due)
         if len(jobs) <= self._wanted:
-            return jobs, self._from(self._end, self._at.next_width or self._wider(len(jobs)))
+            return jobs, self._from(self._end, self._wider(len(jobs)))
         # A page ends between two milliseconds, or within one that is read by the store's tokens from its beginning.
         next_due = jobs[self._wanted].trigger_time
         fitting = [job for job in jobs[: self._wanted] if job.trigger_time < next_due]
         token = None if len(fitting) == self._wanted else b""
-        return fitting, DuePosition(next_due, self._width_of(self._at.since, len(jobs)), token=token)
+        return fitting, DuePosition(next_due, self._width(self._end - self._at.since, len(jobs)), token=token)
 
     def _narrower_at_once(self, seen: list[int]) -> DuePosition | None:
         """Return where to go on after a window that holds too many, where that is known without a count of them.
@@ -162,25 +186,24 @@ class _Step:
         """Return a time by which so many are due that the page needs nothing that is due later."""
         return seen[self._wanted - 1] if len(seen) >= self._wanted else self._end - 1
 
-    def _narrower(self, seen: list[int], count: int) -> DuePosition:
-        """Return a narrower window of one that holds too many."""
-        since = self._at.since
+    def _guess(self, seen: list[int], count: int) -> int:
+        """Return where to divide a window that holds too many: before the first of them, or where they suffice."""
+        since, end = self._at.since, self._end
         begin = _begin(seen, count)
-        if begin - since > (self._end - since) // 8:
-            return DuePosition(since, begin - since, self._width_of(begin, count))
-        width = min(self._width_of(since, count), (self._end - since) // 2, self._enough(seen) + 1 - since)
-        return DuePosition(since, max(1, width))
+        if begin - since > (end - since) // 8:
+            return begin
+        return since + max(1, min(self._width(end - since, count), (end - since) // 2, self._enough(seen) + 1 - since))
 
-    def _width_of(self, since: int, count: int) -> int:
-        """Return the width that would hold a page and a half, if so many were spread evenly from then to the end."""
-        return max(1, (self._end - since) * self._aim // max(count, 1))
+    def _width(self, width: int, count: int) -> int:
+        """Return the part of a width that would hold a page and a half, if so many were spread evenly over it."""
+        return max(1, width * self._aim // max(count, 1))
 
     def _wider(self, count: int) -> int:
         """Return how wide the next window is after one that was not enough; 0 where nothing tells."""
         if not self._at.width and (self._at.since < self._now or not count):
             return 0
         widened = (self._end - self._at.since) * _WIDEN
-        return min(self._width_of(self._at.since, count), widened) if count else widened
+        return min(self._width(self._end - self._at.since, count), widened) if count else widened
 
     def _from(self, since: int, width: int) -> DuePosition | None:
         return DuePosition(since, width) if since < self._until else None
