@@ -51,23 +51,19 @@ def table(title: str, rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(["", title, *text])
 
 
-async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) -> int:
-    """Print the table and what is broken, and return how much that is: jobs, and what was wrong of no single one."""
+async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) -> list[str]:
+    """Print the table and what is broken, and return that in words: of jobs, and what was wrong of no single one."""
     shown, wrong, others = [], [], list[str]()
     for row in rows:
         found = row.broken(hook, cluster.losses)
         shown.append(summary(row, hook, cluster.losses) | {"broken": len(found) + len(row.wrong)})
         wrong += found
-        others += [f"BROKEN: {row.name}: {words}" for words in row.wrong]
-    print("", *others, table(title, shown), f"logs: {cluster.logs}", sep="\n")
+        others += [f"{row.name}: {words}" for words in row.wrong]
+    print(table(title, shown), *(f"BROKEN: {words}" for words in others), f"logs: {cluster.logs}", sep="\n")
     for story, words in wrong[:STORIES_SHOWN]:
         print(told(story, words, hook.arrivals[story.job], cluster.losses))
         print("\n".join(await _history(cluster, story)))
-    if len(wrong) > STORIES_SHOWN:
-        print(
-            "\nother broken promises:", *(f"{story.job}: {words}" for story, words in wrong[STORIES_SHOWN:]), sep="\n"
-        )
-    return len(wrong) + len(others)
+    return others + [f"{story.job}: {'; '.join(words)}" for story, words in wrong]
 
 
 async def _history(cluster: Cluster, story: Story) -> list[str]:

@@ -1,11 +1,11 @@
 """Next due first, from a store that lists what was created last first."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from timemachine.domain.due_order import BEGINNING, DIVISIONS, END, LOOKS, DuePosition, Found, next_due_first
@@ -153,6 +153,67 @@ async def test_what_is_due_late_in_a_window_is_found_by_the_first_page() -> None
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.trigger_time for job in page] == IN_BURSTS[:50]
+
+
+class PutOff(Store):
+    """After each look the job that is due next is put off."""
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        found = await super().look(since, until, size=size, token=token)
+        number = min(self.jobs, key=lambda number: self.jobs[number].trigger_time)
+        self.jobs[number] = a_job(number, NOW + 2 * MINUTE + number)
+        return found
+
+
+async def test_a_job_that_is_put_off_while_a_page_is_read_is_listed_once_and_as_it_is_then() -> None:
+    store = PutOff([NOW - MINUTE + number for number in range(40)] + [NOW + 3 * MINUTE + n for n in range(400)])
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=400, now=NOW)
+
+    counted = Counter(job.id for job in page)
+    assert counted.most_common(1)[0][1] == 1
+    assert page == sorted(page, key=lambda job: job.trigger_time)
+    assert [job for job in page if NOW + 2 * MINUTE <= job.trigger_time < NOW + 3 * MINUTE]
+
+
+class WrongCounts(Store):
+    """Counts as stores may that are read from copies, and not as it lists."""
+
+    def __init__(self, due: Sequence[int], count: Callable[[int], int]) -> None:
+        super().__init__(due)
+        self._count = count
+
+    async def count(self, since: int, until: int) -> int:
+        return self._count(await super().count(since, until))
+
+
+def few_as_none(count: int) -> int:
+    return count if count > 2 else 0
+
+
+WRONG_COUNTS: list[Callable[[int], int]] = [
+    few_as_none,
+    lambda _: 0,
+    lambda count: (count + 1) // 2,
+    lambda count: 2 * count,
+    lambda count: 1_000_000 * count,
+]
+
+
+@given(st.lists(ANY_TIME, max_size=60), st.integers(1, 5), st.sampled_from(WRONG_COUNTS))
+@example([NOW + 2 * DAY, *(NOW + 10 * DAY + 100 * number for number in range(30))], 1, few_as_none)
+@example([NOW + 40 * DAY - 2**number for number in range(17, 23)], 1, few_as_none)
+async def test_each_job_is_listed_once_whatever_is_counted(
+    due: list[int], limit: int, count: Callable[[int], int]
+) -> None:
+    store = WrongCounts(due, count)
+    position: DuePosition | None = DuePosition(BEGINNING)
+    read = []
+    while position:
+        page, position = await next_due_first(store, position, END, limit=limit, now=NOW)
+        read.append(page)
+        assert len(read) < 1000  # it ends
+
+    check_whole(store, read)
 
 
 async def test_a_first_window_of_a_few_pages_is_read_whole() -> None:

@@ -62,7 +62,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     width: int = 0
     """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
     next_width: int = 0
-    """Of cursors of earlier versions; not used."""
+    """Milliseconds of the window after that one, where they are known; 0 where they are not."""
     token: bytes | None = None
     """Where within the millisecond `since` the list is, as the store has it; None where it is at its beginning, and the
     millisecond may be asked for together with others."""
@@ -73,7 +73,7 @@ async def next_due_first(
 ) -> tuple[list[ListedJob], DuePosition | None]:
     """Return at most `limit` jobs that are due before a time, the next due first, and where to go on; None at the end.
 
-    A page may be short, or empty, although there are more.
+    A page may be short, or empty, although there are more. A job that is put off meanwhile is on it once.
     """
     jobs: list[ListedJob] = []
     position: DuePosition | None = at
@@ -81,7 +81,8 @@ async def next_due_first(
     while position and len(jobs) < limit and looks < LOOKS:
         step = _Step(store, position, until, wanted=limit - len(jobs), limit=limit, now=now, is_first=looks == 0)
         found, position = await step.take()
-        jobs += found
+        again = {job.workflow_id for job in found}
+        jobs = [*(job for job in jobs if job.workflow_id not in again), *found]
         looks += 1
     return jobs, position
 
@@ -122,16 +123,24 @@ class _Step:
         seen = sorted(map(_due, found.jobs))
         if at_once := self._narrower_at_once(seen):
             return (), at_once
+        if self._at.next_width:  # it was counted as empty, so counts tell nothing here
+            return (), self._first_half()
         count = await self._store.count(self._at.since, self._end)
         if count > READ_WHOLE * self._limit:
             return (), await self._first_of_many(count, self._guess(seen, count))
         rest = await self._store.look(self._at.since, self._end, size=READ_WHOLE * self._limit, token=found.token)
         if rest.token:  # others have come meanwhile
-            return (), DuePosition(self._at.since, max(1, (self._end - self._at.since) // 2))
+            return (), self._first_half()
         return self._whole_window([*found.jobs, *rest.jobs])
 
+    def _first_half(self) -> DuePosition:
+        return DuePosition(self._at.since, max(1, (self._end - self._at.since) // 2))
+
     async def _first_of_many(self, count: int, guess: int) -> DuePosition:
-        """Return a window of which a look gives all, with nothing due before it: a count takes less time than a look.
+        """Return the window to ask for next, found by counts, which take less time than looks.
+
+        It ends before the first window of which a look gives all, and that is the one after it. What was counted as
+        empty is looked at all the same: a store may count a job later than it lists it.
 
         Args:
             count: How many jobs are due within this window.
@@ -148,7 +157,8 @@ class _Step:
             middle = (since + end) // 2
             if not division:
                 middle = min(middle, since + self._width(end - since, count))
-        return DuePosition(since, end - since)
+        empty = since - self._at.since
+        return DuePosition(self._at.since, empty or end - since, next_width=end - since if empty else 0)
 
     async def _one_millisecond(self, token: bytes) -> tuple[Sequence[ListedJob], DuePosition | None]:
         at = self._at
@@ -160,7 +170,7 @@ class _Step:
     def _whole_window(self, found: Sequence[ListedJob]) -> tuple[Sequence[ListedJob], DuePosition | None]:
         jobs = sorted(found, key=_due)
         if len(jobs) <= self._wanted:
-            return jobs, self._from(self._end, self._wider(len(jobs)))
+            return jobs, self._from(self._end, self._at.next_width or self._wider(len(jobs)))
         # A page ends between two milliseconds, or within one that is read by the store's tokens from its beginning.
         next_due = jobs[self._wanted].trigger_time
         fitting = [job for job in jobs[: self._wanted] if job.trigger_time < next_due]

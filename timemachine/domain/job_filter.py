@@ -5,7 +5,15 @@ from enum import StrEnum
 import msgspec
 
 from timemachine.domain.errors import MalformedError
-from timemachine.domain.jobs import MAX_JOB_ID, MAX_NAME, check_label, check_name, looks_like_seconds, seconds_given
+from timemachine.domain.jobs import (
+    MAX_JOB_ID,
+    MAX_NAME,
+    check_label,
+    check_name,
+    looks_like_seconds,
+    seconds_given,
+    workflow_id,
+)
 
 
 class ListedState(StrEnum):
@@ -38,6 +46,11 @@ class ListedJob(msgspec.Struct, frozen=True, kw_only=True):
     created_by: str | None = None
     created_at: int
     ended_at: int | None = None
+
+    @property
+    def workflow_id(self) -> str:
+        """The id of the job's workflow, which all its runs share."""
+        return workflow_id(self.db, self.collection, self.id)
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):

@@ -82,13 +82,13 @@ async def list_jobs(
     if wanted.state and wanted.state.is_open:
         return JobPage(jobs, None)
     at = replace(at, waiting=None)
-    listed = {job.run_id for job in jobs}
+    listed = {job.workflow_id for job in jobs}
     for _ in range(ENDED_LOOKS):
         if len(jobs) == limit:
             return JobPage(jobs, at)
         found = await _ended(client, wanted, at, size=limit - len(jobs), now=now)
         # The store may not have known yet that a job has ended, and know it now.
-        jobs += [job for job in found.jobs if job.run_id not in listed]
+        jobs += [job for job in found.jobs if job.workflow_id not in listed]
         if not found.token:
             return JobPage(jobs, None)
         at = replace(at, token=found.token)
