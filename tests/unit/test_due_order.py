@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from timemachine.domain.due_order import BEGINNING, DIVISIONS, END, LOOKS, DuePosition, Found, next_due_first
 from timemachine.domain.job_filter import ListedJob, ListedState
@@ -173,6 +174,21 @@ async def test_a_job_that_is_put_off_while_a_page_is_read_is_listed_once_and_as_
     assert counted.most_common(1)[0][1] == 1
     assert page == sorted(page, key=lambda job: job.trigger_time)
     assert [job for job in page if NOW + 2 * MINUTE <= job.trigger_time < NOW + 3 * MINUTE]
+
+
+class TwoRuns(Store):
+    """Has two open runs of each job, as a store may for a moment when one follows the other."""
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        found = await super().look(since, until, size=size, token=token)
+        return replace(found, jobs=[*found.jobs, *(replace(job, run_id="before") for job in found.jobs)])
+
+
+async def test_a_job_of_two_runs_is_listed_once() -> None:
+    store = TwoRuns([NOW + DAY, NOW + 2 * DAY])
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert [job.id for job in page] == ["0", "1"]
 
 
 class WrongCounts(Store):

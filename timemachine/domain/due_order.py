@@ -62,7 +62,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     width: int = 0
     """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
     next_width: int = 0
-    """Milliseconds of the window after that one, where they are known; 0 where they are not."""
+    """Milliseconds of the window after that one, if that one was counted as empty; 0 otherwise."""
     token: bytes | None = None
     """Where within the millisecond `since` the list is, as the store has it; None where it is at its beginning, and the
     millisecond may be asked for together with others."""
@@ -73,18 +73,20 @@ async def next_due_first(
 ) -> tuple[list[ListedJob], DuePosition | None]:
     """Return at most `limit` jobs that are due before a time, the next due first, and where to go on; None at the end.
 
-    A page may be short, or empty, although there are more. A job that is put off meanwhile is on it once.
+    A page may be short, or empty, although there are more. Each job is on it once, also one that
+    is put off meanwhile, or of which the store has two runs for a moment.
     """
-    jobs: list[ListedJob] = []
+    page: dict[str, ListedJob] = {}
     position: DuePosition | None = at
     looks = 0
-    while position and len(jobs) < limit and looks < LOOKS:
-        step = _Step(store, position, until, wanted=limit - len(jobs), limit=limit, now=now, is_first=looks == 0)
+    while position and len(page) < limit and looks < LOOKS:
+        step = _Step(store, position, until, wanted=limit - len(page), limit=limit, now=now, is_first=looks == 0)
         found, position = await step.take()
-        again = {job.workflow_id for job in found}
-        jobs = [*(job for job in jobs if job.workflow_id not in again), *found]
+        for job in found:
+            page.pop(job.workflow_id, None)
+            page[job.workflow_id] = job
         looks += 1
-    return jobs, position
+    return list(page.values()), position
 
 
 class _Step:

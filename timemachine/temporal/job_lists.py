@@ -82,12 +82,12 @@ async def list_jobs(
     if wanted.state and wanted.state.is_open:
         return JobPage(jobs, None)
     at = replace(at, waiting=None)
-    listed = {job.workflow_id for job in jobs}
     for _ in range(ENDED_LOOKS):
         if len(jobs) == limit:
             return JobPage(jobs, at)
         found = await _ended(client, wanted, at, size=limit - len(jobs), now=now)
-        # The store may not have known yet that a job has ended, and know it now.
+        # The store may not have known yet that a job has ended, or has another run, and know it now.
+        listed = {job.workflow_id for job in jobs}
         jobs += [job for job in found.jobs if job.workflow_id not in listed]
         if not found.token:
             return JobPage(jobs, None)
