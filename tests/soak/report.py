@@ -59,11 +59,13 @@ async def report(title: str, rows: Iterable[Row], hook: Hook, cluster: Cluster) 
         shown.append(summary(row, hook, cluster.losses) | {"broken": len(found) + len(row.wrong)})
         wrong += found
         others += [f"{row.name}: {words}" for words in row.wrong]
-    print(table(title, shown), *(f"BROKEN: {words}" for words in others), f"logs: {cluster.logs}", sep="\n")
+    print(table(title, shown), f"logs: {cluster.logs}", sep="\n")
     for story, words in wrong[:STORIES_SHOWN]:
         print(told(story, words, hook.arrivals[story.job], cluster.losses))
         print("\n".join(await _history(cluster, story)))
-    return others + [f"{story.job}: {'; '.join(words)}" for story, words in wrong]
+    told_all = others + [f"{story.job}: {'; '.join(words)}" for story, words in wrong]
+    print("", *(f"BROKEN: {words}" for words in told_all), sep="\n")
+    return told_all
 
 
 async def _history(cluster: Cluster, story: Story) -> list[str]:
