@@ -5,8 +5,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import asyncpg
 import httpx
 import psutil
 import pytest
@@ -27,6 +30,13 @@ PARTS = {
     *("temporal-frontend", "temporal-history-1", "temporal-history-2", "temporal-matching", "temporal-worker"),
     *("api-1", "api-2", "worker-1", "worker-2"),
 }
+
+WAITING = """
+    SELECT pid, client_port FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO timer_tasks%'
+"""
+"""Sessions that wait for a table, and hold the lock of a shard."""
+STATE = "SELECT state FROM pg_stat_activity WHERE pid = $1"
 
 
 def settings_in(folder: Path) -> Settings:
@@ -51,6 +61,24 @@ async def services(cluster: Cluster, receiver: Receiver, db: str) -> AsyncIterat
     yield found
     for api in apis:
         await api.aclose()
+
+
+@asynccontextmanager
+async def at_temporals_database(cluster: Cluster) -> AsyncIterator[asyncpg.Connection]:
+    dsn = urlsplit(cluster.env["TIMEMACHINE_POSTGRES_DSN"])
+    connection = await asyncpg.connect(dsn._replace(path="/temporal").geturl(), port=dsn.port)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def histories(cluster: Cluster) -> list[psutil.Process]:
+    return [psutil.Process(cluster.parts[f"temporal-history-{number}"].pid) for number in (1, 2)]
+
+
+def local_ports(process: psutil.Process) -> set[int]:
+    return {connection.laddr.port for connection in process.net_connections("tcp")}
 
 
 def test_each_part_is_a_process(cluster: Cluster) -> None:
@@ -100,6 +128,32 @@ async def test_a_killed_part_is_started_again_and_jobs_arrive(
 
     for job_id in ids:
         assert len(await receiver.wait_for(job_id, limit=90)) == 1
+
+
+async def test_a_history_that_is_frozen_within_a_transaction_loses_its_shard(
+    cluster: Cluster, services: list[Service], receiver: Receiver
+) -> None:
+    """Its session holds the lock of the shard's row, and Postgres would let it for as long as the process is there."""
+    async with (
+        at_temporals_database(cluster) as postgres,
+        at_temporals_database(cluster) as locking,
+        asyncio.TaskGroup() as tasks,
+    ):
+        async with locking.transaction():
+            await locking.execute("LOCK TABLE timer_tasks IN EXCLUSIVE MODE")
+            created = [tasks.create_task(services[0].create(1)) for _ in range(20)]
+            (pid, port), *_ = await eventually(lambda: postgres.fetch(WAITING), bool)
+            frozen = next(process for process in histories(cluster) if port in local_ports(process))
+            frozen.suspend()
+        try:
+            await eventually(lambda: postgres.fetchval(STATE, pid), lambda state: state == "idle in transaction")
+            await eventually(lambda: postgres.fetchval(STATE, pid), lambda state: state is None)
+            ids = await asyncio.gather(*created)
+            for job_id in ids:
+                assert await receiver.wait_for(job_id, limit=90)
+            assert frozen.status() == psutil.STATUS_STOPPED
+        finally:
+            frozen.resume()
 
 
 async def test_the_setup_ends_when_new_search_attributes_are_used(client: Client) -> None:
