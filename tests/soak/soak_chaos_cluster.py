@@ -136,12 +136,14 @@ FAULTS = (
 class Load:
     """Jobs of one round, in a db of their own, with what clients do to them."""
 
-    def __init__(self, callers: Callers, hook: Hook, db: str) -> None:
+    def __init__(self, callers: Callers, hook: Hook, db: str, *, patience: float) -> None:
         self.stories: list[Story] = []
         self.listings: list[Listing] = []
         self.db = db
         self._callers = callers
         self._hook = hook
+        self._patience = patience
+        """Seconds in which a create is repeated: as long as it may be put off."""
 
     async def add_routes(self) -> None:
         for route, (path, max_in_flight) in ROUTES.items():
@@ -170,7 +172,7 @@ class Load:
     async def _live(self, number: int, trigger_time: int) -> None:
         story = self._story(str(number), list(ROUTES)[number % len(ROUTES)])
         api = random.randrange(2)
-        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api))
+        await self._callers.persist(lambda: self._callers.create(story, trigger_time, api=api), limit=self._patience)
         about_due = trigger_time / 1000 + random.uniform(-1, 0.2) - time.time()
         await asyncio.sleep(max(0.0, random.choice([about_due, random.uniform(0, about_due) if about_due > 0 else 0])))
         match number // len(ROUTES) % 4:
@@ -221,7 +223,7 @@ async def test_chaos_of_a_cluster(cluster: Cluster, hook: Hook) -> None:
 
 
 async def _round(db: str, fault: Fault, row: Row, cluster: Cluster, hook: Hook, callers: Callers) -> None:
-    load = Load(callers, hook, db)
+    load = Load(callers, hook, db, patience=fault.late_limit)
     row.stories = load.stories
     await load.add_routes()
     struck, ended = await _strike_under_load(fault, cluster, load)
