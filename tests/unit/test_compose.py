@@ -178,7 +178,7 @@ def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:
 
 
 def test_temporal_is_configured_as_in_make_run() -> None:
-    """But for what each allows of lists, and for what only SQLite or OpenSearch needs."""
+    """But for what each allows of lists, and for what only SQLite, PostgreSQL or OpenSearch needs."""
     config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
     deployed = {name: values[0]["value"] for name, values in config.items()}
     ours = {name: json.loads(value) for name, value in _DYNAMIC_CONFIG.items()}
@@ -186,6 +186,16 @@ def test_temporal_is_configured_as_in_make_run() -> None:
     differ = {name for name in deployed.keys() | ours.keys() if deployed.get(name) != ours.get(name)}
     assert differ == {
         "frontend.namespaceRPS.visibility",
+        "history.timerProcessorSchedulerWorkerCount",
+        "history.transferProcessorSchedulerWorkerCount",
         "history.visibilityProcessorSchedulerWorkerCount",
         "worker.ESProcessorFlushInterval",
     }
+
+
+def test_a_history_works_at_as_many_tasks_as_it_has_connections() -> None:
+    config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
+    connections = re.search(r"^SQL_MAX_CONNS=(\d+)$", (ROOT / "deploy/temporal-server.env").read_text(), re.MULTILINE)
+    assert connections
+    for kind in ("timer", "transfer"):
+        assert config[f"history.{kind}ProcessorSchedulerWorkerCount"] == [{"value": int(connections[1])}]
