@@ -186,6 +186,7 @@ def test_temporal_is_configured_as_in_make_run() -> None:
     differ = {name for name in deployed.keys() | ours.keys() if deployed.get(name) != ours.get(name)}
     assert differ == {
         "frontend.namespaceRPS.visibility",
+        "history.timerProcessorMaxPollInterval",
         "history.timerProcessorSchedulerWorkerCount",
         "history.transferProcessorSchedulerWorkerCount",
         "history.visibilityProcessorSchedulerWorkerCount",
