@@ -40,6 +40,8 @@ ROUTES = {"taking": "delivered", "refusing": "failed"}
 LABELS = ["red", "Red", "50%"]
 OPEN_STATES = ("scheduled", "held")
 ONCE = {"maximum_attempts": 1}
+LOST = ("E014", "E015")
+"""Codes of jobs of a batch that may be sent again."""
 
 
 class Job(Struct, kw_only=True):
@@ -162,30 +164,23 @@ class Machine(RuleBasedStateMachine):
         answer = self.ask("POST", f"/job/{self.db}/{key[0]}", self.body(content) | {"id": key[1]})
         assert self.result(answer) == self.created(key, content)
 
-    @rule(
-        collection=st.sampled_from(COLLECTIONS),
-        jobs=st.lists(st.tuples(st.sampled_from(IDS), contents), min_size=1, unique_by=lambda job: job[0]),
-    )
+    @rule(collection=st.sampled_from(COLLECTIONS), jobs=st.lists(st.tuples(st.sampled_from(IDS), contents), min_size=1))
     def create_many(self, collection: str, jobs: list[tuple[str, dict[str, Any]]]) -> None:
-        """POST of a batch. Jobs whose answer was lost are sent again, and may be there already."""
-        bodies = {job_id: self.body(content) | {"id": job_id} for job_id, content in jobs}
-        expected = {job_id: self.created((collection, job_id), content) for job_id, content in jobs}
-        repeated = False
+        """POST of a batch. What was lost of its answer is asked for again."""
+        body = [self.body(content) | {"id": job_id} for job_id, content in jobs]
+        expected = [self.created((collection, job_id), content) for job_id, content in jobs]
+        results = self.batch(collection, body)
         until = time.monotonic() + LIMIT
-        while bodies:
-            seen = self.created_in_batch(collection, list(bodies.values()))
-            clear = {job_id: result for job_id, result in seen.items() if result not in ("E014", "E015")}
-            for job_id, result in clear.items():
-                is_there = repeated and {result, expected[job_id]} == {"unchanged", "created"}
-                assert is_there or result == expected[job_id]
-                del bodies[job_id]
-            assert not bodies or time.monotonic() < until, seen
-            repeated = True
+        while lost := [n for n, result in enumerate(results) if result in LOST]:
+            assert time.monotonic() < until, results
+            for n, result in zip(lost, self.batch(collection, [body[n] for n in lost]), strict=True):
+                results[n] = expected[n] if (result, expected[n]) == ("unchanged", "created") else result
+        assert results == expected
 
-    def created_in_batch(self, collection: str, bodies: list[dict[str, Any]]) -> dict[str, str]:
-        results = self.ask("POST", f"/batch/{self.db}/{collection}", bodies).json()["results"]
-        assert [result["id"] for result in results] == [body["id"] for body in bodies]
-        return {result["id"]: result.get("code", result["status"]) for result in results}
+    def batch(self, collection: str, body: list[dict[str, Any]]) -> list[str]:
+        results = self.ask("POST", f"/batch/{self.db}/{collection}", body).json()["results"]
+        assert [result["id"] for result in results] == [job["id"] for job in body]
+        return [result.get("code", result["status"]) for result in results]
 
     @rule(key=keys, content=contents, create=st.booleans())
     def put(self, key: Key, content: dict[str, Any], create: bool) -> None:
