@@ -228,6 +228,8 @@ async def test_jobs_from_before_the_attributes_are_listed(alone: Alone, client: 
     await listed(service, ["old"])
     await listed(service, ["old"], path=f"/job/{service.db}/c", state="scheduled")
     assert await ids(service, path=f"/job/{service.db}/other") == []
+    for filter_ in ({}, {"collection": "c"}, {"route": ROUTE}):
+        assert await scheduled(service, **filter_) == 1
 
 
 async def test_a_continued_job_keeps_when_it_was_created(cut: Service, client: Client) -> None:
@@ -351,6 +353,24 @@ async def test_jobs_are_counted_by_state_and_by_when_they_are_due(service: Servi
     assert (await read(service, path=path, state="delivered"))["states"]["scheduled"] == 0
     assert (await read(service, path=path, collection="other"))["states"]["scheduled"] == 0
     assert (await read(service, path=path, collection="c", id_prefix=done))["states"]["delivered"] == 1
+
+
+async def scheduled(service: Service, **query: Any) -> int:
+    counts = await read(service, **({"path": f"/count/{service.db}"} | query))
+    return int(counts["states"]["scheduled"])
+
+
+async def test_jobs_of_names_that_differ_in_case_are_counted_apart(alone: Alone) -> None:
+    service, _ = alone
+    for group in ("c", "C", "C", "cc"):
+        body = {"id": new_id(), "trigger_time": now_ms(3600), "route": ROUTE}
+        assert (await service.api.post(f"/job/{service.db}/{group}", json=body)).status_code == 200
+    await known(service, 4)
+
+    assert [await scheduled(service, collection=group) for group in ("c", "C", "cc", "CC")] == [1, 2, 1, 0]
+    assert await scheduled(service) == 4
+    for other in (service.db.upper(), service.db.capitalize(), service.db[:-1]):
+        assert await scheduled(service, path=f"/count/{other}") == 0
 
 
 async def test_routes_are_listed_with_how_their_attempts_went(service: Service, receiver: Receiver) -> None:
