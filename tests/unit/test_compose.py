@@ -194,7 +194,7 @@ def test_temporal_is_configured_as_in_make_run() -> None:
     }
 
 
-def test_a_history_works_at_as_many_tasks_as_it_has_connections() -> None:
+def test_a_history_works_at_as_many_tasks_of_each_kind_as_it_has_connections() -> None:
     config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
     connections = re.search(r"^SQL_MAX_CONNS=(\d+)$", (ROOT / "deploy/temporal-server.env").read_text(), re.MULTILINE)
     assert connections
