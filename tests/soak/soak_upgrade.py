@@ -21,7 +21,7 @@ from tests.soak.report import Row, report
 from tests.soak.size import size
 from tests.soak.story import Callers, Story, calling, now_ms
 
-FROM = os.environ.get("SOAK_UPGRADE_FROM", "1.31.5")
+FROM = os.environ.get("SOAK_UPGRADE_FROM", "1.31.4")
 """The minor version before, as Temporal requires."""
 
 WAITING = size("UPGRADE_WAITING", smoke=300, full=3000)
