@@ -19,12 +19,14 @@ from activities.deliver import nothing
 from activities.in_progress import InProgress
 from activities.overdue import OverdueJobs
 from activities.rate_limit import RateLimiter
+from activities.readiness import Readiness
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from activities.retention import Retention
 from activities.wake import Wakes
 from timemachine.domain.errors import TimemachineError
 from timemachine.domain.task_queues import bulk_task_queue
+from timemachine.health_server import serving_health
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
@@ -172,12 +174,14 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             create_bulk_worker(client, bulk, settings),
         ]
         ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
-        overdue = asyncio.create_task(OverdueJobs(client, ledger, settings).watch())
-        log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
-        try:
-            await work(workers, in_progress, stop, grace=settings.shutdown_grace)
-        finally:
-            overdue.cancel()
+        readiness = Readiness(client, pool, settings, stop)
+        async with serving_health(settings.health_address, readiness.check):
+            overdue = asyncio.create_task(OverdueJobs(client, ledger, settings).watch())
+            log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
+            try:
+                await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+            finally:
+                overdue.cancel()
 
 
 async def _connect_unless(stop: asyncio.Event, settings: Settings) -> Client | None:

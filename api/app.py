@@ -15,6 +15,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Tag
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from activities.readiness import Readiness
 from api.attempts import AttemptController, Attempts
 from api.audit import AuditController
 from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware
@@ -22,7 +23,7 @@ from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
-from api.health import HealthController, Readiness
+from api.health import HealthController
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
 from api.job_filters import job_filter
 from api.job_lists import CountController, JobListController, JobLists
@@ -127,7 +128,7 @@ def create_app(settings: Settings) -> Litestar:
 
 _PARTS = (
     *("jobs", "batches", "job_lists", "attempts", "failed", "redeliveries", "operations"),
-    *("routes", "store", "api_keys", "audit_log", "readiness"),
+    *("routes", "store", "api_keys", "audit_log", "readiness", "authentication"),
 )
 """What `clients` opens, and handlers ask for by name."""
 

@@ -9,7 +9,7 @@ from litestar.types import ASGIApp, HTTPDisconnectEvent, HTTPReceiveMessage, Rec
 from api.errors import refuse
 from timemachine.domain.errors import BusyError
 
-EXEMPT = frozenset({"/healthz", "/readyz"})
+EXEMPT = frozenset({"/livez", "/healthz", "/readyz"})
 """Paths that are always answered: a process that is full is well, and must not be taken for a dead one."""
 
 STREAMED = "/batch/"

@@ -56,8 +56,9 @@ def admin_key(commands: Commands, env: dict[str, str], file: Path) -> Program:
 
 
 def api(commands: Commands, env: dict[str, str], settings: Settings) -> Program:
-    """Return the API's program."""
-    limit, log = settings.request_timeout + 10, commands.log("api")
+    """Return the API's program. It stops without a drain unless the environment says so: nobody balances load here."""
+    env = {"TIMEMACHINE_HTTP_DRAIN": "0"} | env
+    limit, log = settings.http_drain + settings.request_timeout + 10, commands.log("api")
     return Program(name="API", argv=commands.api, env=env, cwd=ROOT, stop_limit=limit, log=log)
 
 

@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 300
 """Of Postgres: each of Temporal's services opens up to 30, each API and worker a pool. As in docker-compose.yml."""
 
 
-_METRICS = "TIMEMACHINE_METRICS_ADDRESS"
+_OF_ONE_PROCESS = ("TIMEMACHINE_METRICS_ADDRESS", "TIMEMACHINE_HEALTH_ADDRESS")
 
 
 class Cluster(Stack, kw_only=True):
@@ -143,7 +143,7 @@ def _environment(
 ) -> dict[str, str]:
     """Return what our programs are told. Receivers on this machine may be called; no key is needed on loopback.
 
-    Metrics are not served: all workers would have the same address for them.
+    Neither metrics nor workers' health are served: all programs would have the same address for them.
     """
     auth = Auth.NONE if is_loopback(host) else Auth.KEYS
     defaults = {"TIMEMACHINE_ALLOW_PRIVATE_TARGETS": "true", "TIMEMACHINE_AUTH": auth}
@@ -154,7 +154,7 @@ def _environment(
         "TIMEMACHINE_POSTGRES_DSN": postgres_dsn,
         "TIMEMACHINE_SECRET_KEYS": kept_secret(found.folder / "secret.keys", new_key),
     }
-    kept = {name: value for name, value in env.items() if not name.startswith(("PG", "TEMPORAL_", _METRICS))}
+    kept = {name: value for name, value in env.items() if not name.startswith(("PG", "TEMPORAL_", *_OF_ONE_PROCESS))}
     return {**defaults, **kept, **where}
 
 

@@ -46,6 +46,7 @@ _EXPECTED = {
     "task_queue": "it must have 1 to 240 characters, and not begin with `/_sys/`",
     "egress_proxy": "it must be `http://[user:password@]host[:port]`",
     "metrics_address": "it must be `address:port`, such as `0.0.0.0:9464` or `[::]:9464`",
+    "health_address": "it must be `address:port`, such as `0.0.0.0:9465` or `[::]:9465`",
 }
 """What settings take of which the decoder says too little."""
 
@@ -115,6 +116,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_timeout: Duration = 4.0
     """Seconds that the API waits for Temporal and PostgreSQL before it answers 503 (E015)."""
 
+    http_drain: Annotated[float, Meta(ge=0, le=600)] = 5.0
+    """Seconds that the API goes on serving after SIGTERM while `/readyz` answers 503, so that load balancers send it
+    nothing more. The supervisor must wait longer than this and `TIMEMACHINE_REQUEST_TIMEOUT` before it kills the
+    process."""
+
     max_requests_in_flight: Count = 128
     """Maximum number of requests that one API process handles at a time. It answers any further request with 429 (E014)
     at once. Health checks do not count."""
@@ -173,6 +179,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`address:port` where the worker serves metrics for Prometheus, with an IP address, such as `0.0.0.0:9464`. Off by
     default."""
 
+    health_address: str | None = None
+    """`address:port` where the worker answers `/livez` and `/readyz`, with an IP address, such as `0.0.0.0:9465`. Off
+    by default. The API answers them on its own port."""
+
     shutdown_grace: Duration = 60.0
     """Seconds that attempts in flight get to finish after SIGTERM; at least 45. The supervisor must wait longer than
     this before it kills the process."""
@@ -194,8 +204,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _ = self.address_guard
         if self.egress_proxy is not None and not _is_address_of_proxy(self.egress_proxy):
             raise ValueError(f"{_variable('egress_proxy')}: {_EXPECTED['egress_proxy']}")
-        if self.metrics_address and not _is_socket_address(self.metrics_address):
-            raise ValueError(f"{_variable('metrics_address')}: {_EXPECTED['metrics_address']}")
+        for name in ("metrics_address", "health_address"):
+            address = getattr(self, name)
+            if address and not _is_socket_address(address):
+                raise ValueError(f"{_variable(name)}: {_EXPECTED[name]}")
 
     def check_auth(self) -> None:
         """Refuse to serve whoever comes where others than this machine can come.

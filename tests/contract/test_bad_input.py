@@ -919,6 +919,7 @@ METHODS = each_case(
         ("/cancel/d", {"POST"}),
         ("/operation/d", {"GET"}),
         ("/operation/d/x", {"GET", "DELETE"}),
+        ("/livez", {"GET"}),
         ("/healthz", {"GET"}),
         ("/readyz", {"GET"}),
     ],

@@ -76,7 +76,7 @@ BODY_MAY_BE_LEFT_OUT = {
     ("post", f"{path}/{action}")
     for path, action in [(SECRET, "rotate"), (ROUTE, "pause"), (ROUTE, "resume"), (KEY, "rotate")]
 }
-HEALTH = {("get", "/healthz"), ("get", "/readyz")}
+HEALTH = {("get", "/livez"), ("get", "/readyz")}
 
 each_operation = pytest.mark.parametrize(("method", "path"), OPERATIONS)
 

@@ -3,14 +3,18 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 from typing import Any
 
+import httpx
 import pytest
 
 from devstack.children import ROOT
+from devstack.ports import free_port
 from devstack.temporal import Temporal
+from tests.support.waiting import eventually
 from timemachine.settings import Settings
 from timemachine.vault import new_key
 
@@ -97,6 +101,57 @@ async def test_the_worker_ends_when_the_port_of_its_metrics_is_taken() -> None:
 
     assert status == 1
     assert log[-1]["reason"].startswith("TIMEMACHINE_METRICS_ADDRESS: ")
+
+
+async def test_the_worker_ends_when_the_port_of_its_health_is_taken(settings: Settings, temporal: Temporal) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        status, log = await run(
+            WORKER,
+            TIMEMACHINE_POSTGRES_DSN=settings.postgres_dsn or "",
+            TIMEMACHINE_SECRET_KEYS=new_key(),
+            TIMEMACHINE_HEALTH_ADDRESS=f"127.0.0.1:{taken.getsockname()[1]}",
+            TEMPORAL_ADDRESS=temporal.address,
+        )
+
+    assert status == 1
+    assert log[-1]["reason"].startswith("TIMEMACHINE_HEALTH_ADDRESS: ")
+
+
+async def test_an_api_that_is_told_to_stop_is_not_ready_and_serves_until_the_drain_is_over(
+    settings: Settings, temporal: Temporal
+) -> None:
+    port = free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "TIMEMACHINE_AUTH": "none",
+        "TIMEMACHINE_HTTP_DRAIN": "3",
+        "TIMEMACHINE_HTTP_PORT": str(port),
+        "TIMEMACHINE_POSTGRES_DSN": settings.postgres_dsn or "",
+        "TIMEMACHINE_SECRET_KEYS": new_key(),
+        "TEMPORAL_ADDRESS": temporal.address,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *API, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL
+    )
+    transport = httpx.AsyncHTTPTransport(retries=8)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=transport) as http:
+            await eventually(lambda: http.get("/readyz"), lambda answer: answer.status_code == 200)
+
+            process.send_signal(signal.SIGTERM)
+
+            await eventually(lambda: http.get("/readyz"), lambda answer: answer.status_code == 503)
+            assert (await http.get("/livez")).status_code == 200
+            assert (await http.get("/job/d/c")).status_code == 200
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_setup_ends_when_there_is_no_postgres() -> None:

@@ -357,7 +357,7 @@ async def test_a_changed_route_is_used_by_the_next_attempt(service: Service, rec
     await service.wait_for_state(job_id, "delivered")
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz"])
 async def test_health(api: httpx.AsyncClient, path: str) -> None:
     assert (await api.get(path)).json() == {"status": "ok"}
 

@@ -187,7 +187,7 @@ async def test_unknown_expired_and_revoked_keys_are_told_apart_in_the_log_only(
 
 
 async def test_health_documentation_and_options_need_no_key(app: httpx.AsyncClient) -> None:
-    for path in ("/healthz", "/readyz", "/docs", "/docs/openapi.json"):
+    for path in ("/livez", "/healthz", "/readyz", "/docs", "/docs/openapi.json"):
         assert (await app.get(path)).status_code == 200
         assert (await app.head(path)).status_code == 200
     options = await app.options("/job/arena/c/x")

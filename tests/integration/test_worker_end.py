@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
+import httpx
 import pytest
 from msgspec.structs import replace
 from temporalio.api.enums.v1 import EventType
@@ -15,6 +16,7 @@ from temporalio.worker import Worker
 
 from activities.in_progress import InProgress
 from api.app import create_app
+from devstack.ports import LOOPBACK, free_port
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.job_histories import wait_for_event
@@ -169,6 +171,39 @@ async def test_attempts_get_the_time_that_is_set(
 
     assert [vars(record)["grace_seconds"] for record in caplog.records if record.message == "stopping"] == [77]
     assert [worker.config()["graceful_shutdown_timeout"] for worker in program.workers] == [timedelta(seconds=30)] * 2
+
+
+async def test_a_worker_is_ready_until_it_is_to_stop(
+    settings: Settings, temporal: Temporal, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its attempts in flight finish, it lives, and is not ready."""
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    address, stop, answered = f"{LOOPBACK}:{free_port()}", asyncio.Event(), asyncio.Event()
+    own = replace(settings, task_queue=f"health-{uuid.uuid4().hex}", health_address=address)
+
+    async def late(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = late
+    transport = httpx.AsyncHTTPTransport(retries=8)
+    async with (
+        serving(create_app(own)) as api,
+        httpx.AsyncClient(base_url=f"http://{address}", transport=transport) as http,
+    ):
+        service = Service(api, db)
+        await service.add_route(receiver.url)
+        running = asyncio.create_task(run(own, stop))
+        await eventually(lambda: http.get("/readyz"), lambda answer: answer.status_code == 200)
+        job_id = await service.create(0)
+        await receiver.wait_for(job_id)
+
+        stop.set()
+
+        await eventually(lambda: http.get("/readyz"), lambda answer: answer.status_code == 503)
+        assert (await http.get("/livez")).status_code == 200
+        answered.set()
+        await running
 
 
 async def any_logged(caplog: pytest.LogCaptureFixture, message: str) -> bool:

@@ -137,6 +137,10 @@ def test_volumes_are_declared_and_files_exist() -> None:
     assert all((ROOT / source).is_file() for source in sources if source.startswith("."))
 
 
+def test_a_worker_is_asked_for_its_health_where_it_answers() -> None:
+    assert f"http://{setting('worker', 'health_address')}/readyz" in probe("worker")
+
+
 def test_workers_can_be_scaled() -> None:
     assert not {"container_name", "ports", "hostname"} & SERVICES["worker"].keys()
 
@@ -149,7 +153,7 @@ def test_a_worker_is_given_time_to_finish() -> None:
 
 def test_the_api_is_given_time_to_finish() -> None:
     stop = float(SERVICES["api"]["stop_grace_period"].removesuffix("s"))
-    assert stop >= float(setting("api", "request_timeout")) + 10
+    assert stop >= float(setting("api", "http_drain")) + float(setting("api", "request_timeout")) + 10
 
 
 def test_one_image_serves_setup_api_and_worker() -> None:

@@ -14,7 +14,7 @@ from tests.support.settings import service_settings
 from timemachine.domain.errors import SettingsError
 from timemachine.domain.keys import Role
 
-OPEN_PATHS = {"/healthz", "/readyz", "/docs"}
+OPEN_PATHS = {"/livez", "/healthz", "/readyz", "/docs"}
 """What needs no key: this, and what is below `/docs`."""
 
 READ, WRITE, ADMIN = Role.READ, Role.WRITE, Role.ADMIN

@@ -122,8 +122,13 @@ def test_whatever_has_a_few_values_says_which() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "0.0.0.0:9464", "127.0.0.1:0", "[::]:9464", "[2001:db8::1]:65535"])
-def test_metrics_are_served_at_any_address(value: str) -> None:
-    assert Settings.from_env({"TIMEMACHINE_METRICS_ADDRESS": value}).metrics_address == value
+@pytest.mark.parametrize("setting", ["metrics_address", "health_address"])
+def test_metrics_and_health_are_served_at_any_address(setting: str, value: str) -> None:
+    assert getattr(Settings.from_env({f"TIMEMACHINE_{setting.upper()}": value}), setting) == value
+
+
+def test_an_api_may_stop_without_a_drain() -> None:
+    assert Settings.from_env({"TIMEMACHINE_HTTP_DRAIN": "0"}).http_drain == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Whether a program can do its work."""
+
+import asyncio
+
+from temporalio.client import Client
+
+from timemachine.domain.errors import BusyError, UnavailableError
+from timemachine.postgres.pool import Pool, ping
+from timemachine.settings import Settings
+from timemachine.temporal.client import check_access, check_namespace, temporal_timeout
+from timemachine.temporal.registered_attributes import check_search_attributes
+
+
+class Readiness:
+    """Knows what API and worker cannot do without."""
+
+    def __init__(self, client: Client, pool: Pool, settings: Settings, stop: asyncio.Event | None = None) -> None:
+        """Take the clients of Temporal and Postgres, and what is set once the program is to stop."""
+        self._client = client
+        self._pool = pool
+        self._limit = settings.request_timeout
+        self.stop = stop or asyncio.Event()
+
+    async def check(self) -> None:
+        """Ask Temporal and Postgres whether they answer, and have what requests and jobs need.
+
+        Raises:
+            UnavailableError: One of them does not, or the program is about to stop. The message names each part.
+        """
+        if self.stop.is_set():
+            raise UnavailableError("this process is about to stop")
+        temporal, postgres = await asyncio.gather(self._fault_of_temporal(), self._fault_of_postgres())
+        if temporal or postgres:
+            raise UnavailableError(f"{temporal or 'Temporal answers'}; {postgres or 'Postgres answers'}")
+
+    async def _fault_of_temporal(self) -> str | None:
+        try:
+            async with temporal_timeout(self._limit):
+                await asyncio.gather(
+                    check_namespace(self._client, retry=False),
+                    check_search_attributes(self._client),
+                    check_access(self._client),
+                )
+        except (BusyError, UnavailableError) as error:
+            return str(error)
+        return None
+
+    async def _fault_of_postgres(self) -> str | None:
+        try:
+            await ping(self._pool)
+        except UnavailableError as error:
+            return str(error)
+        return None

@@ -1,0 +1,50 @@
+"""Whether a program can work is asked of both servers, and told part by part."""
+
+import asyncio
+
+import pytest
+
+from activities.readiness import Readiness
+from tests.support.cases import each_case
+from timemachine.domain.errors import UnavailableError
+
+
+class Asked(Readiness):
+    """Knows how both servers are."""
+
+    def __init__(self, temporal: str | None, postgres: str | None) -> None:
+        self.stop = asyncio.Event()
+        self._faults = temporal, postgres
+        self.asked = 0
+
+    async def _fault_of_temporal(self) -> str | None:
+        self.asked += 1
+        return self._faults[0]
+
+    async def _fault_of_postgres(self) -> str | None:
+        return self._faults[1]
+
+
+@each_case(
+    ("temporal", "postgres", "message"),
+    [
+        ("Temporal is away", None, "Temporal is away; Postgres answers"),
+        (None, "Postgres is away", "Temporal answers; Postgres is away"),
+        ("Temporal is away", "Postgres is away", "Temporal is away; Postgres is away"),
+    ],
+)
+async def test_each_part_is_named(temporal: str | None, postgres: str | None, message: str) -> None:
+    with pytest.raises(UnavailableError) as error:
+        await Asked(temporal, postgres).check()
+    assert str(error.value) == message
+
+
+async def test_it_is_ready_until_it_is_told_to_stop() -> None:
+    asked = Asked(None, None)
+    await asked.check()
+
+    asked.stop.set()
+
+    with pytest.raises(UnavailableError, match="about to stop"):
+        await asked.check()
+    assert asked.asked == 1
