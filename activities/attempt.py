@@ -36,6 +36,7 @@ from timemachine.postgres.delivery_ledger import (
 )
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
+from timemachine.telemetry import log_context
 from timemachine.webhooks.client import WebhookClient
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,11 @@ class Attempts:
         return attempt.result() if ended else None
 
     async def _attempt(self, delivery: Delivery) -> Outcome:
+        """Attempt, as a task of its own, whose lines in the log tell the job and the run."""
+        with log_context(**delivery.job.log_fields, run_id=delivery.run_id):
+            return await self._attempt_when_due(delivery)
+
+    async def _attempt_when_due(self, delivery: Delivery) -> Outcome:
         """Wait for the time and for a slot of the route, and attempt."""
         asked_at = boot_time()
         early = await _wait_until_due(delivery.job)

@@ -20,6 +20,7 @@ from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.cancels import CancelProgress, OpenJobs
 from timemachine.domain.job_filter import ListedState
+from timemachine.domain.jobs import log_fields_of
 from timemachine.domain.outcomes import RowState
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
 from timemachine.temporal.job_runs import first_run_id
@@ -168,7 +169,7 @@ class _Cancel:
         if row.is_decided:
             self._decided[run.id] = _OUTCOMES[row.state]
         if row.state is RowState.CANCELLED:
-            log.info("job cancelled", extra={"workflow_id": run.id})
+            log.info("job cancelled", extra=log_fields_of(run.id) | {"run_id": first_run})
 
     async def _latest(self, run: WorkflowExecution) -> WorkflowExecutionDescription | None:
         """Return the run that a listed one goes on as; None where its job has ended, and was created again."""

@@ -31,6 +31,7 @@ from api.jobs import JobController, Jobs
 from api.key_cache import KeyCache
 from api.keys import KeyController, Keys
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
+from api.observed_requests import ObservedRequests
 from api.operations import CancelController, OperationController, Operations
 from api.redelivery import Redeliveries, RedeliveryController
 from api.reference import Document, ReferencePage, reference_router
@@ -122,7 +123,7 @@ def create_app(settings: Settings) -> Litestar:
         request_max_body_size=MAX_JOB_BYTES,
     )
     admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
-    app.asgi_handler = UnambiguousRequests(HeadAndOptions(admitted))
+    app.asgi_handler = ObservedRequests(UnambiguousRequests(HeadAndOptions(admitted)))
     return app
 
 

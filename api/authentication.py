@@ -16,10 +16,11 @@ from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import Scope
 
 from api.key_cache import KeyCache
+from api.observed_requests import request_id_of
 from api.rate_limit import RateLimits
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import BusyError, ForbiddenError, UnauthorizedError, UnavailableError
-from timemachine.domain.keys import ApiKey, PresentedKey, Role, holds_key, mistaken_for_key, parse_key
+from timemachine.domain.keys import ApiKey, PresentedKey, Role, mistaken_for_key, parse_key
 from timemachine.settings import Auth, Settings
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,6 @@ KEYS_REMEMBERED = 10_000
 _HOW = "a key is needed, in one header: `Authorization: Bearer tm_…`"
 _NOT_VALID = "this key is not valid"
 _BEARER = re.compile(rb"bearer +([\x21-\x7e]+)", re.IGNORECASE)
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 AuthenticatedRequest = Request[Caller, Any, State]
@@ -101,7 +101,7 @@ class Authentication:
             BusyError: Too many came with this key, or without a valid one from this address.
             UnavailableError: Whether the key is valid cannot be told, because Postgres does not answer.
         """
-        address, request_id = _address(scope), _request_id(scope)
+        address, request_id = _address(scope), request_id_of(scope)
         if not self._needs_key:
             return Caller(key=None, address=address, request_id=request_id)
         try:
@@ -189,13 +189,6 @@ def _network(address: str) -> str:
     except ValueError:
         return address
     return address if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
-
-
-def _request_id(scope: Scope) -> str | None:
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    text = given.decode("ascii") if _REQUEST_ID.fullmatch(given) else None
-    # It is kept and shown to others, and who mistakes one header for another must not lose a key by that.
-    return None if text is None or holds_key(text) else text
 
 
 def _busy(reason: str, wait: float) -> BusyError:

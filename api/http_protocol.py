@@ -17,6 +17,7 @@ from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope,
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.errors import ErrorBody, refuse
+from api.observed_requests import HEADER, new_request_id
 from timemachine import h11_patterns  # noqa: F401 - replaced where h11 reads
 from timemachine.domain.errors import MalformedError
 
@@ -100,6 +101,7 @@ class JsonErrorProtocol(H11Protocol):
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
+                (HEADER, new_request_id().encode()),
             ],
             reason=b"Bad Request",
         )

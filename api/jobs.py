@@ -50,7 +50,7 @@ from timemachine.domain.errors import (
     UnavailableError,
 )
 from timemachine.domain.job_filter import JobFilter
-from timemachine.domain.jobs import Job, check_job, check_key, check_not_past
+from timemachine.domain.jobs import Job, check_job, check_key, check_not_past, log_fields_of
 from timemachine.domain.keys import Role
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.stored_names import TOO_LATE
@@ -210,24 +210,27 @@ class Jobs:
         Raises:
             JobExistsError: Another job with this id waits or is being delivered.
         """
-        if not await self._start(job, key_id):
+        run_id = await self._start(job, key_id)
+        if run_id is None:
             return JobWritten.UNCHANGED
-        _log("job created", job, key_id)
+        _log("job created", job, key_id, run_id)
         return JobWritten.CREATED
 
-    async def _start(self, job: Job, key_id: str | None) -> bool:
-        """Start the workflow, unless the same job is there; an id whose last job has ended may be used again."""
+    async def _start(self, job: Job, key_id: str | None) -> str | None:
+        """Start the workflow and return its run's id, or None where the same job is there.
+
+        An id whose last job has ended may be used again.
+        """
         reuse = WorkflowIDReusePolicy.REJECT_DUPLICATE
         for _ in range(START_TRIES):
             try:
-                await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse, created_by=key_id)
-                return True
+                return await start_job(self._client, job, task_queue=self._task_queue, reuse=reuse, created_by=key_id)
             except WorkflowAlreadyStartedError:
                 existing = await self._existing(job)
             if existing is None:  # forgotten since, or no job of ours
                 continue
             if _is_same_create(existing, job):
-                return False
+                return None
             reuse = existing.run.reuse
             if not existing.run.is_open:
                 continue
@@ -296,7 +299,7 @@ class Jobs:
             NoSuchJobError, TooLateError: As `change` does.
         """
         await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job.with_history_limit))
-        _log("job changed", job, key_id)
+        _log("job changed", job, key_id, first_run_id(description))
 
     async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
         """Have a waiting job go out now. When this returns, its trigger time is now, and it can no longer be changed.
@@ -315,7 +318,7 @@ class Jobs:
             if run.is_open and expired(run.job, datetime.now(UTC)):
                 raise TooLateError("too late: the job's deadline has passed")
             await self._update(run.description, lambda handle: handle.execute_update(JobWorkflow.trigger))
-        log.info("job triggered", extra=run.job.log_fields | {"key": key_id})
+        log.info("job triggered", extra=run.job.log_fields | {"run_id": run.first_run_id, "key": key_id})
 
     def _turn(self, job_workflow_id: str) -> asyncio.Lock:
         """Return the lock of those who change one job, and who look at it only while they have it.
@@ -405,7 +408,7 @@ class Jobs:
             row = await self._cancels.decide(description, limit=self._limit * CANCEL_SHARE)
         if row.state is not RowState.CANCELLED or status is not WorkflowExecutionStatus.RUNNING:
             raise _too_late(row, status)
-        log.info("job cancelled", extra={"workflow_id": job_workflow_id, "key": key_id})
+        log.info("job cancelled", extra=log_fields_of(job_workflow_id) | {"run_id": first_run, "key": key_id})
 
 
 async def _pause_before_next_look(description: WorkflowExecutionDescription) -> None:
@@ -445,9 +448,9 @@ _TOO_LATE_REASONS = {
 }
 
 
-def _log(event: str, job: Job, key_id: str | None) -> None:
+def _log(event: str, job: Job, key_id: str | None, run_id: str) -> None:
     due = job.trigger_at.isoformat(timespec="milliseconds")
-    log.info(event, extra=job.log_fields | {"due": due, "key": key_id})
+    log.info(event, extra=job.log_fields | {"run_id": run_id, "due": due, "key": key_id})
 
 
 def _other_exists(job: Job, state: JobState) -> JobExistsError:

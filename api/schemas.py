@@ -599,9 +599,9 @@ class AuditEntryOut(msgspec.Struct, frozen=True, kw_only=True):
     address: Annotated[
         str, Meta(description="The address that the request came from, which may be a proxy's; or `command line`.")
     ]
-    request_id: Annotated[str | UnsetType, Meta(description="The `x-request-id` of the request, if it had one.")] = (
-        UNSET
-    )
+    request_id: Annotated[
+        str | UnsetType, Meta(description="The `x-request-id` of the answer. Left out for the command line.")
+    ] = UNSET
 
 
 class AuditOut(msgspec.Struct, frozen=True, kw_only=True):

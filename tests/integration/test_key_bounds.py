@@ -101,7 +101,7 @@ async def foreign(app: httpx.AsyncClient, settings: Settings) -> str:
 
 
 def shown(answer: httpx.Response) -> tuple[int, str, dict[str, str]]:
-    return answer.status_code, answer.text, dict(answer.headers)
+    return answer.status_code, answer.text, {**answer.headers, "x-request-id": "each has its own"}
 
 
 async def send(app: httpx.AsyncClient, operation: Operation, path: str, key: str, body: bytes) -> httpx.Response:

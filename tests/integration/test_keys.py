@@ -40,7 +40,7 @@ from tests.support.settings import service_settings
 from tests.support.waiting import eventually
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import LastAdminKeyError
-from timemachine.domain.keys import Role, generate_key, new_key_id
+from timemachine.domain.keys import Role, generate_key, holds_key, new_key_id
 from timemachine.domain.signing import encode_secret
 from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.migrate import migrate
@@ -177,7 +177,8 @@ async def test_unknown_expired_and_revoked_keys_are_told_apart_in_the_log_only(
     wrong = generate_key(id_of(other)).text
     keys = {"expired": expired, "revoked": revoked, "wrong secret": wrong, "unknown": generate_key(new_key_id()).text}
 
-    answers = {reason: await app.get(ANY, headers=bearer(key)) for reason, key in keys.items()}
+    same_id = {"x-request-id": "r-1"}
+    answers = {reason: await app.get(ANY, headers=bearer(key) | same_id) for reason, key in keys.items()}
 
     assert {unauthorized(answer) for answer in answers.values()} == {NOT_VALID}
     assert len({str(sorted(answer.headers.items())) for answer in answers.values()}) == 1
@@ -689,12 +690,16 @@ async def test_a_key_that_is_sent_as_the_id_of_a_request_is_not_kept(
     app: httpx.AsyncClient, admin: str, db: str
 ) -> None:
     asked = {"name": "n", "role": "read", "dbs": [db]}
+    told = []
     for request_id in (admin, f"Bearer:{admin}", "r-1"):
-        await app.post("/key", json=asked, headers=bearer(admin) | {"x-request-id": request_id})
+        answer = await app.post("/key", json=asked, headers=bearer(admin) | {"x-request-id": request_id})
+        told.append(answer.headers["x-request-id"])
 
     entries = (await app.get(f"/audit/{db}?limit=3", headers=bearer(admin))).json()["entries"]
 
-    assert [entry.get("request_id") for entry in entries] == ["r-1", None, None]
+    assert [entry["request_id"] for entry in entries] == told[::-1]
+    assert told[2] == "r-1"
+    assert not any(holds_key(request_id) for request_id in told)
 
 
 async def test_what_is_not_done_is_not_in_the_audit_log(settings: Settings, app: httpx.AsyncClient, admin: str) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from timemachine.telemetry import JsonFormatter, set_log_level
+from timemachine.telemetry import JsonFormatter, log_context, set_log_level
 
 
 def line(**fields: object) -> dict[str, object]:
@@ -28,6 +29,27 @@ def test_a_line_has_what_was_given_and_nothing_else() -> None:
 
     assert set(found) == {"time", "level", "logger", "message", "job_id"}
     assert (found["level"], found["logger"], found["message"], found["job_id"]) == ("info", "a.b", "job done", "j1")
+
+
+def test_a_line_has_the_fields_of_its_context_which_its_own_take_the_place_of() -> None:
+    with log_context(request_id="r-1", db="outer"), log_context(db="inner", job_id="other"):
+        found = line(job_id="j1")
+
+    assert {name: found[name] for name in ("request_id", "db", "job_id")} == {
+        "request_id": "r-1",
+        "db": "inner",
+        "job_id": "j1",
+    }
+    assert "request_id" not in line()
+
+
+async def test_the_context_of_one_task_is_not_anothers() -> None:
+    async def logged(request_id: str) -> object:
+        with log_context(request_id=request_id):
+            await asyncio.sleep(0)
+            return line()["request_id"]
+
+    assert list(await asyncio.gather(logged("a"), logged("b"))) == ["a", "b"]
 
 
 def test_an_exception_is_part_of_the_line() -> None:

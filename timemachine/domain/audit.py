@@ -37,7 +37,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """The address that the request came from, which may be a proxy's; or `command line`."""
     request_id: str | None = None
-    """The client's own id of the request, where it sent one."""
+    """The id of the request: the client's own, or one that it was given. None for the command line."""
 
     @property
     def key_id(self) -> str | None:

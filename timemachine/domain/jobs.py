@@ -153,6 +153,11 @@ def split_workflow_id(workflow_id: str) -> tuple[str, str, str]:
     return db, collection, job_id
 
 
+def log_fields_of(workflow_id: str) -> dict[str, str]:
+    """Return the fields of a log line by which operators find the job of a workflow."""
+    return dict(zip(("db", "collection", "job_id"), split_workflow_id(workflow_id), strict=True))
+
+
 def message_id(first_run_id: str) -> str:
     """Return the `webhook-id` of a job's deliveries: that of the run that it was created as, without a dot in it."""
     return f"msg_{first_run_id.replace('-', '')}"

@@ -177,8 +177,8 @@ async def start_job(
     reuse: WorkflowIDReusePolicy,
     created_by: str | None = None,
     redelivers: Redelivers | None = None,
-) -> None:
-    """Start a job's workflow, which waits until its trigger time.
+) -> str:
+    """Start a job's workflow, which waits until its trigger time, and return the id of its run.
 
     Args:
         created_by: The id of the key that asked for the job, where keys are needed.
@@ -187,7 +187,7 @@ async def start_job(
     Raises:
         WorkflowAlreadyStartedError: The job runs, or its last run ended in a way that the policy does not let pass.
     """
-    await client.start_workflow(
+    run = await client.start_workflow(
         stored_names.JOB,
         msgspec.structs.replace(job.with_history_limit, attempt_in_task=True, ledger=True),
         id=job.workflow_id,
@@ -199,6 +199,7 @@ async def start_job(
         priority=Priority(fairness_key=job.fairness_key),
         static_summary=f"due {job.trigger_at.isoformat()} → {job.route_key}",
     )
+    return run.first_execution_run_id or ""
 
 
 def _memo(redelivers: Redelivers | None) -> dict[str, Any]:
