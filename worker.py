@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 from temporalio import activity, workflow
@@ -23,20 +23,25 @@ from activities.readiness import Readiness
 from activities.redelivery import Redeliveries
 from activities.release import Releases
 from activities.retention import Retention
+from activities.service_counts import ServiceCounting
 from activities.wake import Wakes
+from timemachine import metrics
+from timemachine.domain.attempt_kind import OF_REQUESTS
 from timemachine.domain.errors import TimemachineError
 from timemachine.domain.task_queues import bulk_task_queue
 from timemachine.health_server import serving_health
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.postgres.route_store import RouteStore
+from timemachine.postgres.service_counts import ServiceCountStore
 from timemachine.process import exit_process, raise_file_limit
 from timemachine.process import run as run_program
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
-from timemachine.temporal.client import check_namespace, connect, on_one_thread
+from timemachine.temporal.client import check_namespace, connect, on_one_thread, program_runtime
 from timemachine.vault import Vault
 from timemachine.webhooks.client import WebhookClient
 from workflows.cancel_many import CancelManyWorkflow
@@ -173,15 +178,26 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             create_worker(client, pool, webhooks, settings, in_progress, bulk),
             create_bulk_worker(client, bulk, settings),
         ]
-        ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
         readiness = Readiness(client, pool, settings, stop)
-        async with serving_health(settings.health_address, readiness.check):
-            overdue = asyncio.create_task(OverdueJobs(client, ledger, settings).watch())
+        async with serving_health(settings.health_address, readiness.check), _watching(client, pool, settings):
             log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
-            try:
-                await work(workers, in_progress, stop, grace=settings.shutdown_grace)
-            finally:
-                overdue.cancel()
+            await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+
+
+@asynccontextmanager
+async def _watching(client: Client, pool: Pool, settings: Settings) -> AsyncIterator[None]:
+    """Look for overdue jobs meanwhile; and count what there is, where metrics are served."""
+    ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
+    overdue = OverdueJobs(client, ledger, settings)
+    watches = [asyncio.create_task(overdue.watch())]
+    if settings.metrics_address:
+        counting = ServiceCounting(client, overdue, KeyStore(pool), ServiceCountStore(pool))
+        watches.append(asyncio.create_task(counting.watch()))
+    try:
+        yield
+    finally:
+        for watch in watches:
+            watch.cancel()
 
 
 async def _connect_unless(stop: asyncio.Event, settings: Settings) -> Client | None:
@@ -201,9 +217,19 @@ async def _connect_unless(stop: asyncio.Event, settings: Settings) -> Client | N
 
 
 async def _connect(settings: Settings) -> Client:
-    client = await connect(metrics_address=settings.metrics_address)
+    runtime = program_runtime(settings)
+    _start_counters(settings)
+    client = await connect(runtime=runtime)
     await check_namespace(client)
     return client
+
+
+def _start_counters(settings: Settings) -> None:
+    metrics.ATTEMPTS.start(OF_REQUESTS, {*settings.named_routes, metrics.OTHER})
+    metrics.ATTEMPTS_IN_PROGRESS.set(0)
+    metrics.JOBS_ENDED.start(metrics.OUTCOMES)
+    metrics.SLOTS_UNAVAILABLE.start()
+    metrics.WRITE_FAILURES.start(("attempts", "delivery_ledger", "routes"))
 
 
 async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:

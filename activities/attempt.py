@@ -16,6 +16,7 @@ from activities.in_progress import InProgress
 from activities.route_slots import RouteSlots
 from activities.webhook_call import POSTGRES_RETRY, WebhookCalls
 from activities.webhook_request import INTERNAL_ERROR
+from timemachine import metrics
 from timemachine.clock import boot_time
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import (
@@ -99,6 +100,7 @@ class Attempts:
                     return deferral("the worker was stopped meanwhile", 1.0)
                 return await self._claim(delivery, note_attempt)
         except NoSlotError as error:
+            metrics.SLOTS_UNAVAILABLE.add()
             return deferral(str(error), error.after)
 
     async def _claim(self, delivery: Delivery, note_attempt: Callable[[], None]) -> Outcome:
@@ -195,6 +197,7 @@ class Attempts:
                     end=None,
                 )
             except UnavailableError as error:
+                metrics.WRITE_FAILURES.add("delivery_ledger")
                 if tries == 0:
                     log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
                 tries += 1

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from temporalio import activity
 
 from activities.webhook_request import WebhookRequest
+from timemachine import metrics
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import Delivery, RequestResult, expired, wait_after
 from timemachine.domain.errors import NoAnswerError
@@ -16,7 +17,6 @@ from timemachine.domain.retry import Retry
 from timemachine.domain.routes import has_scheme
 from timemachine.postgres.attempt_log import Attempt
 from timemachine.postgres.delivery_ledger import AttemptReport, Begun
-from timemachine.temporal.client import LATENESS
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,10 @@ def request_report(delivery: Delivery, begun: Begun, request: WebhookRequest) ->
     job, result = delivery.job, request.result or RequestResult(kind=AttemptKind.PROTOCOL)
     row = None
     try:
+        _count(job, begun.number, result, request)
         row = _log_entry(delivery, begun.number, result, request)
-        if begun.number == 1 and not job.message_id:
-            _record_lateness(job, request.started_at)
     except Exception:
+        metrics.WRITE_FAILURES.add("attempts")
         log.exception("attempt not logged", extra={"job_id": job.id, "route": job.route_key})
     if request.reason is None:
         return _taken_report(job, result, request.started_at, begun.number, row)
@@ -126,7 +126,10 @@ def _log_entry(delivery: Delivery, number: int, result: RequestResult, request: 
     )
 
 
-def _record_lateness(job: Job, started: datetime) -> None:
-    """Export how late a job's first attempt began, whatever became of it."""
-    lateness = activity.metric_meter().create_histogram(LATENESS, "Trigger time to first attempt", "ms")
-    lateness.record(max(0, to_ms(started) - job.trigger_time))
+def _count(job: Job, number: int, result: RequestResult, request: WebhookRequest) -> None:
+    """Count a request; and how late it began if it is the job's first one, but not one of a redelivery."""
+    route = metrics.webhook_route(job.route_key)
+    metrics.ATTEMPTS.add(result.kind, route)
+    metrics.ATTEMPT_DURATION.record(request.seconds, result.kind, route)
+    if number == 1 and not job.message_id:
+        metrics.LATENESS.record((to_ms(request.started_at) - job.trigger_time) / 1000, route)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 
+from timemachine import metrics
 from timemachine.domain.outcomes import Outcome
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ class InProgress:
         """Begin an attempt."""
         task = asyncio.create_task(attempt)
         self._tasks[run_id] = task
+        metrics.ATTEMPTS_IN_PROGRESS.set(len(self._tasks))
         task.add_done_callback(lambda ended: self._ended(run_id, ended))
         return task
 
@@ -40,5 +42,6 @@ class InProgress:
 
     def _ended(self, run_id: str, task: asyncio.Task[Outcome]) -> None:
         del self._tasks[run_id]
+        metrics.ATTEMPTS_IN_PROGRESS.set(len(self._tasks))
         if not task.cancelled() and (error := task.exception()):
             log.error("attempt broke off", exc_info=error, extra={"run_id": run_id})

@@ -9,7 +9,8 @@ ever run the workflow (decision 0021). Only another update, or a cancel, gives i
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client, WorkflowExecution
@@ -34,6 +35,9 @@ seconds as long as it is not lost."""
 LOOKS_AT_A_TIME = 20
 """Jobs that are read or woken at a time. Each may take `ANSWER_TIME` twice: of a busy Temporal, or where a worker dies
 meanwhile. One by one, some fifty jobs that are merely late would keep those behind them waiting for minutes."""
+
+COUNT_TIME = 10.0
+"""Seconds that a count may take. A greater number than is found by then would tell nobody more."""
 
 PAGE = 500
 FIRST_EVENTS = 20
@@ -74,7 +78,7 @@ class OverdueJobs:
         """
         looking = set[asyncio.Task[None]]()
         try:
-            async for run in self._overdue():
+            async for run in self._overdue(self._is_ours):
                 await self._rate.acquire()
                 if len(looking) >= LOOKS_AT_A_TIME:
                     _, looking = await asyncio.wait(looking, return_when=asyncio.FIRST_COMPLETED)
@@ -82,16 +86,28 @@ class OverdueJobs:
         finally:
             await asyncio.gather(*looking)
 
-    async def _overdue(self) -> AsyncIterator[WorkflowExecution]:
-        """Return the runs that are overdue, without those that are held, or at work as the ledger says.
+    async def count(self) -> int:
+        """Return how many jobs of all task queues are overdue: as many as are found within `COUNT_TIME`.
 
-        Runs of another task queue belong to its workers: if it has none, an Update of them would only time out. Of
-        each page the longest overdue come first: most of the others go out by themselves meanwhile.
+        Raises:
+            RPCError, UnavailableError: Temporal or Postgres does not answer.
+        """
+        found = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_TIME):
+                async for _ in self._overdue(_is_not_held):
+                    found += 1
+        return found
+
+    async def _overdue(self, is_meant: Callable[[WorkflowExecution], bool]) -> AsyncIterator[WorkflowExecution]:
+        """Return those of some runs that are overdue, without those that are at work as the ledger says.
+
+        Of each page the longest overdue come first: most of the others go out by themselves meanwhile.
         """
         runs = self._client.list_workflows(overdue_jobs_query(datetime.now(UTC) - OVERDUE), page_size=PAGE)
         while True:
             await runs.fetch_next_page()
-            page = [run for run in runs.current_page or () if self._is_ours(run)]
+            page = [run for run in runs.current_page or () if is_meant(run)]
             at_work = await self._ledger.at_work([run.run_id for run in page], since=OVERDUE)
             for run in sorted(page, key=lambda run: run.typed_search_attributes[TRIGGER_TIME]):
                 if run.run_id not in at_work:
@@ -107,7 +123,8 @@ class OverdueJobs:
             log.exception("overdue job not looked at", extra={"workflow_id": run.id})
 
     def _is_ours(self, run: WorkflowExecution) -> bool:
-        return run.task_queue == self._task_queue and not run.typed_search_attributes.get(IS_HELD)
+        """Return whether a run is not held, and for this worker: of a queue without any, an Update would time out."""
+        return run.task_queue == self._task_queue and _is_not_held(run)
 
     async def _has_no_task(self, run: WorkflowExecution) -> bool:
         """Return whether a run has never had a workflow task that was stored, and has not ended since."""
@@ -130,3 +147,7 @@ class OverdueJobs:
         except Exception as error:
             # It is looked at again, if it does not run by then.
             log.warning("overdue job not awake yet", extra={"workflow_id": run.id, "reason": str(error)})
+
+
+def _is_not_held(run: WorkflowExecution) -> bool:
+    return not run.typed_search_attributes.get(IS_HELD)

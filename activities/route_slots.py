@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from timemachine import metrics
 from timemachine.domain.errors import NoSlotError
 
 PATIENCE = 2.0
@@ -128,7 +129,9 @@ class RouteSlots:
             NoSlotError: All are taken, and waiting for one would hold the worker's own slot for too long.
         """
         route = self._in_use.get(route_key) or self._in_use.setdefault(route_key, _RouteUse(self._limit(route_key)))
+        asked_at = time.monotonic()
         slot = await route.acquire()
+        metrics.SLOT_WAIT.record(time.monotonic() - asked_at)
         started, attempted = route.running[slot], False
 
         def note_attempt() -> None:

@@ -15,6 +15,7 @@ from activities.attempt_report import (
 )
 from activities.route_slots import RouteSlots
 from activities.webhook_request import INTERNAL_ERROR, WebhookRequest
+from timemachine import metrics
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import GONE, Delivery, RequestResult, attempt_headers, describe, expired, without
@@ -174,6 +175,7 @@ class WebhookCalls:
             else:
                 await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
         except Exception as error:
+            metrics.WRITE_FAILURES.add("routes")
             log.warning("route's failures not noted", extra={"reason": str(error), "job_id": attempt.job_id})
 
 
@@ -193,6 +195,7 @@ def _read(response: WebhookResponse, target: Target, request: WebhookRequest) ->
 def not_made(job: Job, error: Exception) -> Deferred:
     """Return that an attempt was not made, because of an error that came before the receiver was called."""
     if isinstance(error, NoSlotError):
+        metrics.SLOTS_UNAVAILABLE.add()
         return deferral(str(error), error.after)
     if isinstance(error, UnavailableError):
         return deferral(str(error), POSTGRES_RETRY)

@@ -15,7 +15,7 @@ from timemachine.domain.errors import SettingsError
 from timemachine.process import exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
-from timemachine.temporal.client import on_one_thread
+from timemachine.temporal.client import on_one_thread, program_runtime
 
 
 class DrainingServer(uvicorn.Server):
@@ -54,7 +54,7 @@ def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         set_log_level(settings.log_level)
-        app = create_app(settings)
+        app = create_app(settings, program_runtime(settings))
     except SettingsError as error:
         logging.getLogger("api").error("cannot start", extra={"reason": str(error)})
         return 1

@@ -14,6 +14,7 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Tag
 from litestar.types import ASGIApp, Receive, Scope, Send
+from temporalio.runtime import Runtime
 
 from activities.readiness import Readiness
 from api.attempts import AttemptController, Attempts
@@ -21,7 +22,7 @@ from api.audit import AuditController
 from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddleware
 from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
-from api.errors import answer_error, answer_http, refuse
+from api.errors import ERROR_RESPONSES, answer_error, answer_http, refuse
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
@@ -31,12 +32,13 @@ from api.jobs import JobController, Jobs
 from api.key_cache import KeyCache
 from api.keys import KeyController, Keys
 from api.litestar_json import RawSchema, StructSchema, WholeRequest
-from api.observed_requests import ObservedRequests
+from api.observed_requests import ObservedRequests, noting_route
 from api.operations import CancelController, OperationController, Operations
 from api.redelivery import Redeliveries, RedeliveryController
 from api.reference import Document, ReferencePage, reference_router
 from api.routes import RouteController, Routes
 from api.secrets import SecretController
+from timemachine import VERSION, metrics
 from timemachine.domain.errors import ForbiddenNameError
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
@@ -52,10 +54,13 @@ from timemachine.vault import Vault
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings, runtime: Runtime | None = None) -> Litestar:
     """Return the API. It connects to Postgres and Temporal when it starts, and closes the connections when it stops.
 
     It starts while they are away, too, and answers 503 until they come.
+
+    Args:
+        runtime: As for `connect`.
 
     Raises:
         SettingsError: No encryption keys, or not ones that can be read; no way to connect to Temporal or to Postgres;
@@ -66,11 +71,12 @@ def create_app(settings: Settings) -> Litestar:
     # What is wrong with these is told now, not by each request.
     connection_settings()
     read_dsn(settings)
+    _start_counters()
 
     @asynccontextmanager
     async def clients(app: Litestar) -> AsyncIterator[None]:
         async with open_pool(settings) as pool:
-            client = await connect(lazy=True, fail_fast=True)
+            client = await connect(lazy=True, fail_fast=True, runtime=runtime)
             store, audit_log, key_store = RouteStore(pool, vault), AuditLog(pool), KeyStore(pool)
             ledger = DeliveryLedger(pool, store, attempt_time=settings.delivery_timeout)
             app.state.jobs = Jobs(client, store, ledger, settings)
@@ -122,9 +128,17 @@ def create_app(settings: Settings) -> Litestar:
         request_class=WholeRequest,
         request_max_body_size=MAX_JOB_BYTES,
     )
-    admitted = ConcurrencyLimit(_refuse_odd_slashes(app.asgi_handler), settings.max_requests_in_flight)
+    app.asgi_handler = _refuse_odd_slashes(noting_route(app.asgi_handler))
+    admitted = ConcurrencyLimit(app.asgi_handler, settings.max_requests_in_flight)
     app.asgi_handler = ObservedRequests(UnambiguousRequests(HeadAndOptions(admitted)))
     return app
+
+
+def _start_counters() -> None:
+    metrics.JOBS_CREATED.start()
+    metrics.JOBS_ENDED.start(metrics.OUTCOMES)
+    metrics.WRITE_FAILURES.start(("api_keys",))
+    metrics.REFUSED.start(sorted({answer.code for answer in ERROR_RESPONSES.values()}))
 
 
 _PARTS = (
@@ -137,7 +151,7 @@ _PARTS = (
 def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="timemachine",
-        version="0.1.0",
+        version=VERSION,
         description="Calls that must happen once, at a time. Every refused request is answered with `{error, code}`.",
         components=COMPONENTS,
         security=SECURITY,

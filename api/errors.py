@@ -15,6 +15,7 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Meta
 
 from api.explanations import explain_parameter
+from timemachine import metrics
 from timemachine.domain import errors
 
 log = logging.getLogger(__name__)
@@ -82,11 +83,12 @@ _FRAMEWORK_REASONS = {
 
 
 def response_to(error: Exception) -> tuple[ErrorResponse, str]:
-    """Return the row of the nearest class of an error in the table, and what is told to the client.
+    """Return the row of the nearest class of an error in the table, and what is told to the client. It is counted.
 
     What is not in the table is logged, and its cause hidden.
     """
     row = next(ERROR_RESPONSES[kind] for kind in type(error).__mro__ if kind in ERROR_RESPONSES)
+    metrics.REFUSED.add(row.code)
     if row.status == 500:
         log.error("internal error", exc_info=error)
         return row, "internal error"
@@ -113,6 +115,7 @@ def answer_http(request: Request[object, object, State], error: HTTPException) -
     if error.status_code >= 500:
         return answer_error(request, error)
     body = ErrorBody(_reason(request, error), _FRAMEWORK_CODES.get(error.status_code, "E001"))
+    metrics.REFUSED.add(body.code)
     return _response(error.status_code if error.status_code in _FRAMEWORK_CODES else 400, body, error.headers or {})
 
 

@@ -18,7 +18,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.errors import ErrorBody, refuse
 from api.observed_requests import HEADER, new_request_id
-from timemachine import h11_patterns  # noqa: F401 - replaced where h11 reads
+from timemachine import (
+    h11_patterns,  # noqa: F401 - replaced where h11 reads
+    metrics,
+)
 from timemachine.domain.errors import MalformedError
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -94,6 +97,7 @@ class JsonErrorProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
+        metrics.REFUSED.add("E001")
         body = msgspec.json.encode(ErrorBody(msg.rstrip(".").lower(), "E001"))
         head = h11.Response(
             status_code=400,

@@ -36,6 +36,7 @@ from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
+from timemachine import metrics
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import (
     ContentTypeError,
@@ -213,6 +214,7 @@ class Jobs:
         run_id = await self._start(job, key_id)
         if run_id is None:
             return JobWritten.UNCHANGED
+        metrics.JOBS_CREATED.add()
         _log("job created", job, key_id, run_id)
         return JobWritten.CREATED
 

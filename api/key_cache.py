@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from timemachine import metrics
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.keys import ApiKey, PresentedKey, is_same_hash
 from timemachine.postgres.key_store import KeyStore, StoredKey
@@ -207,4 +208,5 @@ class _LastUses:
         try:
             await self._store.note_use(key_id, at)
         except UnavailableError as error:
+            metrics.WRITE_FAILURES.add("api_keys")
             log.warning("use of a key not noted", extra={"key": key_id, "reason": str(error)})

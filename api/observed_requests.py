@@ -1,26 +1,35 @@
-"""What is seen of each request from outside: an id, which its answer and its lines in the log have."""
+"""What is seen of each request from outside: an id, which its answer and its lines in the log have, and the metrics."""
 
 import re
+import time
 import uuid
+from typing import Any
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from timemachine import metrics
 from timemachine.domain.keys import holds_key
 from timemachine.telemetry import log_context
 
 HEADER = b"x-request-id"
 
+NONE = "none"
+"""Label of the route of a request that no handler got, and of the status of one that was not answered."""
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
+"""Methods that metrics tell apart: a client may send any."""
+
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ID = "timemachine_request_id"
-"""Where the id of a request stands in the scope's state, which all copies of the scope share."""
+_ID, _ROUTE = "timemachine_request_id", "timemachine_route"
+"""Where what is known of a request stands in the scope's state, which all copies of the scope share."""
 
 
 class ObservedRequests:
-    """Gives each request its id."""
+    """Gives each request its id, and counts it with the time that it took."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Take the application behind."""
+        """Take the application behind, which is to have `noting_route` at its other end."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,16 +37,37 @@ class ObservedRequests:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        request_id = _given_id(scope) or new_request_id()
-        scope["state"][_ID] = request_id
+        request_id, method = _given_id(scope) or new_request_id(), scope["method"]
+        state: dict[str, Any] = scope["state"]
+        state[_ID] = request_id
+        status, began = NONE, time.monotonic()
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = str(message["status"])
                 message["headers"] = [*message["headers"], (HEADER, request_id.encode())]
             await send(message)
 
-        with log_context(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+        try:
+            with log_context(request_id=request_id):
+                await self._app(scope, receive, send_with_id)
+        finally:
+            known_method, route = method if method in METHODS else metrics.OTHER, state.get(_ROUTE, NONE)
+            metrics.HTTP_REQUESTS.add(known_method, route, status)
+            metrics.HTTP_REQUEST_DURATION.record(time.monotonic() - began, known_method, route)
+
+
+def noting_route(app: ASGIApp) -> ASGIApp:
+    """Note which handler's path a request has, as the framework finds out."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            scope["state"][_ROUTE] = scope.get("path_template", NONE)
+
+    return handle
 
 
 def request_id_of(scope: Scope) -> str | None:

@@ -192,7 +192,8 @@ async def _start_ours(
         await run_to_end(children.admin_key(commands, stack.env, file), processes=processes)
         stack.admin_key = await asyncio.to_thread(read_key, file)
     say("starting API and worker")
-    api = Part(children.api(commands, stack.env, settings), children.answers_ready(stack.api_url), processes=processes)
+    api_env = stack.env | _metrics_of_api(settings)
+    api = Part(children.api(commands, api_env, settings), children.answers_ready(stack.api_url), processes=processes)
     stack.parts["api"] = await opened.enter_async_context(running(api))
     worker = Part(
         children.worker(commands, stack.env, settings),
@@ -200,6 +201,12 @@ async def _start_ours(
         processes=processes,
     )
     stack.parts["worker"] = await opened.enter_async_context(running(worker))
+
+
+def _metrics_of_api(settings: Settings) -> dict[str, str]:
+    """Return where the API serves metrics: on the port after that of the worker, which is on the same machine."""
+    host, _, port = (settings.metrics_address or "").rpartition(":")
+    return {"TIMEMACHINE_METRICS_ADDRESS": f"{host}:{int(port) + 1 if int(port) else 0}"} if host else {}
 
 
 def _manner(status: int, part: Part) -> str:

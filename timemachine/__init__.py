@@ -1,1 +1,3 @@
 """What the API, the workflows, the activities and the worker share."""
+
+VERSION = "0.1.0"

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import Meta
 
 from timemachine.domain.address_guard import AddressGuard, Network, networks
-from timemachine.domain.errors import SettingsError
+from timemachine.domain.errors import ForbiddenNameError, SettingsError
+from timemachine.domain.jobs import check_name
 from timemachine.telemetry import LogLevel
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ LONGEST_TIMEOUT = 30.0
 
 BESIDE_THE_REQUEST = 15.0
 """Most seconds that an attempt takes besides its request: for its turn, its route, and to note how it ended."""
+
+MAX_NAMED_ROUTES = 100
 
 _AT_SETTING = re.compile(r"^(?P<reason>.*) - at `\$\.(?P<setting>\w+)`\Z", re.DOTALL)
 
@@ -47,6 +50,7 @@ _EXPECTED = {
     "egress_proxy": "it must be `http://[user:password@]host[:port]`",
     "metrics_address": "it must be `address:port`, such as `0.0.0.0:9464` or `[::]:9464`",
     "health_address": "it must be `address:port`, such as `0.0.0.0:9465` or `[::]:9465`",
+    "metrics_routes": "it must be up to 100 routes as `db/route`, separated by commas",
 }
 """What settings take of which the decoder says too little."""
 
@@ -176,8 +180,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `TIMEMACHINE_MAX_WORKFLOW_TASKS`."""
 
     metrics_address: str | None = None
-    """`address:port` where the worker serves metrics for Prometheus, with an IP address, such as `0.0.0.0:9464`. Off by
-    default."""
+    """`address:port` where the API and the worker serve metrics for Prometheus, with an IP address, such as
+    `0.0.0.0:9464`. Programs on one machine need ports of their own. Off by default."""
+
+    metrics_routes: str | None = None
+    """Routes that the label `webhook_route` of metrics names, such as `shop/orders, shop/refunds`; up to 100. All
+    others are `other`."""
 
     health_address: str | None = None
     """`address:port` where the worker answers `/livez` and `/readyz`, with an IP address, such as `0.0.0.0:9465`. Off
@@ -208,6 +216,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             address = getattr(self, name)
             if address and not _is_socket_address(address):
                 raise ValueError(f"{_variable(name)}: {_EXPECTED[name]}")
+        _ = self.named_routes
 
     def check_auth(self) -> None:
         """Refuse to serve whoever comes where others than this machine can come.
@@ -229,6 +238,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             denied=_networks("denied_targets", self.denied_targets),
             allow_private=self.allow_private_targets,
         )
+
+    @property
+    def named_routes(self) -> frozenset[str]:
+        """The routes that metrics tell apart, as `db/route`."""
+        routes = frozenset(part.strip() for part in (self.metrics_routes or "").split(",") if part.strip())
+        if len(routes) > MAX_NAMED_ROUTES or not all(map(_is_route, routes)):
+            raise ValueError(f"{_variable('metrics_routes')}: {_EXPECTED['metrics_routes']}")
+        return routes
 
     def __repr__(self) -> str:
         """Return the settings, for logs and tracebacks: without what is secret."""
@@ -285,6 +302,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_route(key: str) -> bool:
+    """Return whether a text is a route's name across databases."""
+    db, _, route = key.partition("/")
+    try:
+        check_name("db", db)
+        check_name("route", route)
+    except ForbiddenNameError:
+        return False
+    return True
 
 
 def _is_address_of_proxy(url: str) -> bool:

@@ -92,12 +92,13 @@ async def test_the_worker_ends_when_there_is_no_temporal() -> None:
     assert "Temporal does not answer" in log[-1]["reason"]
 
 
-async def test_the_worker_ends_when_the_port_of_its_metrics_is_taken() -> None:
+@pytest.mark.parametrize("command", [API, WORKER], ids=" ".join)
+async def test_a_program_ends_when_the_port_of_its_metrics_is_taken(command: list[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
 
-        status, log = await run(WORKER, **NOWHERE, TIMEMACHINE_METRICS_ADDRESS=f"127.0.0.1:{taken.getsockname()[1]}")
+        status, log = await run(command, **NOWHERE, TIMEMACHINE_METRICS_ADDRESS=f"127.0.0.1:{taken.getsockname()[1]}")
 
     assert status == 1
     assert log[-1]["reason"].startswith("TIMEMACHINE_METRICS_ADDRESS: ")

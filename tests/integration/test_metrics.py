@@ -1,9 +1,11 @@
-"""What a worker serves for Prometheus is what docs/alarms.md asks for."""
+"""What a service under a small load serves for Prometheus is what docs/metrics.md and docs/alarms.md say."""
 
 import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -11,48 +13,72 @@ import pytest
 from msgspec.structs import replace
 from temporalio.client import Client
 
+from activities import service_counts
+from api.app import create_app
 from devstack.ports import LOOPBACK, free_port
 from devstack.temporal import Temporal
+from tests.conftest import serving
+from tests.support.holds import pause, wait_until_held
+from tests.support.ledger import AnotherWorker, refused_by_receiver, taken
+from tests.support.meters import Counted
 from tests.support.receiver import Received, Receiver, response, take
-from tests.support.service import Service
-from tests.support.service_of_its_own import a_service
+from tests.support.refusals import MALFORMED, NO_SUCH_PATH
+from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings
-from timemachine.temporal.client import LATENESS, connect
+from worker import run
 
-ALARMS = (Path(__file__).parents[2] / "docs/alarms.md").read_text()
-METRIC = re.compile(r"`((?:timemachine|temporal)_\w+)(\{[^`]*\})?`")
+DOCS = Path(__file__).parents[2] / "docs"
+LISTED = set(re.findall(r"^\| `(timemachine_\w+)` \|", (DOCS / "metrics.md").read_text(), re.MULTILINE))
+ALARMS = re.findall(r"`(?:\w+\()?(temporal_\w+)(\{[^`]*\})?", (DOCS / "alarms.md").read_text())
 
-
-@pytest.fixture(scope="module")
-async def metrics_address() -> str:
-    return f"{LOOPBACK}:{free_port()}"
+LATENESS = "timemachine_lateness_seconds"
 
 
-@pytest.fixture(scope="module")
-async def measured(temporal: Temporal, client: Client, metrics_address: str) -> Client:
-    """A client whose worker serves metrics."""
+class Measured:
+    """The service, and what it exports."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self.service = service
+        self.settings = settings
+
+    async def scrape(self, enough: Callable[[str], object] = bool) -> str:
+        """Return the metrics, once they have what they must: some are exported a moment later."""
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as http:
+            url = f"http://{self.settings.metrics_address}/metrics"
+            answer = await eventually(lambda: http.get(url), lambda answer: enough(answer.text))
+        return answer.text
+
+
+@asynccontextmanager
+async def measuring(settings: Settings, temporal: Temporal, receiver: Receiver, db: str) -> AsyncIterator[Measured]:
+    """Run the API, and the worker's program, which serves the metrics of both: they share a process here."""
+    address = f"{LOOPBACK}:{free_port()}"
+    own = replace(
+        settings, task_queue=f"metrics-{uuid.uuid4().hex}", metrics_address=address, metrics_routes=f"{db}/named"
+    )
+    stop = asyncio.Event()
     with pytest.MonkeyPatch.context() as env:
         env.setenv("TEMPORAL_ADDRESS", temporal.address)
-        return await connect(metrics_address=metrics_address)
+        env.setattr(service_counts, "LOOK_EVERY", 0.3)
+        env.setattr(service_counts, "COUNT_EVERY", timedelta(0))
+        async with serving(create_app(own)) as api, asyncio.TaskGroup() as tasks:
+            tasks.create_task(run(own, stop))
+            service = Service(api, db)
+            await service.add_route(receiver.url)
+            yield Measured(service, own)
+            stop.set()
 
 
 @pytest.fixture
-async def own(
-    settings: Settings, measured: Client, temporal: Temporal, receiver: Receiver, db: str
-) -> AsyncIterator[Service]:
-    """The service, with a worker that serves metrics."""
-    own = replace(settings, task_queue=f"metrics-{uuid.uuid4().hex}")
-    async with a_service(own, measured, temporal, receiver, db) as service:
-        yield service
-
-
-async def scrape(address: str, enough: Callable[[str], bool]) -> str:
-    """Return the metrics, once they have what they must: some are exported a moment later."""
-    async with httpx.AsyncClient() as http:
-        answer = await eventually(lambda: http.get(f"http://{address}/metrics"), lambda answer: enough(answer.text))
-    return answer.text
+async def measured(
+    settings: Settings, temporal: Temporal, client: Client, receiver: Receiver, db: str
+) -> AsyncIterator[Measured]:
+    async with measuring(settings, temporal, receiver, db) as measured:
+        # The worker exports from when it has begun to connect: what was counted before is not there.
+        await measured.scrape(lambda text: "timemachine_counted_timestamp_seconds" in text)
+        yield measured
 
 
 def value(text: str, name: str, *labels: str) -> float:
@@ -61,77 +87,183 @@ def value(text: str, name: str, *labels: str) -> float:
     return sum(float(number) for given, number in samples if all(label in given for label in labels))
 
 
-def lateness(text: str) -> float:
-    return value(text, f"{LATENESS}_count")
+def exported(text: str) -> set[str]:
+    """Return the names of our metrics."""
+    return set(re.findall(r"^# TYPE (timemachine_\w+) ", text, re.MULTILINE))
 
 
-async def test_every_metric_of_the_alarms_is_there(
-    own: Service, receiver: Receiver, measured: Client, metrics_address: str
-) -> None:
-    """Each of them is provoked: a delivery, a job given up, an activity and a workflow task that fail by our fault."""
-    delivered = await own.create(0)
-    await own.wait_for_state(delivered, "delivered")
+async def refuse(_: Received) -> bytes:
+    return response(500)
 
-    async def refuse(_: Received) -> bytes:
-        return response(500)
 
+async def load(measured: Measured, receiver: Receiver) -> dict[str, str]:
+    """Have a job end in each way, another one wait, and some requests refused; and return what no label may have."""
+    service = measured.service
+    await service.add_route(receiver.url, "named")
+    hidden = {"db": service.db, "payload": f"payload-{uuid.uuid4().hex}", "given id": f"request-{uuid.uuid4().hex}"}
+    service.api.headers["x-request-id"] = hidden["given id"]
+    hidden["delivered"] = await service.create(0, meta={"p": hidden["payload"]}, labels=["label-7"])
+    hidden["named"] = await service.create(0, route="named")
+    for name in ("delivered", "named"):
+        await service.wait_for_state(hidden[name], "delivered")
     receiver.answer = refuse
-    given_up = await own.create(0, retry={"waits": [0.1]})
-    await own.wait_for_state(given_up, "failed")
-    queue = (await measured.get_workflow_handle(f"{own.db}/c/{delivered}").describe()).task_queue
+    hidden["failed"] = await service.create(0, retry={"waits": [0.1]})
+    await service.wait_for_state(hidden["failed"], "failed")
+    hidden["cancelled"] = await service.create(3600)
+    assert (await service.cancel(hidden["cancelled"])).status_code == 200
+    hidden["waiting"] = await service.create(3600)
+    assert refused(await service.api.get(f"/nowhere/{service.db}")) == NO_SUCH_PATH
+    assert refused(await service.api.post(service.jobs, content=b"{}")) == MALFORMED
+    hidden["secret"] = (await service.api.get(f"/route/{service.db}/hook/secret")).json()["secrets"][0]["secret"]
+    return hidden
+
+
+async def test_all_that_the_docs_name_is_exported_and_nothing_else_of_ours(
+    measured: Measured, receiver: Receiver
+) -> None:
+    await load(measured, receiver)
+
+    text = await measured.scrape(lambda text: exported(text) >= LISTED)
+
+    assert exported(text) == LISTED
+    assert len(LISTED) >= 18
+
+
+async def test_no_label_tells_what_clients_send(measured: Measured, receiver: Receiver) -> None:
+    hidden = await load(measured, receiver)
+
+    text = await measured.scrape(lambda text: exported(text) >= LISTED)
+
+    named = f'webhook_route="{measured.service.db}/named"'
+    assert value(text, "timemachine_attempts_total", named, 'kind="taken"') == 1
+    ours = "\n".join(line for line in text.splitlines() if line.startswith("timemachine_")).replace(named, "")
+    assert [what for what, secret in hidden.items() if secret in ours] == []
+
+
+async def test_a_small_load_is_counted(measured: Measured, receiver: Receiver, client: Client) -> None:
+    before = await measured.scrape()
+    await load(measured, receiver)
+
+    text = await measured.scrape(lambda text: value(text, "timemachine_jobs_ended_total") >= 4)
+
+    assert value(text, "timemachine_jobs_created_total") == 5
+    for outcome, count in (("delivered", 2), ("failed", 1), ("cancelled", 1)):
+        assert value(text, "timemachine_jobs_ended_total", f'outcome="{outcome}"') == count, outcome
+        assert f'timemachine_jobs_ended_total{{outcome="{outcome}"' in before
+    assert value(text, "timemachine_attempts_total", 'kind="taken"') == 2
+    assert value(text, "timemachine_attempts_total", 'kind="refused"') == 2
+    assert value(text, "timemachine_attempt_duration_seconds_count") == 4
+    assert value(text, f"{LATENESS}_count") == 3
+    assert value(text, "timemachine_attempts_in_progress") == 0
+    assert value(text, "timemachine_slot_wait_seconds_count") >= 4
+    assert value(text, "timemachine_postgres_pool_wait_seconds_count") > 0
+    created = ('method="POST"', 'route="/job/{db}/{collection}"')
+    assert value(text, "timemachine_http_requests_total", *created, 'status="200"') == 5
+    assert value(text, "timemachine_http_requests_total", *created, 'status="400"') == 1
+    assert value(text, "timemachine_refused_total", 'reason="E017"') == 1
+    assert value(text, "timemachine_write_failures_total") == 0
+
+
+async def test_jobs_are_counted_by_state(measured: Measured) -> None:
+    """All that there are: other tests have left some, but end none meanwhile."""
+
+    def jobs(text: str, state: str) -> float:
+        return value(text, "timemachine_jobs", f'state="{state}"')
+
+    service, before = measured.service, await measured.scrape()
+    for _ in range(2):
+        await service.create(3600)
+    await measured.scrape(lambda text: jobs(text, "scheduled") >= jobs(before, "scheduled") + 2)
+
+    await pause(service)
+    await wait_until_held(service, await service.create(0))
+    await measured.scrape(lambda text: jobs(text, "held") >= jobs(before, "held") + 1)
+
+
+async def test_the_metrics_of_the_alarms_are_there(measured: Measured, receiver: Receiver, client: Client) -> None:
+    """Each of the SDK's is provoked: an activity and a workflow task that fail by our fault, too."""
+    service, queue = measured.service, measured.settings.task_queue
+    await load(measured, receiver)
     broken = [
-        await measured.start_workflow("Redelivery", asked, id=f"broken-{number}-{own.db}", task_queue=queue)
+        await client.start_workflow("Redelivery", asked, id=f"broken-{number}-{service.db}", task_queue=queue)
         for number, asked in enumerate([FailedJobs(db="a'b", route_id="c", since=0, until=1), {"no": "such field"}])
     ]
 
-    promised = METRIC.findall(ALARMS)
-    text = await scrape(metrics_address, lambda text: all(re.search(rf"^{name}", text, re.M) for name, _ in promised))
+    text = await measured.scrape(lambda text: all(re.search(rf"^{name}", text, re.M) for name, _ in ALARMS))
 
     for handle in broken:
         await handle.terminate()
-    assert len({name for name, _ in promised}) >= 7
-    for name, labels in promised:
+    assert len({name for name, _ in ALARMS}) >= 5
+    for name, labels in ALARMS:
         assert re.search(rf"^{name}(_bucket|_count|_sum)?\{{", text, re.MULTILINE), name
         for label, match in re.findall(r"(\w+)=~?\"([^\"]*)\"", labels):
             assert re.search(rf"^{name}\{{.*\b{label}=\"", text, re.MULTILINE), (name, label, match)
-    assert value(text, "temporal_workflow_failed", 'workflow_type="Job"') == 1
     assert value(text, "temporal_worker_task_slots_available", f'task_queue="{queue}"', 'worker_type="ActivityWorker"')
 
 
-async def test_lateness_is_that_of_first_attempts_in_milliseconds(
-    own: Service, receiver: Receiver, metrics_address: str
-) -> None:
-    before = await scrape(metrics_address, lambda _: True)
-
+async def test_lateness_is_that_of_first_attempts_in_seconds(measured: Measured, receiver: Receiver) -> None:
     async def second_time(received: Received) -> bytes:
         await asyncio.sleep(0.3)  # how long a receiver takes is no lateness of ours
         return response(200 if len(receiver.of(received.job_id)) > 1 else 500)
 
     receiver.answer = second_time
-    job_id = await own.create(-30, retry={"waits": [0.1]})
-    await own.wait_for_state(job_id, "delivered")
+    job_id = await measured.service.create(-30, retry={"waits": [0.1]})
+    await measured.service.wait_for_state(job_id, "delivered")
 
-    after = await scrape(metrics_address, lambda text: lateness(text) > lateness(before))
-    late_ms = value(after, f"{LATENESS}_sum") - value(before, f"{LATENESS}_sum")
-    assert lateness(after) - lateness(before) == 1
-    assert 30_000 <= late_ms <= receiver.of(job_id)[0].late_ms + 1
-    assert re.search(rf'^{LATENESS}_bucket{{.*le="3600000"', after, re.MULTILINE)
+    text = await measured.scrape(lambda text: value(text, f"{LATENESS}_count"))
+    assert value(text, f"{LATENESS}_count") == 1
+    assert 30 <= value(text, f"{LATENESS}_sum") <= receiver.of(job_id)[0].late_ms / 1000 + 0.001
+    assert re.search(rf'^{LATENESS}_bucket{{.*le="3600"', text, re.MULTILINE)
 
 
-async def test_the_lateness_of_a_redelivered_job_is_not_counted(
-    own: Service, receiver: Receiver, metrics_address: str
-) -> None:
+async def test_the_lateness_of_a_redelivered_job_is_not_counted(measured: Measured, receiver: Receiver) -> None:
     """It is due since its first run, which may be weeks ago."""
-    job_id = await own.create(0)
-    await own.wait_for_state(job_id, "delivered")
-    before = await scrape(metrics_address, lambda text: lateness(text) > 0)
+    service = measured.service
+    job_id = await service.create(0)
+    await service.wait_for_state(job_id, "delivered")
     receiver.answer = take
 
-    answer = await own.api.post(f"{own.jobs}/{job_id}/redeliver")
+    answer = await service.api.post(f"{service.jobs}/{job_id}/redeliver")
     assert answer.status_code == 200, answer.text
     await receiver.wait_for(job_id, 2)
-    other = await own.create(0)
-    await own.wait_for_state(other, "delivered")
+    other = await service.create(0)
+    await service.wait_for_state(other, "delivered")
 
-    after = await scrape(metrics_address, lambda text: lateness(text) > lateness(before))
-    assert lateness(after) == lateness(before) + 1
+    text = await measured.scrape(lambda text: value(text, f"{LATENESS}_count") >= 2)
+    assert value(text, f"{LATENESS}_count") == 2
+
+
+async def test_a_run_is_counted_once_by_what_decides_it(another: AnotherWorker, service: Service) -> None:
+    """However often a statement is repeated, as one is whose answer was lost, and whatever comes after it."""
+    ledger, due = another.ledger, datetime.now(UTC)
+    run_id, cancelled, failed, lost = (uuid.uuid4().hex for _ in range(4))
+    counted = Counted()
+
+    claim = await another.begin(service.db, run_id)
+    for _ in range(2):
+        await another.end(run_id, claim, taken())
+    await ledger.cancel(run_id, due=due)
+    for _ in range(2):
+        await ledger.cancel(cancelled, due=due)
+    claim = await another.begin(service.db, failed)
+    for _ in range(2):
+        await another.end(failed, claim, refused_by_receiver(None))
+    claim = await another.begin(service.db, lost)
+    await ledger.cancel(lost, due=due)
+    await another.die(lost)
+    for _ in range(2):  # what takes the expired claim over ends the run that was to be cancelled
+        await ledger.begin(lost, service.db, "hook", uuid.uuid4(), expired_claim=str(claim))
+
+    assert counted.total("timemachine_jobs_ended_total", outcome="delivered") == 1
+    assert counted.total("timemachine_jobs_ended_total", outcome="cancelled") == 1
+    assert counted.total("timemachine_jobs_ended_total", outcome="failed") == 2
+
+
+async def test_an_attempt_that_is_tried_again_ends_no_job(another: AnotherWorker, service: Service) -> None:
+    counted, run_id = Counted(), uuid.uuid4().hex
+
+    claim = await another.begin(service.db, run_id)
+    await another.end(run_id, claim, refused_by_receiver(timedelta(hours=1)))
+
+    for outcome in ("delivered", "failed", "cancelled"):
+        assert counted.values("timemachine_jobs_ended_total", outcome=outcome) == []

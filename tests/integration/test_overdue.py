@@ -18,10 +18,11 @@ from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.holds import pause, wait_until_held, wait_until_listed
-from tests.support.ledger import AnotherWorker
+from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import AWAY
 from tests.support.service import Service, refused
+from tests.support.waiting import eventually
 from timemachine.domain.errors import UnavailableError
 from timemachine.settings import Settings
 from worker import run
@@ -102,6 +103,20 @@ async def test_a_job_whose_task_was_lost_is_delivered(
         await own_service.wait_for_state(job_id, "delivered")
 
     assert len(receiver.of(job_id)) == 1
+
+
+async def test_jobs_that_nobody_attends_to_are_counted(
+    own_service: Service, own: Settings, client: Client, another: AnotherWorker
+) -> None:
+    """As long as no attempt of them is under way; also those of a task queue that has no worker."""
+    overdue_jobs = OverdueJobs(client, another.ledger, replace(own, task_queue="another"))
+    before = await overdue_jobs.count()
+    job_id = await own_service.create(0)
+    await eventually(overdue_jobs.count, lambda found: found == before + 1)
+
+    await another.begin(own_service.db, await first_run(client, own_service, job_id))
+
+    assert await overdue_jobs.count() == before
 
 
 async def test_a_job_that_cannot_be_read_keeps_no_other_from_being_woken(

@@ -1,4 +1,4 @@
-"""Each request has an id, in its answer and in its lines of the log."""
+"""Each request has an id, in its answer and in its lines of the log, and is counted under the path that it leads to."""
 
 import asyncio
 import io
@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from temporalio.common import MetricMeter
 
-from api.observed_requests import ObservedRequests, request_id_of
+from api.observed_requests import ObservedRequests, noting_route, request_id_of
+from tests.support.cases import each_case
+from tests.support.meters import Counted
+from timemachine import metrics
 from timemachine.domain.keys import generate_key, new_key_id
 from timemachine.telemetry import JsonFormatter
 
 log = logging.getLogger("test")
+
+
+@pytest.fixture
+def counted() -> Iterator[Counted]:
+    yield Counted()
+    metrics.export_to(MetricMeter.noop)
 
 
 @pytest.fixture
@@ -29,16 +39,22 @@ def lines() -> Iterator[io.StringIO]:
 
 
 class Framework:
-    """Answers as the framework does, perhaps on a copy of the scope."""
+    """Answers as the framework does: it finds out about the path, perhaps on a copy of the scope."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: str | None = "/job/{db}/{collection}", status: int | None = 200) -> None:
+        self._template = template
+        self._status = status
         self.seen: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._template:
+            cast("HTTPScope", scope)["path_template"] = self._template
         self.seen = request_id_of(scope)
         log.warning("working")
         await asyncio.create_task(logged_beside())
-        await send(cast("Message", {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}))
+        if self._status is None:
+            raise ConnectionError
+        await send(cast("Message", {"type": "http.response.start", "status": self._status, "headers": [(b"a", b"b")]}))
 
 
 async def logged_beside() -> None:
@@ -70,7 +86,7 @@ async def ask(app: ASGIApp, *given: bytes, method: str = "GET") -> list[tuple[by
         "state": {},
         "headers": [(b"x-request-id", value) for value in given],
     }
-    await ObservedRequests(copying(app))(cast("Scope", scope), nothing, send)
+    await ObservedRequests(copying(noting_route(app)))(cast("Scope", scope), nothing, send)
     return headers
 
 
@@ -106,3 +122,36 @@ async def test_outside_of_requests_lines_have_no_id(lines: io.StringIO) -> None:
     log.warning("afterward")
 
     assert "request_id" not in json.loads(lines.getvalue().splitlines()[-1])
+
+
+async def test_a_request_is_counted_by_its_template_and_not_by_its_path(counted: Counted) -> None:
+    await ask(Framework())
+
+    labels = {"method": "GET", "route": "/job/{db}/{collection}"}
+    assert counted.total("timemachine_http_requests_total", status="200", **labels) == 1
+    assert len(counted.values("timemachine_http_request_duration_seconds", **labels)) == 1
+
+
+@each_case(
+    ("framework", "method", "labels"),
+    [
+        (Framework(template=None, status=404), "GET", ("GET", "none", "404")),
+        (Framework(), "HEAD", ("HEAD", "/job/{db}/{collection}", "200")),
+        (Framework(status=405), "MADE-UP", ("other", "/job/{db}/{collection}", "405")),
+    ],
+)
+async def test_labels_are_few_whatever_is_asked(
+    framework: Framework, method: str, labels: tuple[str, str, str], counted: Counted
+) -> None:
+    await ask(framework, method=method)
+
+    expected = dict(zip(("method", "route", "status"), labels, strict=True))
+    assert counted.total("timemachine_http_requests_total", **expected) == 1
+
+
+async def test_a_request_that_is_not_answered_is_counted_too(counted: Counted) -> None:
+    with pytest.raises(ConnectionError):
+        await ask(Framework(status=None))
+
+    labels = {"method": "GET", "route": "/job/{db}/{collection}", "status": "none"}
+    assert counted.total("timemachine_http_requests_total", **labels) == 1

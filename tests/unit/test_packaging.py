@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from timemachine import VERSION
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME: list[str] = PROJECT["project"]["dependencies"]
@@ -49,6 +51,10 @@ def test_make_runs_our_modules_whatever_the_environment_says(variable: str, tmp_
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_the_projects() -> None:
+    assert PROJECT["project"]["version"] == VERSION
 
 
 @each_file

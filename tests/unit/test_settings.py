@@ -127,6 +127,22 @@ def test_metrics_and_health_are_served_at_any_address(setting: str, value: str) 
     assert getattr(Settings.from_env({f"TIMEMACHINE_{setting.upper()}": value}), setting) == value
 
 
+@pytest.mark.parametrize("value", ["", " , ", "shop/orders", " shop/orders ,a.b/c@d,shop/orders"])
+def test_routes_of_metrics_are_named_with_their_dbs(value: str) -> None:
+    named = Settings.from_env({"TIMEMACHINE_METRICS_ROUTES": value}).named_routes
+
+    assert named == {part.strip() for part in value.split(",") if part.strip()}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["orders", "/orders", "shop/", "shop/orders/x", "shop/or ders", "shop/..", ",".join(f"d/r{n}" for n in range(101))],
+)
+def test_what_is_no_list_of_routes_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^TIMEMACHINE_METRICS_ROUTES: it must be up to 100 routes as `db/route`"):
+        Settings.from_env({"TIMEMACHINE_METRICS_ROUTES": value})
+
+
 def test_an_api_may_stop_without_a_drain() -> None:
     assert Settings.from_env({"TIMEMACHINE_HTTP_DRAIN": "0"}).http_drain == 0
 

@@ -21,3 +21,7 @@ class AttemptKind(StrEnum):
     """Not made: the job's deadline had passed. Only in the ledger."""
     NOT_MADE = "not_made"
     """Not made, for a reason that passes; to be tried again. Only in the ledger."""
+
+
+OF_REQUESTS = frozenset(AttemptKind) - {AttemptKind.LOST, AttemptKind.EXPIRED, AttemptKind.NOT_MADE}
+"""How a request can end that was made."""

@@ -14,10 +14,11 @@ import msgspec
 from asyncpg import Pool, Record
 from msgspec.structs import replace
 
+from timemachine import metrics
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
-from timemachine.domain.outcomes import AttemptResult, LedgerRow, RowState
+from timemachine.domain.outcomes import DECIDED, AttemptResult, LedgerRow, RowState
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
 from timemachine.postgres.pool import connection, delete
 from timemachine.postgres.route_store import TARGET, RouteStore, Target
@@ -140,6 +141,7 @@ class DeliveryLedger:
             )
         if answer is None:
             raise UnavailableError("Postgres returned no row")
+        _count_if_decided(answer["run_state"])
         if answer["run_state"] == RowState.UNDER_WAY:
             target = await self._routes.open_target(db, route_id, answer) if answer["state"] else None
             return Begun(number=answer["made"] + 1, target=target, at=answer["now"])
@@ -178,6 +180,7 @@ class DeliveryLedger:
         except UnavailableError:
             raise
         except Exception as error:
+            metrics.WRITE_FAILURES.add("attempts")
             log.error("end of an attempt refused", extra={"reason": str(error), "run_id": run_id})
         try:
             return await self._write_end(run_id, claim, _without_words(end))
@@ -199,7 +202,10 @@ class DeliveryLedger:
                 row = await postgres.fetchrow(
                     _END_LOGGED if log_values else _END, run_id, claim, made, outcome, wait, *log_values
                 )
-        return _row(row) if row else await self.find(run_id)
+        if row is None:
+            return await self.find(run_id)
+        _count_if_decided(row["run_state"])
+        return _row(row)
 
     async def cancel(self, run_id: str, *, due: datetime, expired_claim: str | None = None) -> LedgerRow:
         """Cancel a run, and return its row.
@@ -213,6 +219,8 @@ class DeliveryLedger:
         """
         async with connection(self._pool) as postgres:
             row = await postgres.fetchrow(_CANCEL, run_id, due, expired_claim and UUID(expired_claim))
+        if row:
+            _count_if_decided(row["run_state"])
         return await self._written_or_found(run_id, row)
 
     async def _written_or_found(self, run_id: str, written: Record | None) -> LedgerRow:
@@ -250,6 +258,12 @@ class DeliveryLedger:
             SlowStatementError: There was no time for so many.
         """
         return await delete(self._pool, _REMOVE_BEFORE, at, limit)
+
+
+def _count_if_decided(written: str | None) -> None:
+    """Count a run whose state was written by this very statement. One that was repeated, or came late, writes none."""
+    if written in DECIDED:
+        metrics.JOBS_ENDED.add("delivered" if written == RowState.TAKEN else written)
 
 
 def _closed(answer: Record) -> RouteClosed:

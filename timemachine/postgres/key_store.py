@@ -89,6 +89,11 @@ class KeyStore:
         async with connection(self._pool) as postgres:
             await postgres.execute(_NOTE_USE, key_id, at)
 
+    async def count_expiring(self, within: timedelta) -> int:
+        """Return how many valid keys expire within a time."""
+        async with connection(self._pool) as postgres:
+            return int(await postgres.fetchval(_COUNT_EXPIRING, within))
+
     async def page(self, caller: Caller, *, limit: int, after: KeyPosition | None = None) -> KeyPage:
         """Return the keys that the caller may see, the newest first.
 
@@ -255,6 +260,11 @@ _FIND = f"""
 """  # noqa: S608 - a constant
 
 _NOTE_USE = "UPDATE api_keys SET last_used_at = greatest(last_used_at, $2) WHERE id = $1"
+
+_COUNT_EXPIRING = """
+    SELECT count(*) FROM api_keys
+    WHERE revoked_at IS NULL AND expires_at > clock_timestamp() AND expires_at <= clock_timestamp() + $1::interval
+"""
 
 _PAGE = f"""
     SELECT {_COLUMNS} FROM api_keys

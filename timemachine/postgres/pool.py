@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 
+from timemachine import metrics
 from timemachine.clean_up import clean_up
 from timemachine.domain.errors import SlowStatementError, UnavailableError
 from timemachine.outages import OutageLog
@@ -133,10 +135,15 @@ async def connection(pool: asyncpg.Pool, *, longer_by: float = 0.0) -> AsyncIter
         UnavailableError: Postgres is away. The message is the same whatever the reason, which may name machines and
             users.
     """
+    asked_at = time.monotonic()
+    acquired: asyncpg.pool.PoolConnectionProxy | None = None
     try:
         async with asyncio.timeout(ANSWER_LIMIT + longer_by), pool.acquire() as acquired:
+            metrics.POOL_WAIT.record(time.monotonic() - asked_at)
             yield acquired
     except (*_AWAY, *_PASSING) as error:
+        if acquired is None:
+            metrics.POOL_WAIT.record(time.monotonic() - asked_at)
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # Another server is the primary now, or will be: what is connected stays connected to this one.
             await pool.expire_connections()

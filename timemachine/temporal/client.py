@@ -11,20 +11,15 @@ from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
-from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
+from temporalio.runtime import LoggingConfig, LoggingFormat, PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import GrpcCompression, RPCError, RPCStatusCode, TLSConfig
 
+from timemachine import metrics
 from timemachine.domain.errors import BusyError, SettingsError, SetupError, UnavailableError
 from timemachine.outages import OutageLog
-from timemachine.settings import variables
+from timemachine.settings import Settings, variables
 from timemachine.temporal.fail_fast import FailFastServiceClient
 from timemachine.temporal.payloads import DATA_CONVERTER
-
-LATENESS = "timemachine_lateness"
-"""Metric: milliseconds between a job's trigger time and the start of its first attempt."""
-
-_LATENESS_BUCKETS = [10.0, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000]
-
 
 # What the client reports when the server is away, restarting, lets us not in, or does not answer in time.
 _AWAY = frozenset(
@@ -127,28 +122,41 @@ def _is_header(value: str) -> bool:
     return value.isascii() and value.isprintable()
 
 
-async def connect(*, lazy: bool = False, fail_fast: bool = False, metrics_address: str | None = None) -> Client:
+def program_runtime(settings: Settings) -> Runtime:
+    """Return the SDK's runtime for a program, which has one.
+
+    What the SDK itself logs is JSON, on standard output. Where metrics are to be served, it serves the SDK's and ours,
+    which are counted from then on.
+
+    Raises:
+        SettingsError: The address for metrics is none of this machine's, or taken.
+    """
+    log_config = LoggingConfig(filter=LoggingConfig.default.filter, format=LoggingFormat.JSON)
+    if not settings.metrics_address:
+        return Runtime(telemetry=TelemetryConfig(logging=log_config))
+    prometheus = PrometheusConfig(
+        bind_address=settings.metrics_address, histogram_bucket_overrides=metrics.histogram_buckets()
+    )
+    try:
+        runtime = Runtime(telemetry=TelemetryConfig(logging=log_config, metrics=prometheus))
+    except ValueError as error:
+        raise SettingsError(f"TIMEMACHINE_METRICS_ADDRESS: {error}") from error
+    metrics.export_to(runtime.metric_meter, named_routes=settings.named_routes)
+    return runtime
+
+
+async def connect(*, lazy: bool = False, fail_fast: bool = False, runtime: Runtime | None = None) -> Client:
     """Connect to Temporal as its own `TEMPORAL_*` variables or profile file say (default: localhost:7233).
 
     Args:
         lazy: Connect at the first call, so that a program can start while Temporal is away.
         fail_fast: That Temporal takes no more is reported at once. Else the call is made again for seconds.
-        metrics_address: `address:port` to serve the SDK's metrics and ours on, for Prometheus.
+        runtime: The program's own, from `program_runtime`; else the SDK's default one.
 
     Raises:
-        SettingsError: The variables or the file cannot be read, or do not go together; or the metrics' address is none
-            of this machine's, or taken.
+        SettingsError: The variables or the file cannot be read, or do not go together.
         UnavailableError: Not lazy, and Temporal does not answer.
     """
-    runtime = None
-    if metrics_address:
-        prometheus = PrometheusConfig(
-            bind_address=metrics_address, histogram_bucket_overrides={LATENESS: _LATENESS_BUCKETS}
-        )
-        try:
-            runtime = Runtime(telemetry=TelemetryConfig(metrics=prometheus))
-        except ValueError as error:
-            raise SettingsError(f"TIMEMACHINE_METRICS_ADDRESS: {error}") from error
     config = connection_settings()
     address = config["target_host"]
     try:

@@ -13,6 +13,9 @@ from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.temporal.visibility import (
     RUNNING,
+    all_due_jobs_query,
+    all_held_jobs_query,
+    all_open_jobs_query,
     ended_jobs_query,
     ended_state,
     job_query,
@@ -186,6 +189,20 @@ async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCou
         states={state: count if wanted.state in (None, state) else 0 for state, count in states.items()},
         due_within=dict(zip(DUE_WITHIN, soon, strict=True)),
     )
+
+
+async def count_open_jobs(client: Client, now: datetime) -> dict[ListedState, int]:
+    """Return how many jobs of all dbs there are in each of the states of those that have not ended.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    running, held, due = [
+        (await client.count_workflows(query)).count
+        for query in (all_open_jobs_query(), all_held_jobs_query(), all_due_jobs_query(now))
+    ]
+    counted = _by_state({RUNNING: running}, held=held, due=due)
+    return {state: count for state, count in counted.items() if state.is_open}
 
 
 def _by_state(by_status: dict[str, int], *, held: int, due: int) -> dict[ListedState, int]:

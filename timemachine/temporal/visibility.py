@@ -106,6 +106,21 @@ def held_jobs_query(db: str, route_id: str, *, due_at: datetime | None) -> str:
     return _open(*parts, held)
 
 
+def all_open_jobs_query() -> str:
+    """Return the query that finds the jobs of every db that have not ended."""
+    return _open(_IS_JOB)
+
+
+def all_held_jobs_query() -> str:
+    """Return the query that finds the held jobs of every db."""
+    return _open(_IS_JOB, f"{IS_HELD.name} = true")
+
+
+def all_due_jobs_query(now: datetime) -> str:
+    """Return the query that finds the jobs of every db that are due, are not held, and have not ended."""
+    return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(now) + 1), _IS_NOT_HELD)
+
+
 def overdue_jobs_query(due_before: datetime) -> str:
     """Return the query that finds the jobs of every db that should have been delivered before a time."""
     return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(due_before)))

@@ -1,0 +1,99 @@
+"""One worker counts, and all export what was counted last."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from temporalio.common import MetricMeter
+
+from activities.service_counts import ServiceCounting
+from tests.support.meters import Counted
+from timemachine import metrics
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.service_counts import ServiceCounts
+
+BEFORE = ServiceCounts(scheduled=1, due=2, held=3, overdue=4, keys_expiring=5)
+NOW = ServiceCounts(scheduled=6, due=7, held=8, overdue=9, keys_expiring=10)
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Store:
+    """What is kept in Postgres, for two workers."""
+
+    def __init__(self, *, is_my_turn: bool) -> None:
+        self._is_my_turn = is_my_turn
+        self.kept: ServiceCounts | None = BEFORE
+
+    async def claim(self, every: timedelta) -> bool:
+        return self._is_my_turn
+
+    async def write(self, counts: ServiceCounts) -> None:
+        self.kept = counts
+
+    async def read(self) -> tuple[ServiceCounts, datetime] | None:
+        return (self.kept, AT) if self.kept else None
+
+
+class Counting(ServiceCounting):
+    """Finds `NOW`, or fails to."""
+
+    def __init__(self, store: Store, error: Exception | None = None) -> None:
+        self._store: Any = store
+        self._error = error
+        self.counted = 0
+
+    async def _count(self) -> ServiceCounts:
+        self.counted += 1
+        if self._error:
+            raise self._error
+        return NOW
+
+
+@pytest.fixture
+def counted() -> Iterator[Counted]:
+    yield Counted()
+    metrics.export_to(MetricMeter.noop)
+
+
+def exported(counted: Counted) -> tuple[list[float], ...]:
+    return (
+        *(counted.values("timemachine_jobs", state=state) for state in ("scheduled", "due", "held")),
+        counted.values("timemachine_jobs_overdue"),
+        counted.values("timemachine_keys_expiring"),
+        counted.values("timemachine_counted_timestamp_seconds"),
+    )
+
+
+async def test_whose_turn_it_is_counts_and_exports(counted: Counted) -> None:
+    store = Store(is_my_turn=True)
+
+    await Counting(store).look()
+
+    assert store.kept == NOW
+    assert exported(counted) == ([6], [7], [8], [9], [10], [AT.timestamp()])
+
+
+async def test_the_others_export_the_same_and_count_nothing(counted: Counted) -> None:
+    counting = Counting(Store(is_my_turn=False))
+
+    await counting.look()
+
+    assert counting.counted == 0
+    assert exported(counted) == ([1], [2], [3], [4], [5], [AT.timestamp()])
+
+
+async def test_before_the_first_count_nothing_is_exported(counted: Counted) -> None:
+    store = Store(is_my_turn=False)
+    store.kept = None
+
+    await Counting(store).look()
+
+    assert exported(counted) == ([], [], [], [], [], [])
+
+
+async def test_where_a_count_fails_what_was_counted_last_is_exported_with_its_time(counted: Counted) -> None:
+    with pytest.raises(UnavailableError):
+        await Counting(Store(is_my_turn=True), UnavailableError("Temporal does not answer")).look()
+
+    assert exported(counted) == ([1], [2], [3], [4], [5], [AT.timestamp()])

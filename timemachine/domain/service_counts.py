@@ -1,0 +1,17 @@
+"""What is counted for all programs by one of them."""
+
+import msgspec
+
+
+class ServiceCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """How much there is. Stored in Postgres: fields may only be added, with defaults."""
+
+    scheduled: int
+    """Jobs that are not due yet."""
+    due: int
+    """Jobs that are due, not held, and have not ended: attempted, or between two attempts."""
+    held: int
+    overdue: int
+    """Jobs that are late, not held, and neither under way nor between two attempts."""
+    keys_expiring: int
+    """Valid keys that expire soon."""
