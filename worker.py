@@ -16,6 +16,7 @@ from activities.attempt import Attempts
 from activities.before_ledger import DeliveriesBeforeLedger
 from activities.cancel_many import CancelsOfMany
 from activities.deliver import nothing
+from activities.events import EventSender
 from activities.in_progress import InProgress
 from activities.overdue import OverdueJobs
 from activities.rate_limit import RateLimiter
@@ -33,6 +34,7 @@ from timemachine.health_server import serving_health
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
+from timemachine.postgres.event_store import EventStore
 from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -186,10 +188,11 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 
 @asynccontextmanager
 async def _watching(client: Client, pool: Pool, settings: Settings) -> AsyncIterator[None]:
-    """Look for overdue jobs meanwhile; and count what there is, where metrics are served."""
+    """Look for overdue jobs and send events meanwhile; and count what there is, where metrics are served."""
     ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
     overdue = OverdueJobs(client, ledger, settings)
-    watches = [asyncio.create_task(overdue.watch())]
+    events = EventSender(client, EventStore(pool), settings)
+    watches = [asyncio.create_task(overdue.watch()), asyncio.create_task(events.watch())]
     if settings.metrics_address:
         counting = ServiceCounting(client, overdue, KeyStore(pool), ServiceCountStore(pool))
         watches.append(asyncio.create_task(counting.watch()))

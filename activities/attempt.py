@@ -18,12 +18,14 @@ from activities.webhook_call import POSTGRES_RETRY, WebhookCalls
 from activities.webhook_request import INTERNAL_ERROR
 from timemachine import metrics
 from timemachine.clock import boot_time
+from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import (
     NoSlotError,
     UnavailableError,
     VaultError,
 )
+from timemachine.domain.events import facts_of
 from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import Deferred, Held, LedgerRow, Outcome, RowState, outcome_of
 from timemachine.postgres.delivery_ledger import (
@@ -151,6 +153,7 @@ class Attempts:
                     expired_claim=expired_claim,
                     attempts_made=delivery.attempts_made,
                     holds=delivery.holds,
+                    job=facts_of(job),
                 )
             except VaultError as error:
                 reason = str(error)
@@ -165,7 +168,7 @@ class Attempts:
                 reason = INTERNAL_ERROR
                 log.exception("attempt not begun", extra={"job_id": job.id, "route": job.route_key})
                 break
-        await self._end(delivery.run_id, claim, not_made_report(reason))
+        await self._end(delivery, claim, not_made_report(reason))
         return deferral(reason, POSTGRES_RETRY)
 
     async def _make(
@@ -173,19 +176,20 @@ class Attempts:
     ) -> Outcome:
         """Make the attempt that was begun, and tell what the ledger says after its end is written."""
         end = await self._calls.call(delivery, begun, begin_by, note_attempt)
-        row = await self._end(delivery.run_id, claim, not_made_report(end.reason) if isinstance(end, Deferred) else end)
+        row = await self._end(delivery, claim, not_made_report(end.reason) if isinstance(end, Deferred) else end)
         if isinstance(end, Deferred):
             return end if row.state is RowState.WAITING else outcome_of(row, now_ms())
-        if begun.target and end.logged:
-            await self._calls.note(begun.target, end.logged)
+        if end.logged and end.logged.kind is not AttemptKind.TAKEN and end.route_news is None:
+            await self._calls.note_failure(end.logged)
         return outcome_of(row, now_ms())
 
-    async def _end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow:
+    async def _end(self, delivery: Delivery, claim: UUID, end: AttemptReport) -> LedgerRow:
         """Write an end until it is there. What is known of an attempt is never given up."""
+        run_id, job = delivery.run_id, facts_of(delivery.job)
         tries = 0
         while True:
             try:
-                if row := await self._ledger.end(run_id, claim, end):
+                if row := await self._ledger.end(run_id, claim, end, job=job):
                     return row
                 # Postgres lost the row in a fail-over. The run counts as never begun.
                 return LedgerRow(

@@ -4,12 +4,13 @@ import logging
 import random
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
 from temporalio import activity
 
 from activities.webhook_request import WebhookRequest
 from timemachine import metrics
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import Delivery, RequestResult, expired, wait_after
+from timemachine.domain.delivery import Delivery, RequestResult, expired, route_news, wait_after
 from timemachine.domain.errors import NoAnswerError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import AttemptResult, Deferred
@@ -67,8 +68,11 @@ def request_report(delivery: Delivery, begun: Begun, request: WebhookRequest) ->
         metrics.WRITE_FAILURES.add("attempts")
         log.exception("attempt not logged", extra={"job_id": job.id, "route": job.route_key})
     if request.reason is None:
-        return _taken_report(job, result, request.started_at, begun.number, row)
-    return failed_report(request.reason, job, begun, result, row)
+        report = _taken_report(job, result, request.started_at, begun.number, row)
+    else:
+        report = failed_report(request.reason, job, begun, result, row)
+    is_failing = begun.target is not None and begun.target.failing
+    return replace(report, route_news=route_news(result, is_failing=is_failing))
 
 
 def _taken_report(

@@ -12,7 +12,7 @@ from timemachine.domain.errors import UnavailableError
 from timemachine.domain.jobs import FAR_LIMIT
 from timemachine.domain.outcomes import LedgerRow
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
-from timemachine.temporal.job_runs import first_run_id, was_reset
+from timemachine.temporal.job_runs import facts_of_run, first_run_id, was_reset
 from timemachine.temporal.search_attributes import TRIGGER_TIME
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Cancels:
         now = datetime.now(UTC)
         # A run that was reset may not be yet what it was changed to.
         due = now + FAR_LIMIT if was_reset(run) else run.typed_search_attributes.get(TRIGGER_TIME) or now
-        return await self._ledger.cancel(first_run_id(run), due=due, expired_claim=expired_claim)
+        return await self._ledger.cancel(first_run_id(run), due=due, expired_claim=expired_claim, job=facts_of_run(run))
 
     async def _try_to_request_cancel(self, run: WorkflowExecutionDescription) -> None:
         """Tell the workflow of its cancel. When that fails, it learns it from the ledger when it is due."""

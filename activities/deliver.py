@@ -12,6 +12,7 @@ from activities.attempt import Attempts
 from activities.failures import retryable, success_of
 from timemachine.domain import stored_names
 from timemachine.domain.delivery import Delivery
+from timemachine.domain.events import facts_of
 from timemachine.domain.outcomes import Cancelled, Decision, Delivered, Outcome, Unknown, decision_of
 from timemachine.domain.stored_names import OUTCOME_UNKNOWN
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
@@ -69,7 +70,12 @@ class Deliveries:
         """
         expired_claim = None
         while True:
-            row = await self._ledger.cancel(delivery.run_id, due=delivery.job.trigger_at, expired_claim=expired_claim)
+            row = await self._ledger.cancel(
+                delivery.run_id,
+                due=delivery.job.trigger_at,
+                expired_claim=expired_claim,
+                job=facts_of(delivery.job),
+            )
             if row.is_decided:
                 return decision_of(row)
             if not row.is_expired or row.claim == expired_claim:

@@ -18,7 +18,7 @@ from activities.webhook_request import INTERNAL_ERROR, WebhookRequest
 from timemachine import metrics
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import GONE, Delivery, RequestResult, attempt_headers, describe, expired, without
+from timemachine.domain.delivery import Delivery, RequestResult, attempt_headers, describe, expired, without
 from timemachine.domain.errors import (
     BlockedAddressError,
     NoAnswerError,
@@ -30,7 +30,7 @@ from timemachine.domain.errors import (
 )
 from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import Deferred
-from timemachine.domain.routes import RouteState, target_url
+from timemachine.domain.routes import target_url
 from timemachine.domain.signing import repeats_secret, signatures
 from timemachine.postgres.attempt_log import Attempt
 from timemachine.postgres.delivery_ledger import AttemptReport, Begun
@@ -162,18 +162,10 @@ class WebhookCalls:
         with request.under_way():
             return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
 
-    async def note(self, target: Target, attempt: Attempt) -> None:
-        """Note what an attempt means for its route. Best effort: the ledger has the outcome."""
+    async def note_failure(self, attempt: Attempt) -> None:
+        """Note for its route that an attempt failed. Best effort: the next one that fails notes the same."""
         try:
-            if attempt.kind is AttemptKind.TAKEN:
-                if target.failing:
-                    await self._routes.note_success(attempt.db, attempt.route_id)
-            elif attempt.status == GONE:
-                await self._routes.set_state(
-                    attempt.db, attempt.route_id, RouteState.DISABLED, "the receiver answered 410 Gone"
-                )
-            else:
-                await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
+            await self._routes.note_failure(attempt.db, attempt.route_id, disable_after=self._disable_after)
         except Exception as error:
             metrics.WRITE_FAILURES.add("routes")
             log.warning("route's failures not noted", extra={"reason": str(error), "job_id": attempt.job_id})

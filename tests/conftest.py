@@ -15,6 +15,7 @@ from litestar import Litestar
 from msgspec.structs import replace
 from temporalio.client import Client
 
+from activities.events import EventSender
 from api.app import create_app
 from devstack.cluster import MAX_CONNECTIONS
 from devstack.postgres import Postgres, embedded_postgres
@@ -26,6 +27,7 @@ from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
 from tests.support.settings import service_settings
+from timemachine.postgres.event_store import EventStore
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
 from timemachine.settings import Settings
@@ -144,13 +146,15 @@ async def serving(app: Litestar) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def working(client: Client, pool: Pool, webhooks: WebhookClient, settings: Settings) -> AsyncIterator[None]:
-    """Run workers of deliveries and of bulk work, in the tests' own loop."""
+    """Run workers of deliveries, of bulk work and of events, in the tests' own loop."""
     bulk = bulk_activities(client, pool, settings)
     async with (
         create_worker(client, pool, webhooks, settings, bulk=bulk),
         create_bulk_worker(client, bulk, settings),
     ):
+        events = asyncio.create_task(EventSender(client, EventStore(pool), settings).watch())
         yield
+        events.cancel()
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from tests.support.service import ROUTE, Service, now_ms
 from timemachine.clock import boot_time
 from timemachine.domain.delivery import Delivery
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.events import JobFacts
 from timemachine.domain.jobs import Job
 from timemachine.domain.outcomes import (
     Cancelled,
@@ -426,10 +427,12 @@ async def test_an_attempt_whose_end_postgres_refuses_does_not_break_off(
 ) -> None:
     write, refusals, delivery = DeliveryLedger._write_end, [error] * 4, a_delivery(service.db)
 
-    async def write_end(ledger: DeliveryLedger, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
+    async def write_end(
+        ledger: DeliveryLedger, run_id: str, claim: UUID, end: AttemptReport, job: JobFacts | None
+    ) -> LedgerRow | None:
         if run_id == delivery.run_id and refusals:
             raise refusals.pop()
-        return await write(ledger, run_id, claim, end)
+        return await write(ledger, run_id, claim, end, job)
 
     monkeypatch.setattr(DeliveryLedger, "_write_end", write_end)
 

@@ -20,6 +20,7 @@ from tests.support.cases import each_case
 from tests.support.ledger_rules import At, Row
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.events import JobFacts
 from timemachine.domain.outcomes import (
     AttemptResult,
     Cancelled,
@@ -598,10 +599,10 @@ def refusing(run: Run, monkeypatch: pytest.MonkeyPatch, *errors: asyncpg.Postgre
     """Let Postgres refuse the ends of a run that are written first."""
     write, left = run.ledger._write_end, list(errors)
 
-    async def write_end(run_id: str, claim: uuid.UUID, end: AttemptReport) -> LedgerRow | None:
+    async def write_end(run_id: str, claim: uuid.UUID, end: AttemptReport, job: JobFacts | None) -> LedgerRow | None:
         if left:
             raise left.pop(0)
-        return await write(run_id, claim, end)
+        return await write(run_id, claim, end, job)
 
     monkeypatch.setattr(run.ledger, "_write_end", write_end)
 

@@ -15,11 +15,13 @@ from timemachine.domain.delivery import (
     expired,
     longest_retry_after,
     plain_retry_after,
+    route_news,
     wait_after,
     without,
 )
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_ATTEMPTS, MAX_WAIT, Retry
+from timemachine.domain.routes import RouteNews
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DEFAULT = Retry()
@@ -220,3 +222,19 @@ def test_a_job_is_worth_delivering_up_to_its_deadline() -> None:
     assert not expired(a_job(None), NOW)
     assert not expired(a_job(to_ms(NOW)), NOW)
     assert expired(a_job(to_ms(NOW)), NOW + timedelta(milliseconds=1))
+
+
+@pytest.mark.parametrize(
+    ("result", "is_failing", "news"),
+    [
+        (RequestResult(kind=AttemptKind.TAKEN, status=200), False, None),
+        (RequestResult(kind=AttemptKind.TAKEN, status=200), True, RouteNews.RECOVERED),
+        (answered(500), False, None),
+        (answered(500), True, None),
+        (answered(410), False, RouteNews.GONE),
+        (answered(410), True, RouteNews.GONE),
+        (RequestResult(kind=AttemptKind.TIMEOUT), True, None),
+    ],
+)
+def test_what_an_answer_means_for_its_route(result: RequestResult, is_failing: bool, news: RouteNews | None) -> None:
+    assert route_news(result, is_failing=is_failing) == news

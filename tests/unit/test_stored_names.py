@@ -76,6 +76,7 @@ AS_STORED = {
     "WAKE_ID_PREFIX": "timemachine/wake/run/",
     "FORMER_WAKE_ID_PREFIX": "timemachine/wake/",
     "CANCEL_ID_PREFIX": "timemachine/cancel/",
+    "EVENTS_COLLECTION": "timemachine.events",
 }
 
 

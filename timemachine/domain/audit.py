@@ -18,6 +18,8 @@ class AuditAction(StrEnum):
     ROUTE_DISABLED = "route.disable"
     ROUTE_RESUMED = "route.resume"
     ROUTE_REDELIVERED = "route.redeliver"
+    EVENTS_CHANGED = "events.change"
+    EVENTS_DELETED = "events.delete"
     SECRET_ROTATED = "secret.rotate"  # noqa: S105 - no secret
     JOB_REDELIVERED = "job.redeliver"
     JOBS_CANCELLED = "jobs.cancel"

@@ -9,6 +9,7 @@ import msgspec
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_WAIT, Retry
+from timemachine.domain.routes import RouteNews
 
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
@@ -96,6 +97,17 @@ def wait_after(result: RequestResult, retry: Retry, attempt: int, *, now: dateti
     elif result.status in THROTTLING or result.kind is AttemptKind.TIMEOUT:
         planned *= SLOWDOWN
     return timedelta(seconds=min(planned, retry.longest) * (1 + jitter / 5))
+
+
+def route_news(result: RequestResult, *, is_failing: bool) -> RouteNews | None:
+    """Return what an attempt means for its route, other than one failure more.
+
+    Args:
+        is_failing: Whether attempts on the route had failed since the last success, when this one was begun.
+    """
+    if result.status == GONE:
+        return RouteNews.GONE
+    return RouteNews.RECOVERED if is_failing and result.kind is AttemptKind.TAKEN else None
 
 
 def longest_retry_after(headers: Iterable[str], now: datetime) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from timemachine.domain.errors import ForbiddenNameError, MalformedError, TooLargeError, TriggerTimeError
 from timemachine.domain.retry import Retry
+from timemachine.domain.stored_names import EVENTS_COLLECTION
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -247,6 +248,7 @@ def check_job(job: Job, now: datetime) -> None:
     """
     check_name("route", job.route)
     check_key(job.db, job.collection, job.id)
+    check_not_reserved(job.collection)
     check_not_too_far(job.trigger_time, now)
     check_meta(bytes(job.meta))
     check_labels(job.labels)
@@ -291,6 +293,16 @@ def check_key(db: str, collection: str, job_id: str) -> str:
     check_name("collection", collection)
     check_name("id", job_id, limit=MAX_JOB_ID)
     return workflow_id(db, collection, job_id)
+
+
+def check_not_reserved(collection: str) -> None:
+    """Refuse a collection that is for jobs of the service itself, so that a receiver can tell them by it.
+
+    Raises:
+        ForbiddenNameError: It is that of events.
+    """
+    if collection == EVENTS_COLLECTION:
+        raise ForbiddenNameError(f"collection: {EVENTS_COLLECTION} is reserved for events")
 
 
 def check_meta(meta: bytes) -> None:

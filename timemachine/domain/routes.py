@@ -91,6 +91,15 @@ class RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class RouteNews(StrEnum):
+    """What the answer to an attempt means for its route, other than one failure more."""
+
+    GONE = "gone"
+    """It is disabled: its receiver wants nothing any more."""
+    RECOVERED = "recovered"
+    """It fails no longer."""
+
+
 # Another kind of route is another struct with a tag of its own, joined here with `|`.
 Route = RestRoute
 

@@ -83,3 +83,6 @@ REDELIVERY_ID_PREFIX = "timemachine/redelivery/"
 WAKE_ID_PREFIX = "timemachine/wake/run/"
 FORMER_WAKE_ID_PREFIX = "timemachine/wake/"
 CANCEL_ID_PREFIX = "timemachine/cancel/"
+
+# The collection of the jobs that send events, which clients create no jobs in.
+EVENTS_COLLECTION = "timemachine.events"

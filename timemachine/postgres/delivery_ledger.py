@@ -12,16 +12,20 @@ from uuid import UUID
 
 import msgspec
 from asyncpg import Pool, Record
+from asyncpg.pool import PoolConnectionProxy
 from msgspec.structs import replace
 
 from timemachine import metrics
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.events import EventKind, JobFacts
 from timemachine.domain.outcomes import DECIDED, AttemptResult, LedgerRow, RowState
+from timemachine.domain.routes import RouteNews
 from timemachine.postgres.attempt_log import ATTEMPT_COLUMNS, Attempt, attempt_values, storable
+from timemachine.postgres.event_store import writing_event
 from timemachine.postgres.pool import connection, delete
-from timemachine.postgres.route_store import TARGET, RouteStore, Target
+from timemachine.postgres.route_store import TARGET, RouteStore, Target, write_news
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +88,16 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     """Time until the next attempt; None when there is to be no other."""
     logged: Attempt | None = None
     """What the log of attempts keeps of it."""
+    route_news: RouteNews | None = None
+    """What it means for the route of `logged`."""
 
 
 class DeliveryLedger:
-    """The rows of every run. Each method raises UnavailableError when Postgres does not answer, and may be repeated."""
+    """The rows of every run. Each method raises UnavailableError when Postgres does not answer, and may be repeated.
+
+    What may decide a run takes its `job`: where the run ends as taken or failed by that, the event is written with it.
+    Without a job none is.
+    """
 
     def __init__(self, pool: Pool, routes: RouteStore, *, attempt_time: float) -> None:
         """Use the given pool, which the caller opens and closes.
@@ -109,6 +119,7 @@ class DeliveryLedger:
         expired_claim: str | None = None,
         attempts_made: int = 0,
         holds: int | None = None,
+        job: JobFacts | None = None,
     ) -> Begun | LedgerRow | RouteClosed:
         """Claim the next attempt of a run, and read where it goes, in one look.
 
@@ -138,6 +149,7 @@ class DeliveryLedger:
                 self._attempt_time,
                 attempts_made,
                 holds,
+                _encode_facts(job),
             )
         if answer is None:
             raise UnavailableError("Postgres returned no row")
@@ -150,7 +162,7 @@ class DeliveryLedger:
         row = await self.find(run_id)
         if row and row.claim == str(claim) and row.state in (RowState.UNDER_WAY, RowState.CANCELLING):
             # Begun, without our knowing, before the route was closed.
-            row = await self.end(run_id, claim, AttemptReport(counts=False))
+            row = await self.end(run_id, claim, AttemptReport(counts=False), job=job)
         if row is None:
             raise UnavailableError("the ledger's row went away")
         is_free = row.state is RowState.WAITING or (row.is_expired and row.claim == expired_claim)
@@ -169,45 +181,45 @@ class DeliveryLedger:
             row = await postgres.fetchrow(_OUTDATE, run_id)
         return await self._written_or_found(run_id, row)
 
-    async def end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
+    async def end(
+        self, run_id: str, claim: UUID, end: AttemptReport, *, job: JobFacts | None = None
+    ) -> LedgerRow | None:
         """Write what an attempt has come to, and return the row after it: that, and not the end, is what counts.
 
         That the receiver took the job wins over everything but a cancel that was answered, however late it is written.
         All else counts only while the row has this claim. What Postgres refuses of the receiver's words is left out.
         """
         try:
-            return await self._write_end(run_id, claim, end)
+            return await self._write_end(run_id, claim, end, job)
         except UnavailableError:
             raise
         except Exception as error:
             metrics.WRITE_FAILURES.add("attempts")
             log.error("end of an attempt refused", extra={"reason": str(error), "run_id": run_id})
         try:
-            return await self._write_end(run_id, claim, _without_words(end))
+            return await self._write_end(run_id, claim, _without_words(end), job)
         except UnavailableError:
             raise
         except Exception as error:
             raise UnavailableError("Postgres refuses the end of an attempt") from error
 
-    async def _write_end(self, run_id: str, claim: UUID, end: AttemptReport) -> LedgerRow | None:
-        outcome = _encode_result(end.outcome) if end.outcome else None
-        log_values = attempt_values(end.logged, claim) if end.logged else []
+    async def _write_end(self, run_id: str, claim: UUID, end: AttemptReport, job: JobFacts | None) -> LedgerRow | None:
         async with connection(self._pool) as postgres:
-            if end.outcome and end.outcome.kind is AttemptKind.TAKEN:
-                query = _END_TAKEN_LOGGED if log_values else _END_TAKEN
-                row = await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, *log_values)
+            if end.logged and end.route_news:
+                # Who dies in between would leave a route as it is that nobody else may ever look at.
+                async with postgres.transaction():
+                    row = await _end(postgres, run_id, claim, end, job)
+                    await write_news(postgres, end.logged.db, end.logged.route_id, end.route_news)
             else:
-                made = end.attempts if end.counts else None
-                wait = end.wait if end.counts else timedelta(0)
-                row = await postgres.fetchrow(
-                    _END_LOGGED if log_values else _END, run_id, claim, made, outcome, wait, *log_values
-                )
+                row = await _end(postgres, run_id, claim, end, job)
         if row is None:
             return await self.find(run_id)
         _count_if_decided(row["run_state"])
         return _row(row)
 
-    async def cancel(self, run_id: str, *, due: datetime, expired_claim: str | None = None) -> LedgerRow:
+    async def cancel(
+        self, run_id: str, *, due: datetime, expired_claim: str | None = None, job: JobFacts | None = None
+    ) -> LedgerRow:
         """Cancel a run, and return its row.
 
         While an attempt is under way the row says so; the wish is noted, no attempt begins any more, and to ask again
@@ -218,7 +230,9 @@ class DeliveryLedger:
             expired_claim: As for `begin`.
         """
         async with connection(self._pool) as postgres:
-            row = await postgres.fetchrow(_CANCEL, run_id, due, expired_claim and UUID(expired_claim))
+            row = await postgres.fetchrow(
+                _CANCEL, run_id, due, expired_claim and UUID(expired_claim), _encode_facts(job)
+            )
         if row:
             _count_if_decided(row["run_state"])
         return await self._written_or_found(run_id, row)
@@ -264,6 +278,27 @@ def _count_if_decided(written: str | None) -> None:
     """Count a run whose state was written by this very statement. One that was repeated, or came late, writes none."""
     if written in DECIDED:
         metrics.JOBS_ENDED.add("delivered" if written == RowState.TAKEN else written)
+
+
+async def _end(
+    postgres: PoolConnectionProxy, run_id: str, claim: UUID, end: AttemptReport, job: JobFacts | None
+) -> Record | None:
+    """Write an end, and return the row if that has changed it."""
+    outcome = _encode_result(end.outcome) if end.outcome else None
+    log_values = attempt_values(end.logged, claim) if end.logged else []
+    facts = _encode_facts(job)
+    if end.outcome and end.outcome.kind is AttemptKind.TAKEN:
+        query = _END_TAKEN_LOGGED if log_values else _END_TAKEN
+        return await postgres.fetchrow(query, run_id, claim, end.attempts, outcome, facts, *log_values)
+    made = end.attempts if end.counts else None
+    wait = end.wait if end.counts else timedelta(0)
+    query = _END_LOGGED if log_values else _END
+    return await postgres.fetchrow(query, run_id, claim, made, outcome, wait, facts, *log_values)
+
+
+def _encode_facts(job: JobFacts | None) -> str | None:
+    """Return a job's facts as Postgres takes them; None where no event tells of it."""
+    return None if job is None or job.is_of_event else msgspec.json.encode(job).decode()
 
 
 def _closed(answer: Record) -> RouteClosed:
@@ -324,12 +359,40 @@ def _may_take_over(claim: str) -> str:
 
 _BY_BEGIN, _BY_CANCEL = _may_take_over("$5::uuid"), _may_take_over("$3::uuid")
 
+
+def _event_of(decided: str, job: str) -> str:
+    """Return the statement that writes the event of a run that is decided by another statement.
+
+    Args:
+        decided: The other statement's name. It returns `run_state`, `made` and `outcome`.
+        job: The parameter that holds the job's facts.
+    """
+    return writing_event(
+        decided,
+        kind=f"""CASE {decided}.run_state
+            WHEN 'taken' THEN '{EventKind.JOB_DELIVERED}' WHEN 'failed' THEN '{EventKind.JOB_FAILED}'
+        END""",
+        db=f"{job}::jsonb ->> 'db'",
+        route=f"{job}::jsonb ->> 'route'",
+        what=f"""jsonb_build_object(
+            'job', {job}::jsonb, 'attempts', {decided}.made, 'outcome', {decided}.outcome
+        )""",
+    )
+
+
+def _with_event(statement: str, job: str, *, before: str = "") -> str:
+    """Return a statement that decides a run, or may do so, together with the event of that."""
+    return f"""
+        WITH {before} decided AS ({statement}), event AS ({_event_of("decided", job)}) SELECT * FROM decided
+    """  # noqa: S608 - constants
+
+
 _KNOWS_HOLDS = "run.holds <= coalesce($8::int, run.holds)"
 
 # $1 db, $2 route (both of TARGET), $3 run, $4 claim, $5 expired claim, $6 default time-out in seconds, $7 attempts made
-# before, $8 holds that are known. `(SELECT) AS one` gives one row even where there is no such route. Whether the route
-# is open decides in one look about a row to be inserted and one to be updated; where it is closed the hold is noted,
-# each under a number of its own.
+# before, $8 holds that are known, $9 the job's facts. `(SELECT) AS one` gives one row even where there is no such
+# route. Whether the route is open decides in one look about a row to be inserted and one to be updated; where it is
+# closed the hold is noted, each under a number of its own.
 _BEGIN = f"""
     WITH target AS ({TARGET}),
     begun AS (
@@ -354,8 +417,9 @@ _BEGIN = f"""
         WHERE (run.state = 'waiting' AND run.at <= clock_timestamp() AND {_KNOWS_HOLDS})
             OR (run.state = 'under_way' AND (run.claim = excluded.claim OR ({_BY_BEGIN} AND {_KNOWS_HOLDS})))
             OR (run.state = 'cancelling' AND (run.claim = excluded.claim OR {_BY_BEGIN}))
-        RETURNING run.state AS run_state, run.made
+        RETURNING run.state AS run_state, run.made, run.outcome
     ),
+    event AS ({_event_of("begun", "$9")}),
     held AS (
         INSERT INTO delivery_ledger AS run (run_id, state, at, made, holds)
         SELECT $3, 'waiting', 'epoch', $7::int, coalesce($8::int, 0) + 1
@@ -364,7 +428,7 @@ _BEGIN = f"""
         WHERE run.state = 'waiting' OR {_BY_BEGIN}
         RETURNING run.holds, run.made + (run.doubt OR run.state <> 'waiting')::int AS held_made
     )
-    SELECT begun.*, held.*, target.*, clock_timestamp() AS now
+    SELECT begun.run_state, begun.made, held.*, target.*, clock_timestamp() AS now
     FROM (SELECT) AS one LEFT JOIN target ON true LEFT JOIN begun ON true LEFT JOIN held ON true
 """  # noqa: S608 - constants
 
@@ -376,8 +440,9 @@ _OUTDATE = f"""
     RETURNING {_ROW}
 """  # noqa: S608 - constants
 
-# $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none); then the log's.
-_END = f"""
+# $1 run, $2 claim, $3 attempts made, $4 outcome, $5 wait until the next attempt (null: there is none), $6 the job's
+# facts; then the log's.
+_FAIL = f"""
     UPDATE delivery_ledger AS run SET
         state = CASE
             WHEN run.state = 'cancelling' THEN {_state_after_cancel("run.doubt")}
@@ -404,10 +469,10 @@ def _logged(first: int) -> str:
     """  # noqa: S608 - constants
 
 
-_END_LOGGED = f"WITH {_logged(6)}, ended AS ({_END}) SELECT * FROM ended"  # noqa: S608 - constants
+_END, _END_LOGGED = _with_event(_FAIL, "$6"), _with_event(_FAIL, "$6", before=f"{_logged(7)},")
 
-# $1 run, $2 claim, $3 attempts made, $4 outcome; then the log's.
-_END_TAKEN = f"""
+# $1 run, $2 claim, $3 attempts made, $4 outcome, $5 the job's facts; then the log's.
+_TAKE = f"""
     INSERT INTO delivery_ledger AS run (run_id, state, claim, at, made, outcome)
     VALUES ($1, 'taken', $2::uuid, clock_timestamp(), $3::int, $4::jsonb)
     ON CONFLICT (run_id) DO UPDATE SET
@@ -416,10 +481,10 @@ _END_TAKEN = f"""
     RETURNING {_ROW}
 """  # noqa: S608 - constants
 
-_END_TAKEN_LOGGED = f"WITH {_logged(5)}, ended AS ({_END_TAKEN}) SELECT * FROM ended"  # noqa: S608 - constants
+_END_TAKEN, _END_TAKEN_LOGGED = _with_event(_TAKE, "$5"), _with_event(_TAKE, "$5", before=f"{_logged(6)},")
 
-# $1 run, $2 when the job is due, $3 expired claim.
-_CANCEL = f"""
+# $1 run, $2 when the job is due, $3 expired claim, $4 the job's facts.
+_CANCEL_UNDECIDED = f"""
     INSERT INTO delivery_ledger AS run (run_id, state, at, made) VALUES ($1, 'cancelled', $2, 0)
     ON CONFLICT (run_id) DO UPDATE SET
         state = CASE
@@ -436,6 +501,8 @@ _CANCEL = f"""
     WHERE run.state IN ('waiting', 'under_way') OR (run.state = 'cancelling' AND {_BY_CANCEL})
     RETURNING {_ROW}
 """  # noqa: S608 - constants
+
+_CANCEL = _with_event(_CANCEL_UNDECIDED, "$4")
 
 _REMOVE_BEFORE = """
     DELETE FROM delivery_ledger WHERE run_id IN (

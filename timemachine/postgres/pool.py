@@ -175,7 +175,7 @@ async def ping(pool: asyncpg.Pool) -> None:
     """
     async with connection(pool) as postgres:
         await postgres.fetchrow(
-            "SELECT route FROM routes, api_keys, audit WHERE routes.db = $1 AND routes.id = $2", "", ""
+            "SELECT route FROM routes, api_keys, audit, events WHERE routes.db = $1 AND routes.id = $2", "", ""
         )
 
 

@@ -21,13 +21,16 @@ from timemachine.domain.errors import (
     NoSlotError,
     NoSuchRouteError,
     RouteExistsError,
+    RouteInUseError,
     TooManySecretsError,
     UnavailableError,
 )
+from timemachine.domain.events import EventKind, RecoveredBy
 from timemachine.domain.jobs import MAX_NAME, NAME_PATTERN
-from timemachine.domain.routes import Route, RouteState, RouteStatus
+from timemachine.domain.routes import Route, RouteNews, RouteState, RouteStatus
 from timemachine.domain.signing import SECRET_BYTES
 from timemachine.postgres.audit_log import write_audit
+from timemachine.postgres.event_store import writing_event
 from timemachine.postgres.pool import connection
 from timemachine.vault import Vault
 
@@ -175,16 +178,23 @@ class RouteStore:
                 raise NoSuchRouteError(f"no route {route.id} in {db}")
             await _audit(postgres, by, AuditAction.ROUTE_CHANGED, db, route.id)
 
-    async def remove(self, db: str, route_id: str, *, by: Caller | None = None) -> None:
+    async def remove(self, db: str, route_id: str, *, force: bool = False, by: Caller | None = None) -> None:
         """Remove a route with its secrets.
+
+        Args:
+            force: Remove it even where events go to it. The db then asks for none any more.
 
         Raises:
             NoSuchRouteError: There is none.
+            RouteInUseError: Events go to it, and `force` is not set.
         """
         async with connection(self._pool) as postgres, postgres.transaction():
-            removed = await postgres.fetchval("DELETE FROM routes WHERE db = $1 AND id = $2 RETURNING id", db, route_id)
-            if removed is None:
+            # Locked first, so that who has events go to it meanwhile comes before or after all of this.
+            if not await postgres.fetchval(_LOCK_FOR_REMOVAL, db, route_id):
                 raise NoSuchRouteError(f"no route {route_id} in {db}")
+            if not force and await postgres.fetchval(_IS_FOR_EVENTS, db, route_id):
+                raise RouteInUseError("events go to this route; ?force=true removes it all the same, and ends them")
+            await postgres.execute("DELETE FROM routes WHERE db = $1 AND id = $2", db, route_id)
             await _audit(postgres, by, AuditAction.ROUTE_DELETED, db, route_id)
 
     async def secrets(self, db: str, route_id: str) -> list[Secret]:
@@ -244,34 +254,29 @@ class RouteStore:
     ) -> None:
         """Pause, disable or resume a route. Nothing changes where it is in that state already.
 
+        A resume also has its failures counted anew.
+
         Raises:
             NoSuchRouteError: There is none.
         """
         async with connection(self._pool) as postgres, postgres.transaction():
+            if state is RouteState.ACTIVE:
+                await postgres.execute(_WRITE_RECOVERY_BY_RESUME, db, route_id)
             found = await postgres.fetchval(_SET_STATE, db, route_id, state, reason)
             if found is None:
                 raise NoSuchRouteError(f"no route {route_id} in {db}")
             await _audit(postgres, by, _STATE_ACTIONS[state], db, route_id)
-
-    async def note_success(self, db: str, route_id: str) -> None:
-        """Note that the receiver took something, so that its failures are counted anew."""
-        async with connection(self._pool) as postgres:
-            await postgres.execute(
-                "UPDATE routes SET failing_since = NULL WHERE db = $1 AND id = $2 AND failing_since IS NOT NULL",
-                db,
-                route_id,
-            )
 
     async def note_failure(self, db: str, route_id: str, *, disable_after: timedelta) -> None:
         """Note that an attempt failed, and disable a route that has failed everything for so long."""
         async with connection(self._pool) as postgres:
             await postgres.execute(_NOTE_FAILURE, db, route_id)
             await postgres.execute(
-                _DISABLE,
+                _DISABLE_FAILING,
                 db,
                 route_id,
-                disable_after,
                 f"everything failed for {disable_after / timedelta(hours=1):g} hours",
+                disable_after,
             )
 
     @asynccontextmanager
@@ -341,6 +346,15 @@ class RouteStore:
         return msgspec.json.decode(self._vault.open(sealed), type=Headers) if sealed else {}
 
 
+async def write_news(postgres: PoolConnectionProxy, db: str, route_id: str, news: RouteNews) -> None:
+    """Write what the answer to an attempt means for its route, within the transaction of the attempt's end."""
+    match news:
+        case RouteNews.GONE:
+            await postgres.execute(_DISABLE_GONE, db, route_id, "the receiver answered 410 Gone")
+        case RouteNews.RECOVERED:
+            await postgres.execute(_RECOVER, db, route_id)
+
+
 # xmax is 0 in a row that this statement inserted.
 _OF_DB = """
     SELECT route, state, state_since, state_reason FROM routes
@@ -395,12 +409,17 @@ _RESEAL = (
     ),
 )
 
+# One that is paused while it is disabled counts as failing, as it has not recovered until it is resumed.
 _SET_STATE = """
     UPDATE routes SET
         state = $3,
         state_since = CASE WHEN state = $3 THEN state_since ELSE now() END,
         state_reason = CASE WHEN state = $3 THEN state_reason ELSE $4 END,
-        failing_since = CASE WHEN $3 = 'active' THEN NULL ELSE failing_since END
+        failing_since = CASE
+            WHEN $3 = 'active' THEN NULL
+            WHEN state = 'disabled' THEN coalesce(failing_since, state_since)
+            ELSE failing_since
+        END
     WHERE db = $1 AND id = $2 RETURNING id
 """
 
@@ -410,10 +429,69 @@ _NOTE_FAILURE = """
     WHERE db = $1 AND id = $2 AND failing_since IS NULL
 """
 
-_DISABLE = """
-    UPDATE routes SET state = 'disabled', state_since = now(), state_reason = $4
-    WHERE db = $1 AND id = $2 AND state = 'active' AND failing_since < now() - $3::interval
-"""
+
+def _disabling(condition: str) -> str:
+    """Return the statement that disables a route, with $3 as the reason, and writes the event."""
+    event = writing_event(
+        "disabled",
+        kind=f"'{EventKind.ROUTE_DISABLED}'",
+        db="disabled.db",
+        route="disabled.id",
+        what="jsonb_build_object('db', disabled.db, 'route', disabled.id, 'reason', disabled.state_reason)",
+    )
+    return f"""
+        WITH disabled AS (
+            UPDATE routes SET state = 'disabled', state_since = now(), state_reason = $3
+            WHERE db = $1 AND id = $2 AND {condition}
+            RETURNING db, id, state_reason
+        )
+        {event}
+    """  # noqa: S608 - constants
+
+
+_DISABLE_GONE = _disabling("state <> 'disabled'")
+
+_DISABLE_FAILING = _disabling("state = 'active' AND failing_since < now() - $4::interval")
+
+
+def _recovery_event(by: RecoveredBy) -> str:
+    return writing_event(
+        "recovered",
+        kind=f"'{EventKind.ROUTE_RECOVERED}'",
+        db="recovered.db",
+        route="recovered.id",
+        what=f"""jsonb_build_object(
+            'db', recovered.db, 'route', recovered.id, 'by', '{by}',
+            'since', floor(extract(epoch FROM recovered.since) * 1000)::bigint
+        )""",
+    )
+
+
+# Locked before it is looked at, so that of several at once one finds that it has failed.
+_RECOVER = f"""
+    WITH failing AS (
+        SELECT db, id, failing_since FROM routes
+        WHERE db = $1 AND id = $2 AND failing_since IS NOT NULL AND state <> 'disabled' FOR NO KEY UPDATE
+    ),
+    recovered AS (
+        UPDATE routes SET failing_since = NULL FROM failing
+        WHERE routes.db = failing.db AND routes.id = failing.id
+        RETURNING routes.db, routes.id, failing.failing_since AS since
+    )
+    {_recovery_event(RecoveredBy.SUCCESS)}
+"""  # noqa: S608 - constants
+
+_WRITE_RECOVERY_BY_RESUME = f"""
+    WITH recovered AS (
+        SELECT db, id, coalesce(failing_since, state_since) AS since FROM routes
+        WHERE db = $1 AND id = $2 AND (state = 'disabled' OR failing_since IS NOT NULL) FOR NO KEY UPDATE
+    )
+    {_recovery_event(RecoveredBy.RESUME)}
+"""  # noqa: S608 - constants
+
+_LOCK_FOR_REMOVAL = "SELECT true FROM routes WHERE db = $1 AND id = $2 FOR UPDATE"
+
+_IS_FOR_EVENTS = "SELECT true FROM event_routes WHERE db = $1 AND route_id = $2"
 
 # Held by another transaction, it is not waited for: that would take a connection from everybody else.
 _LOCK_FOR_PLACE = "SELECT true FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE SKIP LOCKED"

@@ -18,7 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from timemachine.domain import stored_names
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import NoSuchJobError, TooLateError
-from timemachine.domain.jobs import Job, message_id, to_ms
+from timemachine.domain.events import JobFacts
+from timemachine.domain.jobs import Job, message_id, split_workflow_id, to_ms
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
 
@@ -94,6 +95,22 @@ async def redelivers(run: WorkflowExecution) -> Redelivers | None:
 def first_run_id(description: WorkflowExecutionDescription) -> str:
     """Return the id of the first of the runs that continue each other."""
     return description.raw_description.workflow_execution_info.first_run_id
+
+
+def facts_of_run(description: WorkflowExecutionDescription) -> JobFacts | None:
+    """Return what events tell of a job, beside its end; None where Temporal does not know it."""
+    db, collection, job_id = split_workflow_id(description.id)
+    attributes = description.typed_search_attributes
+    route, trigger_at = attributes.get(ROUTE), attributes.get(TRIGGER_TIME)
+    if route is None or trigger_at is None:
+        return None
+    return JobFacts(
+        db=db,
+        collection=collection,
+        id=job_id,
+        trigger_time=to_ms(trigger_at),
+        route=route.removeprefix(f"{db}/"),
+    )
 
 
 def was_reset(description: WorkflowExecutionDescription) -> bool:

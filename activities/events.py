@@ -1,0 +1,105 @@
+"""Events that are not sent yet: each worker looks for them, and starts the jobs that send them.
+
+An event is in Postgres as soon as what it tells of has happened. Its job has its id, so that a worker that dies after
+the start leaves nothing behind but a start to be repeated in vain.
+"""
+
+import asyncio
+import logging
+import random
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from timemachine.domain.errors import BusyError, UnavailableError
+from timemachine.domain.events import WaitingEvent, event_job
+from timemachine.postgres.event_store import EventStore
+from timemachine.settings import Settings
+from timemachine.temporal.client import temporal_timeout
+from timemachine.temporal.job_runs import start_job
+
+LOOK_EVERY = 1.0
+"""Seconds between two looks of a worker, give or take a third: so late an event may be sent."""
+
+AT_A_TIME = 20
+"""Jobs that a worker starts at a time, of all the events that there are."""
+
+ANSWER_TIME = 5.0
+"""Seconds in which Temporal has to start a job."""
+
+LEASE = timedelta(seconds=30)
+"""Time after which others try to send an event that a worker has not sent. Longer than it tries itself."""
+
+PATIENCE = 5.0
+"""Seconds after which a worker looks again where Postgres has not answered."""
+
+log = logging.getLogger(__name__)
+
+
+class EventSender:
+    """Sends events."""
+
+    def __init__(self, client: Client, events: EventStore, settings: Settings) -> None:
+        """Take the client of Temporal, and the events."""
+        self._client = client
+        self._events = events
+        self._task_queue = settings.task_queue
+
+    async def watch(self) -> None:
+        """Look again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
+            try:
+                await self.look()
+            except UnavailableError as error:
+                log.warning("events not looked for", extra={"reason": str(error)})
+                await asyncio.sleep(PATIENCE)
+            except Exception:
+                log.exception("events not looked for")
+                await asyncio.sleep(PATIENCE)
+
+    async def look(self) -> None:
+        """Send all that is to be sent. What cannot be is tried again, by whoever looks after the lease is over.
+
+        Raises:
+            UnavailableError: Postgres does not answer.
+        """
+        while events := await self._events.claim(AT_A_TIME, lease=LEASE):
+            are_done = await asyncio.gather(*(self._send(event) for event in events))
+            await self._events.discard([event.id for event, is_done in zip(events, are_done, strict=True) if is_done])
+
+    async def _send(self, event: WaitingEvent) -> bool:
+        """Start the job of an event, and return whether there is nothing more to be done for it."""
+        if event.route_id is None:
+            return True
+        extra = {"event": event.kind, "db": event.db, "id": str(event.id)}
+        try:
+            await self._start(event, event.route_id)
+        except WorkflowAlreadyStartedError:
+            return True
+        except (UnavailableError, BusyError) as error:
+            log.warning("event not sent yet", extra=extra | {"reason": str(error)})
+            return False
+        except Exception:
+            log.exception("event not sent", extra=extra)
+            return False
+        log.info("event sent", extra=extra)
+        return True
+
+    async def _start(self, event: WaitingEvent, route_id: str) -> None:
+        """Start the job of an event.
+
+        Raises:
+            WorkflowAlreadyStartedError: Somebody has started it before, and died, or was not told in time.
+            UnavailableError, BusyError: Temporal does not answer, or takes no more.
+            ValueError, msgspec.ValidationError: The event is one of a later version.
+        """
+        async with temporal_timeout(ANSWER_TIME):
+            await start_job(
+                self._client,
+                event_job(event, route_id),
+                task_queue=self._task_queue,
+                reuse=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            )

@@ -1,0 +1,165 @@
+"""Events are sent once each, whatever goes wrong with one of them."""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities import events
+from activities.events import EventSender
+from tests.support.settings import service_settings
+from timemachine.domain.errors import UnavailableError
+from timemachine.domain.events import RouteDisabled, WaitingEvent
+from timemachine.domain.jobs import Job
+from timemachine.postgres.event_store import EventStore
+
+
+def an_event(*, kind: str = "route.disabled", route_id: str | None = "ops") -> WaitingEvent:
+    return WaitingEvent(
+        id=uuid.uuid4(),
+        db="arena",
+        kind=kind,
+        what=msgspec.json.encode(RouteDisabled(db="arena", route="broken", reason="gone")),
+        at=datetime.now(UTC),
+        route_id=route_id,
+    )
+
+
+class Waiting(EventStore):
+    """Events in memory. What is claimed is given to nobody else."""
+
+    def __init__(self, *waiting: WaitingEvent) -> None:
+        self.waiting, self.claimed = list(waiting), list[WaitingEvent]()
+        self.is_away = False
+
+    async def claim(self, limit: int, *, lease: timedelta) -> list[WaitingEvent]:
+        if self.is_away:
+            raise UnavailableError
+        given, self.waiting = self.waiting[:limit], self.waiting[limit:]
+        self.claimed += given
+        return given
+
+    async def discard(self, ids: Sequence[uuid.UUID]) -> None:
+        self.claimed = [event for event in self.claimed if event.id not in ids]
+
+
+class Temporal:
+    """Keeps what is started; fails as a test says, by the id of the job."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, Job] = {}
+        self.errors: dict[str, Exception] = {}
+        self.options: list[dict[str, Any]] = []
+
+    async def start_workflow(self, _: str, job: Job, **options: Any) -> None:
+        if error := self.errors.get(job.id):
+            raise error
+        if options["id"] in self.started:
+            raise WorkflowAlreadyStartedError(options["id"], "Job")
+        self.started[options["id"]] = job
+        self.options.append(options)
+
+
+def sending(store: EventStore, temporal: Any) -> EventSender:
+    return EventSender(temporal, store, service_settings(task_queue="here"))
+
+
+async def test_each_event_is_sent_as_a_job_of_its_own_and_then_forgotten() -> None:
+    waiting = [an_event() for _ in range(3 * events.AT_A_TIME)]
+    store, temporal = Waiting(*waiting), Temporal()
+
+    await sending(store, temporal).look()
+
+    assert set(temporal.started) == {f"arena/timemachine.events/{event.id}" for event in waiting}
+    assert (store.waiting, store.claimed) == ([], [])
+    assert {option["task_queue"] for option in temporal.options} == {"here"}
+    # Also one that has ended is not started once more.
+    assert {option["id_reuse_policy"] for option in temporal.options} == {WorkflowIDReusePolicy.REJECT_DUPLICATE}
+
+
+async def test_what_a_worker_started_and_did_not_live_to_forget_is_forgotten() -> None:
+    event, temporal = an_event(), Temporal()
+    await sending(Waiting(event), temporal).look()
+    store = Waiting(event)
+
+    await sending(store, temporal).look()
+
+    assert len(temporal.started) == 1
+    assert store.claimed == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RPCError("away", RPCStatusCode.UNAVAILABLE, b""),
+        RPCError("busy", RPCStatusCode.RESOURCE_EXHAUSTED, b""),
+        RPCError("no such attribute", RPCStatusCode.INVALID_ARGUMENT, b""),
+        ValueError("unforeseen"),
+    ],
+)
+async def test_one_that_cannot_be_sent_is_kept_and_keeps_no_other(error: Exception) -> None:
+    bad, good, temporal = an_event(), an_event(), Temporal()
+    temporal.errors[str(bad.id)] = error
+    store = Waiting(bad, good)
+
+    await sending(store, temporal).look()
+
+    assert store.claimed == [bad]
+    assert [job.id for job in temporal.started.values()] == [str(good.id)]
+
+
+async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:
+    later, temporal = an_event(kind="job.cancelled"), Temporal()
+    store = Waiting(later)
+
+    await sending(store, temporal).look()
+
+    assert (store.claimed, temporal.started) == ([later], {})
+
+
+async def test_what_nobody_asks_for_any_more_is_not_sent() -> None:
+    store, temporal = Waiting(an_event(route_id=None)), Temporal()
+
+    await sending(store, temporal).look()
+
+    assert (store.claimed, temporal.started) == ([], {})
+
+
+async def test_a_start_that_temporal_does_not_answer_is_given_up_within_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Silent(Temporal):
+        async def start_workflow(self, _: str, job: Job, **options: Any) -> None:
+            await asyncio.Event().wait()
+
+    assert timedelta(seconds=2 * events.ANSWER_TIME) < events.LEASE
+    monkeypatch.setattr(events, "ANSWER_TIME", 0.01)
+    event = an_event()
+    store = Waiting(event)
+
+    await sending(store, Silent()).look()
+
+    assert store.claimed == [event]
+
+
+async def test_it_looks_again_after_postgres_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LOOK_EVERY", 0.001)
+    monkeypatch.setattr(events, "PATIENCE", 0.001)
+    store, temporal = Waiting(an_event()), Temporal()
+    store.is_away = True
+    watching = asyncio.create_task(sending(store, temporal).watch())
+    await asyncio.sleep(0.01)
+    assert not temporal.started
+
+    store.is_away = False
+    async with asyncio.timeout(5):
+        while not temporal.started:
+            await asyncio.sleep(0.001)
+    watching.cancel()
