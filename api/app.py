@@ -23,6 +23,7 @@ from api.authentication import COMPONENTS, SECURITY, Authentication, KeyMiddlewa
 from api.batch import MAX_JOB_BYTES, BatchController, Batches
 from api.concurrency_limit import ConcurrencyLimit
 from api.errors import ERROR_RESPONSES, answer_error, answer_http, refuse
+from api.events import EventController
 from api.failed import FailedController, FailedJobs
 from api.health import HealthController
 from api.http_protocol import HeadAndOptions, UnambiguousRequests
@@ -44,6 +45,7 @@ from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.postgres.dsn import read_dsn
+from timemachine.postgres.event_store import EventStore
 from timemachine.postgres.key_store import KeyStore
 from timemachine.postgres.pool import open_pool
 from timemachine.postgres.route_store import RouteStore
@@ -87,6 +89,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> Litestar:
             app.state.job_lists = JobLists(client, vault, settings)
             app.state.redeliveries = Redeliveries(client, store, ledger, audit_log, settings)
             app.state.operations = Operations(client, vault, audit_log, settings)
+            app.state.event_store = EventStore(pool)
             app.state.api_keys = Keys(key_store)
             app.state.audit_log = audit_log
             app.state.readiness = Readiness(client, pool, settings)
@@ -111,6 +114,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> Litestar:
             RedeliveryController,
             CancelController,
             OperationController,
+            EventController,
             KeyController,
             AuditController,
             HealthController,
@@ -143,7 +147,7 @@ def _start_counters() -> None:
 
 _PARTS = (
     *("jobs", "batches", "job_lists", "attempts", "failed", "redeliveries", "operations"),
-    *("routes", "store", "api_keys", "audit_log", "readiness", "authentication"),
+    *("routes", "store", "event_store", "api_keys", "audit_log", "readiness", "authentication"),
 )
 """What `clients` opens, and handlers ask for by name."""
 
@@ -161,6 +165,7 @@ def _openapi() -> OpenAPIConfig:
             Tag("Jobs", description="Calls to make, each once and at a time."),
             Tag("Routes", description="Where the jobs of a db go, and how they are tried again."),
             Tag("Operations", description="What is done with many jobs at a time, in the background."),
+            Tag("Events", description="What has happened, sent to a route of its db."),
             Tag("Keys", description="Who may use the API, and who changed what."),
             Tag("Health", description="For load balancers and orchestrators."),
         ],

@@ -42,7 +42,7 @@ from timemachine.domain.errors import (
     TooLargeError,
     UnavailableError,
 )
-from timemachine.domain.jobs import MAX_JOB_ID, MAX_META_BYTES, Job, check_name
+from timemachine.domain.jobs import MAX_JOB_ID, MAX_META_BYTES, Job, check_name, check_not_reserved
 from timemachine.domain.keys import Role
 from timemachine.postgres.route_store import RouteStore
 
@@ -427,5 +427,6 @@ class BatchController(Controller):
         """
         check_name("db", db)
         check_name("collection", collection)
+        check_not_reserved(collection)
         entries, form = await read_batch(request)
         return BatchResponse(Batch(batches, db, collection, request.user), entries, form)

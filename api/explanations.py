@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from api.schemas import MAX_TIME
+from timemachine.domain.events import EventKind
 from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import to_ms
 
@@ -19,6 +20,7 @@ TIMES = frozenset({"trigger_time", "deadline", "since", "until", "due_from", "du
 _CHOICES = {
     "type": 'it must be "REST"',
     "kind": "it must be `taken` or `failed`",
+    "on": f"it must be a list of one or more of {', '.join(f'`{kind}`' for kind in EventKind)}",
     "force": "it must be `true` or `false`",
     "reason": "it must be a string of at most 200 characters, without the null character",
 }
@@ -34,7 +36,7 @@ _STATE_IN_QUERY = _one_of(ListedState)
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")
 """A number of no more digits than Python reads."""
 
-_AT_FIELD = re.compile(r" - at `\$\.(\w+)`\Z")
+_AT_FIELD = re.compile(r" - at `\$\.(\w+)(?:\[\.\.\.\])?`\Z")
 
 
 def explain_body(error: Exception, body: bytes) -> str:

@@ -17,6 +17,7 @@ from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 from litestar.status_codes import HTTP_404_NOT_FOUND
 
 from api.authentication import OPEN
+from api.event_document import with_events
 
 PATH = "/docs"
 DOCUMENT = "/openapi.json"
@@ -119,7 +120,7 @@ class Document(JsonRenderPlugin):
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         """Return the document. Litestar's order within a controller is that of the handlers' names."""
-        return super().render(request, {**openapi_schema, "paths": _ordered(openapi_schema["paths"])})
+        return super().render(request, with_events({**openapi_schema, "paths": _ordered(openapi_schema["paths"])}))
 
 
 def _ordered(paths: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from timemachine.temporal.visibility import open_jobs_query
 
 RATED_OVER = timedelta(hours=1)
 
-Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it.")]
+Force = Annotated[bool, QueryParameter(description="Delete it even while jobs wait on it, or events go to it.")]
 
 
 class Routes:
@@ -154,7 +154,7 @@ class Routes:
 
         Raises:
             NoSuchRouteError: There is none.
-            RouteInUseError: Jobs still wait on it, and `force` is not set.
+            RouteInUseError: Jobs still wait on it, or events go to it, and `force` is not set.
         """
         await self._store.check(db, route_id)
         if not force:
@@ -162,7 +162,7 @@ class Routes:
                 waiting = (await self._client.count_workflows(_waiting_query(db, route_id))).count
             if waiting:
                 raise RouteInUseError(f"jobs that wait on this route: {waiting}; ?force=true removes it all the same")
-        await self._store.remove(db, route_id, by=caller)
+        await self._store.remove(db, route_id, force=force, by=caller)
 
 
 def _waiting_query(db: str, route_id: str) -> str:
@@ -281,7 +281,10 @@ class RouteController(Controller):
         request: AuthenticatedRequest,
         force: Force = False,
     ) -> Ok:
-        """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried."""
+        """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried.
+
+        The same holds while events go to it, which then end.
+        """
         check_route_key(db, route_id)
         await routes.remove(db, route_id, request.user, force=force)
         return Ok()

@@ -8,6 +8,7 @@ from litestar.openapi.spec import OpenAPIType, Schema
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.events import EventKind
 from timemachine.domain.job_filter import ListedState
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_LABELS, MAX_NAME, NAME_PATTERN
 from timemachine.domain.keys import MAX_DBS, MAX_KEY_NAME, RequestsPerSecond, Role
@@ -819,6 +820,35 @@ class OperationsOut(msgspec.Struct, frozen=True, kw_only=True):
 
     operations: Annotated[list[OperationOut], Meta(description="Those that run first, then the latest to end.")]
     next: NextCursor | UnsetType = UNSET
+
+
+class EventsIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which events of a db are sent, and where. It replaces what was set before."""
+
+    route: Annotated[
+        str,
+        Meta(
+            description="The route of this db that they go to. Its own jobs and state make no events.",
+            examples=["ops"],
+            extra_json_schema=_NAME_EXTRA,
+        ),
+    ]
+    on: Annotated[
+        list[EventKind],
+        Meta(
+            min_length=1,
+            description="What is sent: each at most once.",
+            examples=[["job.failed", "route.disabled", "route.recovered"]],
+            extra_json_schema={"extra": {"unique_items": True}},
+        ),
+    ]
+
+
+class EventsOut(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events of a db are sent, and where."""
+
+    route: Annotated[str | None, Meta(description="The route that they go to; null where none are sent.")]
+    on: Annotated[list[EventKind], Meta(description="What is sent.")]
 
 
 class Ok(msgspec.Struct, frozen=True):

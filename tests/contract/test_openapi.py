@@ -30,6 +30,7 @@ KEYS, KEY = "/key", "/key/{key_id}"
 BATCH = "/batch/{db}/{collection}"
 JOBS_OF_DB, COUNT = "/job/{db}", "/count/{db}"
 OPERATION = "/operation/{db}/{operation_id}"
+EVENTS = "/events/{db}"
 
 # Each endpoint, with its name and the codes that it answers 400 with.
 OPERATIONS = {
@@ -61,13 +62,23 @@ OPERATIONS = {
     ("get", "/operation/{db}"): ("ListOperations", {"E001", "E002"}),
     ("get", OPERATION): ("GetOperation", {"E002", "E018"}),
     ("delete", OPERATION): ("StopOperation", {"E002", "E006", "E018"}),
+    ("put", EVENTS): ("SetEvents", {"E001", "E002", "E007"}),
+    ("get", EVENTS): ("GetEvents", {"E002"}),
+    ("delete", EVENTS): ("DeleteEvents", {"E002"}),
     ("post", KEYS): ("CreateKey", {"E001", "E002"}),
     ("get", KEYS): ("ListKeys", {"E001"}),
     ("post", f"{KEY}/rotate"): ("RotateKey", {"E001", "E019"}),
     ("delete", KEY): ("RevokeKey", {"E019", "E020"}),
     ("get", "/audit/{db}"): ("ListAudit", {"E001", "E002"}),
 }
-TAGS = {"route": "Routes", "cancel": "Operations", "operation": "Operations", "key": "Keys", "audit": "Keys"}
+TAGS = {
+    "route": "Routes",
+    "cancel": "Operations",
+    "operation": "Operations",
+    "events": "Events",
+    "key": "Keys",
+    "audit": "Keys",
+}
 """By how a path begins; all others have to do with jobs."""
 LIMITS = {"job_id": MAX_JOB_ID, "operation_id": MAX_OPERATION_ID, "key_id": ID_LENGTH}
 WITHOUT_BODY = {("post", f"{JOB}/redeliver"), ("post", f"{JOB}/trigger")}
@@ -268,7 +279,7 @@ async def test_the_codes_of_errors_are_listed(document: Any) -> None:
 async def test_the_document_begins_with_what_comes_first(document: Any) -> None:
     paths = list(document["paths"])
 
-    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Operations", "Keys", "Health"]
+    assert [tag["name"] for tag in document["tags"]] == ["Jobs", "Routes", "Operations", "Events", "Keys", "Health"]
     assert paths[:2] == [JOBS_OF_DB, JOBS]
     assert [
         (path, earlier) for place, path in enumerate(paths) for earlier in paths[:place] if earlier.startswith(path)

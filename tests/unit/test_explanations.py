@@ -63,6 +63,13 @@ def test_choices_and_limits_are_told_in_words() -> None:
     assert reason == "reason: it must be a string of at most 200 characters, without the null character"
 
 
+@pytest.mark.parametrize("place", ["$.on", "$.on[...]"])
+def test_which_events_there_are_is_told(place: str) -> None:
+    reason = explain_body(ValueError(f"Invalid enum value 'x' - at `{place}`"), b'{"on": ["x"]}')
+
+    assert reason.startswith("on: it must be a list of one or more of `job.failed`, ")
+
+
 def test_a_cancel_is_told_the_states_that_it_takes() -> None:
     """It takes those of jobs that have not ended; a list takes all."""
     open_states = "state: it must be one of `scheduled`, `due`, `held`"
