@@ -106,7 +106,7 @@ async def compare(api: httpx.AsyncClient, request: Message, expected: Message, g
 
 
 def compare_received(receiver: Receiver, expected: Message, given: Placeholders) -> None:
-    received = receiver.of(expected.headers["timemachine-job-id"])[-1]
+    received = receiver.of(given.fill(expected.headers["timemachine-job-id"]))[-1]
     assert ["POST", received.path, "HTTP/1.1"] == expected.start
     assert given.match(expected.body, received.body.decode()), expected.where
     ours = {
