@@ -153,8 +153,10 @@ async def working(client: Client, pool: Pool, webhooks: WebhookClient, settings:
         create_bulk_worker(client, bulk, settings),
     ):
         events = asyncio.create_task(EventSender(client, EventStore(pool), settings).watch())
-        yield
-        events.cancel()
+        try:
+            yield
+        finally:
+            events.cancel()
 
 
 @asynccontextmanager

@@ -85,7 +85,8 @@ class EventStore:
 def writing_event(source: str, *, kind: str, db: str, route: str, what: str) -> str:
     """Return a statement that writes an event for each row of another one, if its db asks for it.
 
-    For all other dbs it looks one row up, at the most. All arguments are SQL, and never what a client sent.
+    For all other dbs it looks one row up, and for a row that is no event none. All arguments are SQL, and never what a
+    client sent.
 
     Args:
         source: Name of the other statement within the same one.
@@ -99,6 +100,7 @@ def writing_event(source: str, *, kind: str, db: str, route: str, what: str) -> 
         SELECT wanted.db, {kind}, {what} FROM {source}
         JOIN event_routes AS wanted
             ON wanted.db = {db} AND wanted.route_id <> {route} AND {kind} = ANY (wanted.kinds)
+        WHERE {kind} IS NOT NULL
     """  # noqa: S608 - constants
 
 
