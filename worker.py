@@ -189,12 +189,13 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def _watching(client: Client, pool: Pool, settings: Settings) -> AsyncIterator[None]:
     """Look for overdue jobs and send events meanwhile; and count what there is, where metrics are served."""
-    ledger = DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=settings.delivery_timeout)
+    routes = RouteStore(pool, Vault(settings))
+    ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
     overdue = OverdueJobs(client, ledger, settings)
     events = EventSender(client, EventStore(pool), settings)
     watches = [asyncio.create_task(overdue.watch()), asyncio.create_task(events.watch())]
     if settings.metrics_address:
-        counting = ServiceCounting(client, overdue, KeyStore(pool), ServiceCountStore(pool))
+        counting = ServiceCounting(client, overdue, routes, KeyStore(pool), ServiceCountStore(pool))
         watches.append(asyncio.create_task(counting.watch()))
     try:
         yield
@@ -232,6 +233,7 @@ def _start_counters(settings: Settings) -> None:
     metrics.ATTEMPTS_IN_PROGRESS.set(0)
     metrics.JOBS_ENDED.start(metrics.OUTCOMES)
     metrics.SLOTS_UNAVAILABLE.start()
+    metrics.POSTGRES_UNANSWERED.start()
     metrics.WRITE_FAILURES.start(("attempts", "delivery_ledger", "routes"))
 
 

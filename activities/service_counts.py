@@ -1,4 +1,4 @@
-"""Counts of jobs and keys for the metrics: one worker makes them for all, and never a scrape.
+"""Counts of jobs, routes and keys for the metrics: one worker makes them for all, and never a scrape.
 
 Every worker exports what was counted last, so that no figure stays behind on one that counts no more.
 """
@@ -17,6 +17,7 @@ from timemachine.domain.errors import UnavailableError
 from timemachine.domain.job_filter import ListedState
 from timemachine.domain.service_counts import ServiceCounts
 from timemachine.postgres.key_store import KeyStore
+from timemachine.postgres.route_store import RouteStore
 from timemachine.postgres.service_counts import ServiceCountStore
 from timemachine.temporal.job_lists import count_open_jobs
 
@@ -38,10 +39,13 @@ log = logging.getLogger(__name__)
 class ServiceCounting:
     """Makes the counts when it is this worker's turn, and exports them."""
 
-    def __init__(self, client: Client, overdue: OverdueJobs, keys: KeyStore, store: ServiceCountStore) -> None:
+    def __init__(
+        self, client: Client, overdue: OverdueJobs, routes: RouteStore, keys: KeyStore, store: ServiceCountStore
+    ) -> None:
         """Take what is counted, and where the counts are kept."""
         self._client = client
         self._overdue = overdue
+        self._routes = routes
         self._keys = keys
         self._store = store
 
@@ -78,6 +82,7 @@ class ServiceCounting:
             held=jobs[ListedState.HELD],
             overdue=await self._overdue.count(),
             keys_expiring=await self._keys.count_expiring(KEY_WARNING),
+            routes=await self._routes.count_by_state(),
         )
 
 
@@ -86,5 +91,7 @@ def _export(counts: ServiceCounts, counted_at: datetime) -> None:
     metrics.JOBS.set(counts.due, ListedState.DUE)
     metrics.JOBS.set(counts.held, ListedState.HELD)
     metrics.JOBS_OVERDUE.set(counts.overdue)
+    for state, count in counts.routes.items():
+        metrics.ROUTES.set(count, state)
     metrics.KEYS_EXPIRING.set(counts.keys_expiring)
     metrics.COUNTED_AT.set(counted_at.timestamp())

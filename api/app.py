@@ -141,6 +141,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> Litestar:
 def _start_counters() -> None:
     metrics.JOBS_CREATED.start()
     metrics.JOBS_ENDED.start(metrics.OUTCOMES)
+    metrics.POSTGRES_UNANSWERED.start()
     metrics.WRITE_FAILURES.start(("api_keys",))
     metrics.REFUSED.start(sorted({answer.code for answer in ERROR_RESPONSES.values()}))
 

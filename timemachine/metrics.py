@@ -150,12 +150,14 @@ SLOT_WAIT = Histogram("timemachine_slot_wait_seconds", "Wait of an attempt for a
 SLOTS_UNAVAILABLE = Counter("timemachine_slots_unavailable_total", "Attempts put off for want of a slot")
 
 POOL_WAIT = Histogram("timemachine_postgres_pool_wait_seconds", "Wait for a connection of the pool", buckets=_WAIT)
+POSTGRES_UNANSWERED = Counter("timemachine_postgres_unanswered_total", "Uses of Postgres that it did not answer")
 WRITE_FAILURES = Counter("timemachine_write_failures_total", "Rows that could not be written, or not yet", "table")
 
 JOBS = Gauge("timemachine_jobs", "Jobs that have not ended", "state")
 JOBS_OVERDUE = Gauge("timemachine_jobs_overdue", "Jobs over 20 s late, not held, that nobody attends to")
+ROUTES = Gauge("timemachine_routes", "Routes", "state")
 KEYS_EXPIRING = Gauge("timemachine_keys_expiring", "Valid keys that expire within 7 days")
-COUNTED_AT = Gauge("timemachine_counted_timestamp_seconds", "When jobs and keys were counted last")
+COUNTED_AT = Gauge("timemachine_counted_timestamp_seconds", "When jobs, routes and keys were counted last")
 
 
 def export_to(meter: "MetricMeter", *, named_routes: Collection[str] = ()) -> None:

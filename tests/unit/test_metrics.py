@@ -10,7 +10,10 @@ from temporalio.common import MetricMeter
 from tests.support.meters import Counted
 from tests.unit.test_docs import rows
 from timemachine import VERSION, metrics
+from timemachine.domain.errors import UnavailableError
 from timemachine.metrics import METRICS, Counter, Gauge, Histogram, Metric
+from timemachine.postgres.pool import open_pool, ping
+from timemachine.settings import Settings
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_the_table_in_the_docs_is_what_is_declared() -> None:
     }
 
     assert listed == {metric.name: (metric.type, set(metric.labels)) for metric in METRICS}
-    assert len(listed) == len(METRICS) == 18
+    assert len(listed) == len(METRICS) == 20
 
 
 def test_every_label_is_explained() -> None:
@@ -72,6 +75,16 @@ def test_a_count_has_its_labels(counted: Counted) -> None:
     assert counted.values("timemachine_lateness_seconds", webhook_route="other") == [1.5]
     assert counted.values("timemachine_jobs", state="held") == [7]
     assert counted.values("timemachine_build_info", version=VERSION) == [1]
+
+
+async def test_that_postgres_does_not_answer_is_counted(counted: Counted) -> None:
+    async with open_pool(Settings(postgres_dsn="postgresql://nobody@127.0.0.1:1/nothing")) as pool:
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                await ping(pool)
+
+    assert counted.total("timemachine_postgres_unanswered_total") == 2
+    assert len(counted.values("timemachine_postgres_pool_wait_seconds")) == 2
 
 
 def test_a_time_before_its_time_counts_as_none(counted: Counted) -> None:

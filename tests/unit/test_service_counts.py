@@ -11,10 +11,19 @@ from activities.service_counts import ServiceCounting
 from tests.support.meters import Counted
 from timemachine import metrics
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.routes import RouteState
 from timemachine.domain.service_counts import ServiceCounts
 
 BEFORE = ServiceCounts(scheduled=1, due=2, held=3, overdue=4, keys_expiring=5)
-NOW = ServiceCounts(scheduled=6, due=7, held=8, overdue=9, keys_expiring=10)
+"""As a worker of a version that counts no routes writes them."""
+NOW = ServiceCounts(
+    scheduled=6,
+    due=7,
+    held=8,
+    overdue=9,
+    keys_expiring=10,
+    routes={RouteState.ACTIVE: 11, RouteState.PAUSED: 12, RouteState.DISABLED: 13},
+)
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -61,6 +70,7 @@ def exported(counted: Counted) -> tuple[list[float], ...]:
         *(counted.values("timemachine_jobs", state=state) for state in ("scheduled", "due", "held")),
         counted.values("timemachine_jobs_overdue"),
         counted.values("timemachine_keys_expiring"),
+        *(counted.values("timemachine_routes", state=state) for state in RouteState),
         counted.values("timemachine_counted_timestamp_seconds"),
     )
 
@@ -71,7 +81,7 @@ async def test_whose_turn_it_is_counts_and_exports(counted: Counted) -> None:
     await Counting(store).look()
 
     assert store.kept == NOW
-    assert exported(counted) == ([6], [7], [8], [9], [10], [AT.timestamp()])
+    assert exported(counted) == ([6], [7], [8], [9], [10], [11], [12], [13], [AT.timestamp()])
 
 
 async def test_the_others_export_the_same_and_count_nothing(counted: Counted) -> None:
@@ -80,7 +90,7 @@ async def test_the_others_export_the_same_and_count_nothing(counted: Counted) ->
     await counting.look()
 
     assert counting.counted == 0
-    assert exported(counted) == ([1], [2], [3], [4], [5], [AT.timestamp()])
+    assert exported(counted) == ([1], [2], [3], [4], [5], [], [], [], [AT.timestamp()])
 
 
 async def test_before_the_first_count_nothing_is_exported(counted: Counted) -> None:
@@ -89,11 +99,11 @@ async def test_before_the_first_count_nothing_is_exported(counted: Counted) -> N
 
     await Counting(store).look()
 
-    assert exported(counted) == ([], [], [], [], [], [])
+    assert exported(counted) == ([],) * 9
 
 
 async def test_where_a_count_fails_what_was_counted_last_is_exported_with_its_time(counted: Counted) -> None:
     with pytest.raises(UnavailableError):
         await Counting(Store(is_my_turn=True), UnavailableError("Temporal does not answer")).look()
 
-    assert exported(counted) == ([1], [2], [3], [4], [5], [AT.timestamp()])
+    assert exported(counted) == ([1], [2], [3], [4], [5], [], [], [], [AT.timestamp()])

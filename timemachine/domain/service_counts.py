@@ -1,6 +1,10 @@
 """What is counted for all programs by one of them."""
 
+from collections.abc import Mapping
+
 import msgspec
+
+from timemachine.domain.routes import RouteState
 
 
 class ServiceCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,3 +19,5 @@ class ServiceCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that are late, not held, and neither under way nor between two attempts."""
     keys_expiring: int
     """Valid keys that expire soon."""
+    routes: Mapping[RouteState, int] = {}
+    """By state. Nothing where a worker of a version that did not count them has counted."""

@@ -147,6 +147,7 @@ async def connection(pool: asyncpg.Pool, *, longer_by: float = 0.0) -> AsyncIter
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             # Another server is the primary now, or will be: what is connected stays connected to this one.
             await pool.expire_connections()
+        metrics.POSTGRES_UNANSWERED.add()
         _OUTAGES.note(error)
         raise UnavailableError("Postgres does not answer") from error
 

@@ -267,6 +267,13 @@ class RouteStore:
                 raise NoSuchRouteError(f"no route {route_id} in {db}")
             await _audit(postgres, by, _STATE_ACTIONS[state], db, route_id)
 
+    async def count_by_state(self) -> dict[RouteState, int]:
+        """Return how many routes of all dbs there are in each state."""
+        async with connection(self._pool) as postgres:
+            rows = await postgres.fetch(_COUNT_BY_STATE)
+        found = {row["state"]: row["count"] for row in rows}
+        return {state: found.get(state, 0) for state in RouteState}
+
     async def note_failure(self, db: str, route_id: str, *, disable_after: timedelta) -> None:
         """Note that an attempt failed, and disable a route that has failed everything for so long."""
         async with connection(self._pool) as postgres:
@@ -422,6 +429,8 @@ _SET_STATE = """
         END
     WHERE db = $1 AND id = $2 RETURNING id
 """
+
+_COUNT_BY_STATE = "SELECT state, count(*) FROM routes GROUP BY state"
 
 # Written once when the failures begin, and once when they have lasted.
 _NOTE_FAILURE = """
