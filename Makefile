@@ -23,8 +23,8 @@ help: ## List these targets
 
 setup: $(READY) ## Install what is needed into .venv (done by the others too)
 
-run: $(READY) ## Run everything on this machine, until Ctrl-C; data is kept in .timemachine
-	@$(RUN) devstack run
+run: $(READY) ## Run everything on this machine, until Ctrl-C; data is kept in .timemachine (with Prometheus: make run OBSERVE=1)
+	@$(RUN) devstack run $(if $(OBSERVE),--observe)
 
 cluster: $(READY) ## Run everything as in production, on this machine: a cluster of Temporal's, two APIs, two workers
 	@$(RUN) devstack cluster

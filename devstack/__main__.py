@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
+from functools import partial
 
 from devstack.cluster import Cluster, local_cluster
 from devstack.demo import demonstrate
+from devstack.prometheus import Watch
 from devstack.stack import Stack, local_stack
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_server import find_temporal_server
@@ -19,9 +21,9 @@ from timemachine.process import exit_process
 from timemachine.settings import Settings
 
 
-async def run(settings: Settings, env: Mapping[str, str]) -> int:
+async def run(settings: Settings, env: Mapping[str, str], *, watch: Watch | None = None) -> int:
     """Run the stack until one of its parts ends, and return the exit status for that: 1."""
-    async with local_stack(settings, env) as stack:
+    async with local_stack(settings, env, watch=watch) as stack:
         _announce(stack)
         ended = await stack.first_end()
         _complain(f"{ended}; stopping the others")
@@ -65,6 +67,8 @@ def _announce(stack: Stack) -> None:
     say(f"  documentation  {stack.api_url}/docs")
     if stack.ui_url:
         say(f"  Temporal UI    {stack.ui_url}")
+    if stack.prometheus_url:
+        say(f"  Prometheus     {stack.prometheus_url}, and its alerts {stack.prometheus_url}/alerts")
     say(f"  data and logs  {stack.folder}")
     if stack.admin_key:
         say("")
@@ -120,9 +124,14 @@ def main(arguments: list[str]) -> int:
     """Run the named command and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m devstack", description=__doc__)
     parser.add_argument("command", choices=COMMANDS)
-    name = parser.parse_args(arguments).command
+    parser.add_argument("--observe", action="store_true", help="run Prometheus beside the stack (only with `run`)")
+    given = parser.parse_args(arguments)
+    name = given.command
+    if given.observe and name != "run":
+        parser.error("--observe is for `run` only")
+    command = partial(run, watch=Watch()) if given.observe else COMMANDS[name]
     try:
-        work = COMMANDS[name](Settings.from_env(os.environ), os.environ)
+        work = command(Settings.from_env(os.environ), os.environ)
         return asyncio.run(_until_signalled(work, when_stopped=0 if name in ("run", "cluster") else 1))
     except TimemachineError as error:
         _complain(str(error))

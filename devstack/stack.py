@@ -12,8 +12,9 @@ from devstack.admin_key import read_key
 from devstack.children import ROOT, Commands
 from devstack.folder import held, kept_secret
 from devstack.parts import Part, run_to_end, running
-from devstack.ports import LOOPBACK, choose_port, url
+from devstack.ports import LOOPBACK, choose_port, free_port, url
 from devstack.postgres import embedded_postgres
+from devstack.prometheus import HOW_TO_GET_IT, Watch, find_prometheus, local_prometheus
 from devstack.running_processes import RunningProcesses
 from devstack.temporal import NAMESPACE, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
@@ -44,8 +45,15 @@ class Stack(msgspec.Struct, kw_only=True):
     admin_key: str | None = None
     """A key that may do everything, where keys are needed."""
 
+    metrics: dict[str, str] = {}
+    """Where its programs serve metrics, if they do, as `address:port` by the name of their part."""
+
+    prometheus_url: str | None = None
+    """Of the Prometheus that watches it, if one was wanted and is installed."""
+
     parts: dict[str, Part] = {}
-    """What was started here: `postgres`, `temporal`, `api`, `worker`. Each has its pid and can be restarted."""
+    """What was started here: `postgres`, `temporal`, `api`, `worker`, `prometheus`. Each has its pid and can be
+    restarted."""
 
     def forget(self, prefix: str) -> None:
         """Remove from the environment what begins so: what is meant for another server would not fit ours."""
@@ -64,7 +72,7 @@ class Stack(msgspec.Struct, kw_only=True):
 
 @asynccontextmanager
 async def local_stack(
-    settings: Settings, env: Mapping[str, str], *, commands: Commands | None = None
+    settings: Settings, env: Mapping[str, str], *, commands: Commands | None = None, watch: Watch | None = None
 ) -> AsyncIterator[Stack]:
     """Run Postgres, Temporal, API and worker, each ready before the next starts; stop them in the reverse order.
 
@@ -73,6 +81,8 @@ async def local_stack(
     Args:
         env: The environment that our programs get, with what they need to find each other put in.
         commands: Other programs in place of our own.
+        watch: Have API and worker serve metrics on free ports, and run a Prometheus that does this, if one is
+            installed.
 
     Raises:
         LocalStackError: A part does not start, a port or the data folder is in use, something is missing. What had
@@ -87,10 +97,13 @@ async def local_stack(
             folder=folder,
             env=_environment(settings, env),
             api_url=url(settings.http_host, settings.http_port),
+            metrics=_on_free_ports("worker", "api") if watch else _as_set(settings.metrics_address),
         )
         await _start_postgres(stack, settings, opened, processes)
         await _start_temporal(stack, settings, opened, processes)
         await _start_ours(stack, settings, opened, processes, commands or Commands())
+        if watch:
+            await _start_prometheus(stack, watch, opened, processes)
         yield stack
 
 
@@ -192,21 +205,43 @@ async def _start_ours(
         await run_to_end(children.admin_key(commands, stack.env, file), processes=processes)
         stack.admin_key = await asyncio.to_thread(read_key, file)
     say("starting API and worker")
-    api_env = stack.env | _metrics_of_api(settings)
-    api = Part(children.api(commands, api_env, settings), children.answers_ready(stack.api_url), processes=processes)
+    program = children.api(commands, _with_metrics(stack, "api"), settings)
+    api = Part(program, children.answers_ready(stack.api_url), processes=processes)
     stack.parts["api"] = await opened.enter_async_context(running(api))
-    worker = Part(
-        children.worker(commands, stack.env, settings),
-        children.serves_queue(stack.env, settings.task_queue),
-        processes=processes,
-    )
+    program = children.worker(commands, _with_metrics(stack, "worker"), settings)
+    worker = Part(program, children.serves_queue(stack.env, settings.task_queue), processes=processes)
     stack.parts["worker"] = await opened.enter_async_context(running(worker))
 
 
-def _metrics_of_api(settings: Settings) -> dict[str, str]:
-    """Return where the API serves metrics: on the port after that of the worker, which is on the same machine."""
-    host, _, port = (settings.metrics_address or "").rpartition(":")
-    return {"TIMEMACHINE_METRICS_ADDRESS": f"{host}:{int(port) + 1 if int(port) else 0}"} if host else {}
+async def _start_prometheus(stack: Stack, watch: Watch, opened: AsyncExitStack, processes: RunningProcesses) -> None:
+    program = find_prometheus(stack.env)
+    if program is None:
+        say(HOW_TO_GET_IT)
+        return
+    say("starting Prometheus")
+    prometheus = await opened.enter_async_context(
+        local_prometheus(program, stack.folder, watch, scraped=stack.metrics, processes=processes)
+    )
+    stack.prometheus_url = prometheus.url
+    stack.parts["prometheus"] = prometheus.part
+
+
+def _with_metrics(stack: Stack, part: str) -> dict[str, str]:
+    """Return the environment of a part, with where it serves metrics."""
+    address = stack.metrics.get(part)
+    return stack.env | {"TIMEMACHINE_METRICS_ADDRESS": address} if address else stack.env
+
+
+def _on_free_ports(*parts: str) -> dict[str, str]:
+    return {part: f"{LOOPBACK}:{free_port()}" for part in parts}
+
+
+def _as_set(address: str | None) -> dict[str, str]:
+    """Return where parts serve metrics: the API on the port after the worker's, which is on the same machine."""
+    if not address:
+        return {}
+    host, _, port = address.rpartition(":")
+    return {"worker": address, "api": f"{host}:{int(port) + 1 if int(port) else 0}"}
 
 
 def _manner(status: int, part: Part) -> str:

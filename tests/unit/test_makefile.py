@@ -38,6 +38,11 @@ def test_all_tests_run_beside_each_other_and_chosen_ones_in_one_process() -> Non
     assert "pytest tests/unit\n" in commands("test", "ARGS=tests/unit")
 
 
+def test_prometheus_runs_beside_the_stack_where_that_is_wanted() -> None:
+    assert "devstack run --observe\n" in commands("run", "OBSERVE=1")
+    assert "--observe" not in commands("run")
+
+
 def test_the_help_lists_each_target_that_says_what_it_does() -> None:
     text = (ROOT / "Makefile").read_text()
     described = re.findall(r"^([a-z-]+):.* ## ", text, re.MULTILINE)

@@ -14,7 +14,7 @@ import pytest
 
 from devstack.admin_key import kept_admin_key
 from devstack.children import Commands
-from devstack.stack import Stack, _environment, _metrics_of_api, local_stack
+from devstack.stack import Stack, _as_set, _environment, local_stack
 from tests.integration.devstack.runs import FREE_PORTS, a_run, is_gone
 from tests.support.keys import bearer, revoke_key
 from timemachine.domain.errors import LocalStackError
@@ -168,7 +168,7 @@ def test_a_key_is_needed_where_others_can_come(host: str, given: dict[str, str],
     [(None, None), ("", None), ("0.0.0.0:9464", "0.0.0.0:9465"), ("[::1]:9464", "[::1]:9465"), ("[::]:0", "[::]:0")],
 )
 def test_the_metrics_of_the_api_are_on_the_port_after_the_workers(worker: str | None, api: str | None) -> None:
-    assert _metrics_of_api(Settings(metrics_address=worker)).get("TIMEMACHINE_METRICS_ADDRESS") == api
+    assert _as_set(worker) == ({"worker": worker, "api": api} if worker else {})
 
 
 async def test_a_given_postgres_wants_the_keys_that_go_with_it(tmp_path: Path) -> None:
