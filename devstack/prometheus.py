@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from devstack.children import ROOT, answers_ready
+from devstack.children import ROOT, answers_ok
 from devstack.parts import Part, Program, running
 from devstack.ports import LOOPBACK, free_port
 from devstack.running_processes import RunningProcesses

@@ -44,7 +44,7 @@ def instructions(keyword: str) -> list[str]:
     "image", [*(s["image"] for s in SERVICES.values()), *(f.split()[0] for f in instructions("FROM"))]
 )
 def test_images_are_pinned_to_a_full_version(image: str) -> None:
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
 
 
 @each_service
@@ -139,6 +139,54 @@ def test_volumes_are_declared_and_files_exist() -> None:
 
 def test_a_worker_is_asked_for_its_health_where_it_answers() -> None:
     assert f"http://{setting('worker', 'health_address')}/readyz" in probe("worker")
+
+
+@each_service
+def test_what_is_published_is_on_this_machine_only(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+def test_prometheus_scrapes_what_api_and_worker_serve() -> None:
+    asked = {
+        job["job_name"]: discovery
+        for job in yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+        for discovery in job["dns_sd_configs"]
+    }
+    for name in ("api", "worker"):
+        host, _, port = setting(name, "metrics_address").rpartition(":")
+        assert host == "0.0.0.0"  # noqa: S104 - a container's loopback is reached by nobody
+        assert asked[f"timemachine-{name}"]["names"] == [name]
+        assert asked[f"timemachine-{name}"]["port"] == int(port)
+
+
+def test_what_watches_is_started_by_its_profile_only() -> None:
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"prometheus": ["observe"], "grafana": ["observe"]}
+
+
+def test_prometheus_and_grafana_find_each_other_and_their_files() -> None:
+    mounted = {mount.split(":")[0]: mount.split(":")[1] for mount in SERVICES["prometheus"]["volumes"]}
+    configuration = mounted["./deploy/prometheus/prometheus.yml"]
+    assert f"--config.file={configuration}" in SERVICES["prometheus"]["command"]
+    # The configuration names the rules beside it.
+    assert Path(mounted["./deploy/prometheus/rules.yml"]).parent == Path(configuration).parent
+    assert f"--storage.tsdb.path={mounted['prometheus']}" in SERVICES["prometheus"]["command"]
+    (source,) = yaml.safe_load((ROOT / "deploy/grafana/datasource.yml").read_text())["datasources"]
+    assert source["url"] == f"http://prometheus:{published('prometheus')[1]}"
+    assert f"127.0.0.1:{published('prometheus')[1]}/" in probe("prometheus")
+    assert f"127.0.0.1:{published('grafana')[1]}/" in probe("grafana")
+
+
+def test_grafana_shows_the_dashboard_to_whoever_reaches_it_and_lets_nobody_in() -> None:
+    mounted = {mount.split(":")[0]: mount.split(":")[1] for mount in SERVICES["grafana"]["volumes"]}
+    dashboard = mounted["./deploy/grafana/timemachine.json"]
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/dashboards.yml").read_text())["providers"]
+    assert provider["options"]["path"] == str(Path(dashboard).parent)
+    told = environment("grafana")
+    assert told["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == dashboard
+    assert told["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
+    assert told["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert told["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
 
 
 def test_workers_can_be_scaled() -> None:
