@@ -59,11 +59,11 @@ class Run:
 
 
 @asynccontextmanager
-async def a_run(folder: Path, **env: str) -> AsyncIterator[Run]:
+async def a_run(folder: Path, *arguments: str, **env: str) -> AsyncIterator[Run]:
     """Start a run with its data in `folder`; stop it where the test has not."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(GIVEN)}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "devstack", "run"),
+        *(sys.executable, "-m", "devstack", "run", *arguments),
         cwd=ROOT,
         env={**inherited, **FREE_PORTS, "TIMEMACHINE_DATA_DIR": str(folder), **env},
         stdout=asyncio.subprocess.PIPE,
