@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -58,13 +59,14 @@ class Temporal:
         self.errors: dict[str, Exception] = {}
         self.options: list[dict[str, Any]] = []
 
-    async def start_workflow(self, _: str, job: Job, **options: Any) -> None:
+    async def start_workflow(self, _: str, job: Job, **options: Any) -> SimpleNamespace:
         if error := self.errors.get(job.id):
             raise error
         if options["id"] in self.started:
             raise WorkflowAlreadyStartedError(options["id"], "Job")
         self.started[options["id"]] = job
         self.options.append(options)
+        return SimpleNamespace(first_execution_run_id=f"run of {job.id}")
 
 
 def sending(store: EventStore, temporal: Any) -> EventSender:
@@ -136,8 +138,9 @@ async def test_a_start_that_temporal_does_not_answer_is_given_up_within_the_leas
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Silent(Temporal):
-        async def start_workflow(self, _: str, job: Job, **options: Any) -> None:
+        async def start_workflow(self, _: str, job: Job, **options: Any) -> SimpleNamespace:
             await asyncio.Event().wait()
+            raise AssertionError
 
     assert timedelta(seconds=2 * events.ANSWER_TIME) < events.LEASE
     monkeypatch.setattr(events, "ANSWER_TIME", 0.01)
