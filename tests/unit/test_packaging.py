@@ -18,7 +18,7 @@ from timemachine import VERSION
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RUNTIME: list[str] = PROJECT["project"]["dependencies"]
+RUNTIME: list[str] = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["otel"]
 DEVELOPMENT: list[str] = PROJECT["dependency-groups"]["dev"]
 TOP_LEVEL = ("activities", "api", "timemachine", "worker", "workflows")
 
