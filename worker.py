@@ -26,7 +26,7 @@ from activities.release import Releases
 from activities.retention import Retention
 from activities.service_counts import ServiceCounting
 from activities.wake import Wakes
-from timemachine import metrics
+from timemachine import metrics, tracing
 from timemachine.domain.attempt_kind import OF_REQUESTS
 from timemachine.domain.errors import TimemachineError
 from timemachine.domain.task_queues import bulk_task_queue
@@ -285,6 +285,7 @@ async def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         set_log_level(settings.log_level)
+        tracing.start(os.environ, service="timemachine-worker")
         await run(settings, stop)
     except TimemachineError as error:
         log.error("cannot work", extra={"reason": str(error)})

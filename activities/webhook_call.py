@@ -13,9 +13,10 @@ from activities.attempt_report import (
     failed_report,
     request_report,
 )
+from activities.attempt_span import attempt_attributes, note_result, target_attributes
 from activities.route_slots import RouteSlots
 from activities.webhook_request import INTERNAL_ERROR, WebhookRequest
-from timemachine import metrics
+from timemachine import metrics, tracing
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import Delivery, RequestResult, attempt_headers, describe, expired, without
@@ -36,6 +37,7 @@ from timemachine.postgres.attempt_log import Attempt
 from timemachine.postgres.delivery_ledger import AttemptReport, Begun
 from timemachine.postgres.route_store import RouteStore, Target
 from timemachine.settings import Settings
+from timemachine.telemetry import add_log_fields
 from timemachine.webhooks.client import WebhookClient, WebhookResponse
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class WebhookCalls:
             if expired(job, begun.now()):
                 return expired_report("the deadline has passed", begun.number)
             note_attempt()
-            await self._post(delivery, target, begun.number, begin_by, request)
+            await self._post_traced(delivery, target, begun.number, begin_by, request)
         return request_report(delivery, begun, request)
 
     @asynccontextmanager
@@ -126,6 +128,22 @@ class WebhookCalls:
         ):
             note_attempt()
             yield
+
+    async def _post_traced(
+        self, delivery: Delivery, target: Target, number: int, begin_by: float, request: WebhookRequest
+    ) -> None:
+        """POST once, as the first request of a trace of its own, whose id all later lines of the attempt have.
+
+        A part of the trace in which the job was created would be a part of one that ended months ago.
+
+        Raises:
+            NotSentError, OwnFaultError: Nothing was sent.
+        """
+        attributes = attempt_attributes(delivery, number)
+        with tracing.client_span("POST", attributes, links=delivery.job.trace_links) as request.span:
+            add_log_fields(**request.span.log_fields)
+            await self._post(delivery, target, number, begin_by, request)
+            note_result(delivery, number, request)
 
     async def _post(
         self, delivery: Delivery, target: Target, number: int, begin_by: float, request: WebhookRequest
@@ -156,11 +174,14 @@ class WebhookCalls:
         body, timestamp = bytes(delivery.job.meta), int(time.time())
         signed = signatures(target.secrets, delivery.message_id, timestamp, body)
         headers = target.headers | attempt_headers(delivery, number, timestamp) | {"webhook-signature": signed}
+        request.span.set(target_attributes(url))
         timeout = target.route.timeout or self._default_timeout
         # It is over by then if this process runs; and if it does not, the claim holds for some seconds more.
         until = begin_by + timeout
         with request.under_way():
-            return await self._webhooks.post(url, body, headers, timeout=timeout, may_send=lambda: boot_time() < until)
+            return await self._webhooks.post(
+                url, body, headers | request.span.headers, timeout=timeout, may_send=lambda: boot_time() < until
+            )
 
     async def note_failure(self, attempt: Attempt) -> None:
         """Note for its route that an attempt failed. Best effort: the next one that fails notes the same."""

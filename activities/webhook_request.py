@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from timemachine.clock import boot_time
 from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.delivery import RequestResult
+from timemachine.tracing import Span
 
 INTERNAL_ERROR = "an internal error; the worker's log has it"
 
@@ -25,6 +26,8 @@ class WebhookRequest:
         """By the worker's clock."""
         self.seconds = 0.0
         """How long it took, by a clock that nobody sets."""
+        self.span = Span()
+        """The request in its trace."""
 
     @contextmanager
     def under_way(self) -> Iterator[None]:

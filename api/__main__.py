@@ -11,6 +11,7 @@ from litestar import Litestar
 
 from api.app import create_app
 from api.http_protocol import JsonErrorProtocol
+from timemachine import tracing
 from timemachine.domain.errors import SettingsError
 from timemachine.process import exit_process
 from timemachine.settings import Settings
@@ -54,6 +55,7 @@ def main() -> int:
     try:
         settings = Settings.from_env(os.environ)
         set_log_level(settings.log_level)
+        tracing.start(os.environ, service="timemachine-api")
         app = create_app(settings, program_runtime(settings))
     except SettingsError as error:
         logging.getLogger("api").error("cannot start", extra={"reason": str(error)})

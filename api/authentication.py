@@ -18,6 +18,7 @@ from litestar.types import Scope
 from api.key_cache import KeyCache
 from api.observed_requests import request_id_of
 from api.rate_limit import RateLimits
+from api.request_span import trace_links_of
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import BusyError, ForbiddenError, UnauthorizedError, UnavailableError
 from timemachine.domain.keys import ApiKey, PresentedKey, Role, mistaken_for_key, parse_key
@@ -101,9 +102,9 @@ class Authentication:
             BusyError: Too many came with this key, or without a valid one from this address.
             UnavailableError: Whether the key is valid cannot be told, because Postgres does not answer.
         """
-        address, request_id = _address(scope), request_id_of(scope)
+        address, request_id, links = _address(scope), request_id_of(scope), trace_links_of(scope)
         if not self._needs_key:
-            return Caller(key=None, address=address, request_id=request_id)
+            return Caller(key=None, address=address, request_id=request_id, trace_links=links)
         try:
             key, secret_hash = await self._valid_key(scope, address)
         except UnauthorizedError:
@@ -112,7 +113,7 @@ class Authentication:
                 raise _busy("too many requests without a valid key came from this address", wait) from None
             raise
         self._check_rate(key)
-        return Caller(key=key, secret_hash=secret_hash, address=address, request_id=request_id)
+        return Caller(key=key, secret_hash=secret_hash, address=address, request_id=request_id, trace_links=links)
 
     async def is_admin(self, scope: Scope) -> bool:
         """Return whether a request, to a handler that needs no key, comes from who may know everything."""

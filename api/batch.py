@@ -170,7 +170,7 @@ class Batch:
             return result_of(error, _id_in(entry))
         await self._slots.acquire()
         before = self._latest.get(data.id)
-        job = job_from_request(self._db, self._collection, data.id, data)
+        job = job_from_request(self._db, self._collection, data.id, data, self._caller)
         task = tasks.create_task(self._create(job, before))
         task.add_done_callback(lambda _: self._slots.release())
         self._latest[data.id] = task

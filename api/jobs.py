@@ -37,6 +37,7 @@ from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Collection, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
 from timemachine import metrics
+from timemachine.domain.audit import Caller
 from timemachine.domain.delivery import expired
 from timemachine.domain.errors import (
     ContentTypeError,
@@ -303,13 +304,16 @@ class Jobs:
         await self._update(description, lambda run: run.execute_update(JobWorkflow.change, job.with_history_limit))
         _log("job changed", job, key_id, first_run_id(description))
 
-    async def trigger(self, job_workflow_id: str, *, key_id: str | None = None) -> None:
+    async def trigger(
+        self, job_workflow_id: str, *, key_id: str | None = None, trace_links: tuple[str, ...] = ()
+    ) -> None:
         """Have a waiting job go out now. When this returns, its trigger time is now, and it can no longer be changed.
 
         One whose route is paused or disabled is held on, and can be.
 
         Args:
             key_id: The key that asks for it, for the log.
+            trace_links: The request that asks for it, to be kept with the job.
 
         Raises:
             NoSuchJobError: There is none.
@@ -319,7 +323,11 @@ class Jobs:
             run = await latest_run(self._client, job_workflow_id)
             if run.is_open and expired(run.job, datetime.now(UTC)):
                 raise TooLateError("too late: the job's deadline has passed")
-            await self._update(run.description, lambda handle: handle.execute_update(JobWorkflow.trigger))
+            # Without links it is the Update that workers from before them know, too.
+            arguments = [trace_links] if trace_links else []
+            await self._update(
+                run.description, lambda handle: handle.execute_update(JobWorkflow.trigger, args=arguments)
+            )
         log.info("job triggered", extra=run.job.log_fields | {"run_id": run.first_run_id, "key": key_id})
 
     def _turn(self, job_workflow_id: str) -> asyncio.Lock:
@@ -478,7 +486,8 @@ def _is_same_create(existing: JobStatus, job: Job) -> bool:
     if existing.row and existing.row.is_cancelled_in_doubt:
         return False
     state = existing.shown.state
-    same = existing.job.as_asked == job or (state is not JobState.SCHEDULED and existing.job.as_planned == job)
+    asked = job.as_asked
+    same = existing.job.as_asked == asked or (state is not JobState.SCHEDULED and existing.job.as_planned == asked)
     return same and state is not JobState.CANCELLED
 
 
@@ -486,7 +495,7 @@ def _is_being_cancelled(existing: JobStatus) -> bool:
     return existing.run.cancel_requested or (existing.row is not None and existing.row.state is RowState.CANCELLING)
 
 
-def job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobChange) -> Job:
+def job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobChange, caller: Caller) -> Job:
     """Return the job that a request asks for."""
     return Job(
         db=db,
@@ -498,6 +507,7 @@ def job_from_request(db: str, collection: str, job_id: str, data: JobIn | JobCha
         retry=data.retry.stored() if data.retry else None,
         deadline=data.deadline,
         labels=data.labels,
+        trace_links=caller.trace_links,
     )
 
 
@@ -552,7 +562,8 @@ class JobController(Controller):
 
         The header `timemachine-job` tells which it was: `created`, or `unchanged`.
         """
-        return _written(await jobs.create(job_from_request(db, collection, data.id, data), key_id=request.user.key_id))
+        job = job_from_request(db, collection, data.id, data, request.user)
+        return _written(await jobs.create(job, key_id=request.user.key_id))
 
     @get(
         guards=[requires(Role.READ)],
@@ -623,7 +634,7 @@ class JobController(Controller):
         """
         if data.id not in (UNSET, job_id):
             raise MalformedError("id: it must be left out, or be the one in the path")
-        job = job_from_request(db, collection, job_id, data)
+        job = job_from_request(db, collection, job_id, data, request.user)
         if create:
             return _written(await jobs.put(job, key_id=request.user.key_id))
         await jobs.change(job, key_id=request.user.key_id)
@@ -646,7 +657,9 @@ class JobController(Controller):
         request: AuthenticatedRequest,
     ) -> Ok:
         """Have a waiting job go out now: its trigger time becomes now. One that is held is released with the others."""
-        await jobs.trigger(check_key(db, collection, job_id), key_id=request.user.key_id)
+        caller = request.user
+        workflow_id = check_key(db, collection, job_id)
+        await jobs.trigger(workflow_id, key_id=caller.key_id, trace_links=caller.trace_links)
         return Ok()
 
     @delete(

@@ -1,16 +1,17 @@
-"""What is seen of each request from outside: an id, which its answer and its lines in the log have, and the metrics."""
+"""What is seen of each request from outside: an id, which its answer and its lines in the log have, metrics, a span."""
 
 import re
 import time
 import uuid
-from typing import Any
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
+from api.request_span import note_answer, request_span
 from timemachine import metrics
 from timemachine.domain.keys import holds_key
 from timemachine.telemetry import log_context
+from timemachine.tracing import Span
 
 HEADER = b"x-request-id"
 
@@ -21,12 +22,12 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 """Methods that metrics tell apart: a client may send any."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_ID, _ROUTE = "timemachine_request_id", "timemachine_route"
+_ID, _ROUTE, _NAMES = "timemachine_request_id", "timemachine_route", "timemachine_names"
 """Where what is known of a request stands in the scope's state, which all copies of the scope share."""
 
 
 class ObservedRequests:
-    """Gives each request its id, and counts it with the time that it took."""
+    """Gives each request its id and its span, and counts it with the time that it took."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Take the application behind, which is to have `noting_route` at its other end."""
@@ -37,9 +38,13 @@ class ObservedRequests:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        request_id, method = _given_id(scope) or new_request_id(), scope["method"]
-        state: dict[str, Any] = scope["state"]
-        state[_ID] = request_id
+        request_id = _given_id(scope) or new_request_id()
+        scope["state"][_ID] = request_id
+        with request_span(scope, request_id) as span, log_context(request_id=request_id, **span.log_fields):
+            await self._observe(scope, receive, send, request_id, span)
+
+    async def _observe(self, scope: HTTPScope, receive: Receive, send: Send, request_id: str, span: Span) -> None:
+        method, state = scope["method"], scope["state"]
         status, began = NONE, time.monotonic()
 
         async def send_with_id(message: Message) -> None:
@@ -50,22 +55,25 @@ class ObservedRequests:
             await send(message)
 
         try:
-            with log_context(request_id=request_id):
-                await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         finally:
             known_method, route = method if method in METHODS else metrics.OTHER, state.get(_ROUTE, NONE)
             metrics.HTTP_REQUESTS.add(known_method, route, status)
             metrics.HTTP_REQUEST_DURATION.record(time.monotonic() - began, known_method, route)
+            answered = None if status == NONE else int(status)
+            matched = None if route == NONE else route
+            note_answer(span, scope, route=matched, names=state.get(_NAMES, {}), status=answered)
 
 
 def noting_route(app: ASGIApp) -> ASGIApp:
-    """Note which handler's path a request has, as the framework finds out."""
+    """Note which handler's path a request has, and the names in it, as the framework finds out."""
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         finally:
             scope["state"][_ROUTE] = scope.get("path_template", NONE)
+            scope["state"][_NAMES] = scope.get("path_params", {})
 
     return handle
 

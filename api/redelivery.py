@@ -86,7 +86,8 @@ class Redeliveries:
             await self._routes.check(db, run.job.route)
             await self._audit_log.write(caller, AuditAction.JOB_REDELIVERED, db, f"{collection}/{job_id}")
             try:
-                await redeliver(self._client, run, row, task_queue=self._task_queue)
+                links = caller.trace_links
+                await redeliver(self._client, run, row, task_queue=self._task_queue, trace_links=links)
             except WorkflowAlreadyStartedError as error:
                 latest = await latest_run(self._client, workflow_id)
                 again = await redelivers(latest.description)

@@ -23,10 +23,12 @@ from devstack.temporal import Temporal, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_cluster import ONE_PROCESS, TemporalCluster, temporal_cluster
 from devstack.temporal_server import find_temporal_server
+from tests.support.collector import Collector, collecting
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
 from tests.support.settings import service_settings
+from tests.support.spans import Spans, recording
 from timemachine.postgres.event_store import EventStore
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import Pool, open_pool
@@ -108,10 +110,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> Iterator[None]:
-    """Keep the developer's own Temporal and settings out of the tests, but for where the Temporal program is."""
+    """Keep the developer's own Temporal, settings and traces out of the tests, but for where Temporal's program is."""
     with pytest.MonkeyPatch.context() as env:
         for name in list(os.environ):
-            if name.startswith(("TEMPORAL_", "TIMEMACHINE_")) and name != CLI_SETTING:
+            if name.startswith(("OTEL_", "TEMPORAL_", "TIMEMACHINE_")) and name != CLI_SETTING:
                 env.delenv(name)
         yield
 
@@ -294,6 +296,20 @@ async def another(settings: Settings) -> AsyncIterator[AnotherWorker]:
     """Another worker than the one that runs, whose part the test plays."""
     async with open_pool(settings) as pool:
         yield AnotherWorker(pool, settings)
+
+
+@pytest.fixture
+def spans() -> Iterator[Spans]:
+    """What is recorded of the API and of the worker, which run in the tests' own process, with traces on."""
+    with recording() as spans:
+        yield spans
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """Where programs in processes of their own may export their spans to."""
+    with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from timemachine import tracing
+
 if sys.platform == "win32":  # uvloop is not made for it
     from asyncio import run
 else:
@@ -26,12 +28,13 @@ def raise_file_limit() -> None:
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process at once, after everything has been closed and flushed.
+    """End the process at once, after everything has been closed and flushed, the last traces within their time.
 
     About one process in fifteen that used the Temporal client crashes while the interpreter shuts down
     (temporalio/sdk-python issue 300), which would turn a clean stop into a failure; so the interpreter's own
     shutdown is skipped.
     """
+    tracing.stop()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

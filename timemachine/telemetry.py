@@ -26,6 +26,11 @@ def log_context(**fields: str) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
+def add_log_fields(**fields: str) -> None:
+    """Add fields to all lines that are logged from now on, until the `log_context` ends that this is in."""
+    _CONTEXT.set({**(_CONTEXT.get() or {}), **fields})
+
+
 class JsonFormatter(logging.Formatter):
     """Time, level, logger and message, then the fields of the context, and whatever the call gave as `extra`."""
 

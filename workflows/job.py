@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
         wait_of,
     )
     from timemachine.domain.releases import HOLD_CHECKS, release_window
+    from timemachine.domain.traces import with_links
     from timemachine.domain.wake import ContinuedRun
     from timemachine.temporal.search_attributes import IS_HELD, LABELS, ROUTE, TRIGGER_TIME
     from workflows.job_before_ledger import JobBeforeLedger
@@ -105,7 +106,8 @@ class JobWorkflow(JobBeforeLedger):
         Refused once it is due, or was attempted; so one that is delivered once more is never changed.
         """
         before = self._job
-        self._replace_job(msgspec.structs.replace(job, ledger=before.ledger))
+        links = with_links(before.trace_links, job.trace_links)
+        self._replace_job(msgspec.structs.replace(job, ledger=before.ledger, trace_links=links))
         workflow.upsert_search_attributes([ROUTE.value_set(job.route_key), TRIGGER_TIME.value_set(job.trigger_at)])
         if job.labels != before.labels:
             labels = LABELS.value_set(job.labels) if job.labels else LABELS.value_unset()
@@ -114,14 +116,21 @@ class JobWorkflow(JobBeforeLedger):
         workflow.set_current_details(f"Changed: now due {job.trigger_at.isoformat()} on route `{job.route}`.")
 
     @workflow.update(name=stored_names.TRIGGER)
-    def trigger(self) -> None:
+    def trigger(self, trace_links: tuple[str, ...] = ()) -> None:
         """Have a job that waits go out now, also one that waits for its moment after a release.
 
         One whose route is paused or disabled is held again, and released as if it had become due now.
+
+        Args:
+            trace_links: The request that asks for it. Updates from before links are without.
         """
         now = workflow.now()
         first_planned = self._job.trigger_time if self._job.planned_time is None else self._job.planned_time
-        self._replace_job(msgspec.structs.replace(self._job, trigger_time=to_ms(now), planned_time=first_planned))
+        links = with_links(self._job.trace_links, trace_links)
+        triggered = msgspec.structs.replace(
+            self._job, trigger_time=to_ms(now), planned_time=first_planned, trace_links=links
+        )
+        self._replace_job(triggered)
         self._release_at = None
         # Else a change that comes in the same moment would take back what was answered.
         self._attempted = True
@@ -145,7 +154,7 @@ class JobWorkflow(JobBeforeLedger):
         self._check_waiting()
 
     @trigger.validator
-    def validate_trigger(self) -> None:
+    def validate_trigger(self, trace_links: tuple[str, ...] = ()) -> None:
         """Refuse what comes too late, before anything of it is stored."""
         self._check_waiting()
 

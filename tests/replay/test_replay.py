@@ -24,6 +24,7 @@ from tests.replay.stories import (
 )
 from tests.support.receiver import Receiver
 from tests.support.service import Service
+from tests.support.spans import TRACEPARENT
 from timemachine.domain.jobs import Job
 from timemachine.temporal.payloads import DATA_CONVERTER
 from workflows.cancel_many import CancelManyWorkflow
@@ -83,6 +84,20 @@ async def test_a_history_that_an_older_worker_let_grow_beyond_the_limit_replays(
     for asked in inputs:
         (job,) = asked.payloads
         job.data = json.dumps(json.loads(job.data) | {"history_limit": 1}).encode()
+
+    await Replayer(workflows=[JobWorkflow], data_converter=DATA_CONVERTER).replay_workflow(history)
+
+
+async def test_what_is_linked_to_the_requests_that_led_to_it_replays() -> None:
+    history = read_history(HISTORIES / f"{LEDGER}changed_then_triggered.json")
+    updates = [event.workflow_execution_update_accepted_event_attributes for event in history.events]
+    asked = [update.accepted_request.input for update in updates if update.HasField("accepted_request")]
+    changes, triggers = ([each.args for each in asked if each.name == name] for name in ("change", "trigger"))
+    for args in (history.events[0].workflow_execution_started_event_attributes.input, *changes):
+        (job,) = args.payloads
+        job.data = json.dumps(json.loads(job.data) | {"trace_links": [TRACEPARENT]}).encode()
+    (trigger,) = triggers
+    trigger.payloads.extend(DATA_CONVERTER.payload_converter.to_payloads([(TRACEPARENT,)]))
 
     await Replayer(workflows=[JobWorkflow], data_converter=DATA_CONVERTER).replay_workflow(history)
 

@@ -82,6 +82,7 @@ async def ask(app: ASGIApp, *given: bytes, method: str = "GET") -> list[tuple[by
     scope = {
         "type": "http",
         "method": method,
+        "scheme": "http",
         "path": "/job/secret-db/c",
         "state": {},
         "headers": [(b"x-request-id", value) for value in given],

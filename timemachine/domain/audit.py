@@ -40,6 +40,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The address that the request came from, which may be a proxy's; or `command line`."""
     request_id: str | None = None
     """The id of the request: the client's own, or one that it was given. None for the command line."""
+    trace_links: tuple[str, ...] = ()
+    """The request's `traceparent`, if it has one: to be kept with a job that it creates, changes or has sent."""
 
     @property
     def key_id(self) -> str | None:

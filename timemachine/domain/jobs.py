@@ -85,6 +85,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     older runs, leaves it to Temporal alone."""
     hold_checks: int = 0
     """Looks at its paused route that a held job has made in the runs that this one continues."""
+    trace_links: tuple[str, ...] = ()
+    """The `traceparent` of the request that created the job, and of the last ones that changed it or had it sent, as
+    `traces.with_links` keeps them. Of a change, that of its own request."""
 
     @property
     def workflow_id(self) -> str:
@@ -108,6 +111,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             planned_time=None,
             history_limit=0,
             hold_checks=0,
+            trace_links=(),
         )
 
     @property

@@ -21,6 +21,7 @@ from timemachine.domain.errors import NoSuchJobError, TooLateError
 from timemachine.domain.events import JobFacts
 from timemachine.domain.jobs import Job, message_id, split_workflow_id, to_ms
 from timemachine.domain.outcomes import LedgerRow, RowState
+from timemachine.domain.traces import with_links
 from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
@@ -260,13 +261,20 @@ def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
 
 
 async def redeliver(
-    client: Client, run: JobRun, row: LedgerRow | None, *, task_queue: str, by: str | None = None
+    client: Client,
+    run: JobRun,
+    row: LedgerRow | None,
+    *,
+    task_queue: str,
+    by: str | None = None,
+    trace_links: tuple[str, ...] = (),
 ) -> None:
     """Start an ended job anew, with the content that it last had and the same `webhook-id`.
 
     Args:
         row: What the ledger has of the run.
         by: The run of the redelivery of many that does it.
+        trace_links: The request that asks for it, to be kept with the job.
 
     Raises:
         TooLateError: It is not to be delivered once more.
@@ -275,7 +283,13 @@ async def redeliver(
     check_redeliverable(run, row)
     await start_job(
         client,
-        msgspec.structs.replace(run.job, message_id=run.message_id, attempts_made=0, hold_checks=0),
+        msgspec.structs.replace(
+            run.job,
+            message_id=run.message_id,
+            attempts_made=0,
+            hold_checks=0,
+            trace_links=with_links(run.job.trace_links, trace_links),
+        ),
         task_queue=task_queue,
         reuse=run.reuse,
         created_by=run.description.typed_search_attributes.get(CREATED_BY),

@@ -1,0 +1,176 @@
+"""Traces are off until variables ask for them, and never a reason to fail, or to wait."""
+
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+
+from devstack.ports import LOOPBACK, free_port
+from tests.support.collector import Collector
+from tests.support.spans import TRACEPARENT, Spans, told
+from timemachine import VERSION, tracing
+
+OFF = """
+import sys
+import api.__main__, worker
+from timemachine import tracing
+tracing.start({}, service="s")
+with tracing.client_span("POST", {}, links=["x"]) as span:
+    assert (span.traceparent, span.headers, span.log_fields) == (None, {}, {})
+tracing.stop()
+print([name for name in sys.modules if name.partition(".")[0] in ("opentelemetry", "requests")])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _off_afterward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tracing, "FLUSH_TIME", 10.0)
+    yield
+    tracing.stop()
+
+
+def start(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start with these variables, some of which OpenTelemetry reads by itself."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    tracing.start(env, service="a-program")
+
+
+def make_span() -> str | None:
+    with tracing.client_span("POST", {"timemachine.job_id": "j-1"}, links=[TRACEPARENT]) as span:
+        return span.traceparent
+
+
+def test_while_they_are_off_nothing_of_them_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", OFF], capture_output=True, text=True, check=False)
+
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_SERVICE_NAME": "s", "OTEL_TRACES_SAMPLER": "always_on"}, False),
+        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://c"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, False),
+        ({"OTEL_SDK_DISABLED": "True", "OTEL_TRACES_EXPORTER": "otlp"}, False),
+        ({"OTEL_SDK_DISABLED": "false", "OTEL_TRACES_EXPORTER": "otlp"}, True),
+    ],
+)
+def test_which_variables_ask_for_traces(env: dict[str, str], wanted: bool) -> None:
+    assert tracing.is_wanted(env) is wanted
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
+        ({"OTEL_TRACES_EXPORTER": "otlp,console"}, "OTEL_TRACES_EXPORTER: "),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: "),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_them_off(
+    env: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(env, monkeypatch)
+
+    (record,) = caplog.records
+    assert (record.message, record.levelno) == ("traces are off", logging.WARNING)
+    assert reason in record.__dict__["reason"]
+    assert make_span() is None
+
+
+def test_without_the_extra_they_are_off_and_that_is_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "timemachine.otel", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+
+    start({"OTEL_TRACES_EXPORTER": "otlp"}, monkeypatch)
+
+    assert "the extra `otel` of timemachine is not installed" in caplog.records[0].__dict__["reason"]
+    assert make_span() is None
+
+
+def test_what_was_recorded_is_exported_at_the_end(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}, monkeypatch)
+    traceparent = make_span()
+
+    tracing.stop()
+
+    (span,) = collector.spans
+    assert (collector.resource["service.name"], collector.resource["service.version"]) == ("a-program", VERSION)
+    assert traceparent is not None
+    assert traceparent.split("-")[1:3] == [span.trace_id.hex(), span.span_id.hex()]
+    assert (span.parent_span_id, len(span.links)) == (b"", 1)
+    assert make_span() is None
+
+
+def test_the_name_of_the_service_is_that_of_the_variables(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "ours"}, monkeypatch)
+    make_span()
+
+    tracing.stop()
+
+    assert collector.resource["service.name"] == "ours"
+
+
+def test_the_sampler_is_that_of_the_variables(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "always_off"}, monkeypatch)
+
+    traceparent = make_span()
+
+    assert traceparent is not None
+    assert int(traceparent[-2:], 16) & 1 == 0
+    tracing.stop()
+    assert collector.received == []
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """A collector that takes connections and never answers."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        yield f"http://{LOOPBACK}:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_collector_that_fails_delays_neither_a_request_nor_the_end(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that refuses connections, and one that says nothing. What the queue has no room for is dropped."""
+    monkeypatch.setattr(tracing, "FLUSH_TIME", 0.3)
+    queue = {"OTEL_BSP_MAX_QUEUE_SIZE": "8", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "4"}
+    with silent() as url:
+        refusing = f"http://{LOOPBACK}:{free_port()}"
+        start({"OTEL_EXPORTER_OTLP_ENDPOINT": refusing if answers else url} | queue, monkeypatch)
+        began = time.monotonic()
+        for _ in range(100):
+            make_span()
+        made = time.monotonic()
+        tracing.stop()
+        ended = time.monotonic()
+
+    assert made - began < 5
+    assert ended - made < 5
+
+
+def test_a_span_that_is_left_by_an_exception_has_failed_and_does_not_tell_its_message(spans: Spans) -> None:
+    with pytest.raises(ValueError, match="secret"), tracing.client_span("POST", {}, links=[]):
+        raise ValueError("secret")
+
+    span = spans.one()
+    assert (told(span), span.status.is_ok, span.events) == ({"error.type": "ValueError"}, False, ())
+    assert "secret" not in span.to_json()

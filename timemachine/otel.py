@@ -1,0 +1,106 @@
+"""Spans by OpenTelemetry. Imported only once traces are asked for: its libraries are the optional extra `otel`."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from timemachine import VERSION
+from timemachine.tracing import Attributes, Span, Tracer
+
+_W3C = TraceContextTextMapPropagator()
+
+
+class OpenTelemetrySpan(Span):
+    """A span of OpenTelemetry's."""
+
+    def __init__(self, span: trace.Span) -> None:
+        """Take the span, which has begun."""
+        self._span = span
+        self.is_recorded = span.is_recording()
+        carrier = dict[str, str]()
+        _W3C.inject(carrier, trace.set_span_in_context(span, Context()))
+        self.traceparent = carrier.get("traceparent")
+
+    def set(self, attributes: Attributes) -> None:
+        """Add attributes."""
+        self._span.set_attributes(attributes)
+
+    def rename(self, name: str) -> None:
+        """Give it another name."""
+        self._span.update_name(name)
+
+    def fail(self, error_type: str) -> None:
+        """Say that the request failed."""
+        self._span.set_attribute("error.type", error_type)
+        self._span.set_status(StatusCode.ERROR)
+
+
+class OpenTelemetryTracer(Tracer):
+    """Makes spans of OpenTelemetry's, none of which is another's current one: each has what it needs handed to it."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        """Take what samples and exports them."""
+        self._provider = provider
+        self._tracer = provider.get_tracer("timemachine", VERSION)
+
+    @contextmanager
+    def server_span(self, name: str, attributes: Attributes, parent: str | None) -> Iterator[Span]:
+        """Span a request that comes in."""
+        context = _context_of(parent) if parent else Context()
+        with _ended(self._tracer.start_span(name, context, SpanKind.SERVER, attributes)) as span:
+            yield span
+
+    @contextmanager
+    def client_span(self, name: str, attributes: Attributes, links: Iterable[str]) -> Iterator[Span]:
+        """Span a request that goes out, as the first one of a trace."""
+        linked = [trace.Link(trace.get_current_span(_context_of(link)).get_span_context()) for link in links]
+        with _ended(self._tracer.start_span(name, Context(), SpanKind.CLIENT, attributes, linked)) as span:
+            yield span
+
+    def close(self, timeout: float) -> None:
+        """Export what was not exported yet. It goes on beside, and ends with the process, if it takes longer."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(timeout)
+
+
+def exporting_tracer(service: str) -> Tracer:
+    """Return a tracer that exports as the variables of OpenTelemetry say: in a thread, from a queue that is bounded.
+
+    Args:
+        service: Name of the program, if the variables give none.
+
+    Raises:
+        ValueError: They are wrong.
+    """
+    given = OTELResourceDetector().detect().attributes
+    resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return OpenTelemetryTracer(provider)
+
+
+@contextmanager
+def _ended(span: trace.Span) -> Iterator[Span]:
+    """End a span, and say of one that is left by an exception that it failed: never by the message, as that is told."""
+    ours = OpenTelemetrySpan(span)
+    try:
+        yield ours
+    except BaseException as error:
+        ours.fail(type(error).__qualname__)
+        raise
+    finally:
+        span.end()
+
+
+def _context_of(traceparent: str) -> Context:
+    return _W3C.extract({"traceparent": traceparent}, Context())
