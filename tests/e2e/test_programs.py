@@ -14,6 +14,8 @@ import pytest
 from devstack.children import ROOT
 from devstack.ports import free_port
 from devstack.temporal import Temporal
+from tests.support.collector import Collector
+from tests.support.spans import TRACE_ID, TRACEPARENT
 from tests.support.waiting import eventually
 from timemachine.settings import Settings
 from timemachine.vault import new_key
@@ -153,6 +155,36 @@ async def test_an_api_that_is_told_to_stop_is_not_ready_and_serves_until_the_dra
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_an_api_exports_its_last_spans_when_it_is_stopped(collector: Collector) -> None:
+    port = free_port()
+    env = NOWHERE | {
+        "PATH": os.environ["PATH"],
+        "TIMEMACHINE_AUTH": "none",
+        "TIMEMACHINE_HTTP_DRAIN": "0",
+        "TIMEMACHINE_HTTP_PORT": str(port),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *API, cwd=ROOT, env=env, stderr=asyncio.subprocess.DEVNULL
+    )
+    transport = httpx.AsyncHTTPTransport(retries=8)
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", transport=transport) as http:
+            await http.get("/livez")
+            await http.get("/nowhere", headers={"traceparent": TRACEPARENT})
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    (span,) = collector.spans
+    assert collector.resource["service.name"] == "timemachine-api"
+    assert (span.name, span.trace_id.hex()) == ("GET", TRACE_ID)
 
 
 async def test_setup_ends_when_there_is_no_postgres() -> None:

@@ -21,6 +21,7 @@ from tests.conftest import serving, working
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import INTERNAL
 from tests.support.service import Service, a_job, new_id, refused
+from tests.support.spans import Spans
 from tests.support.waiting import eventually
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
@@ -237,6 +238,7 @@ async def test_nothing_secret_is_anywhere_else(
     search: Search,
     log: logging.Handler,
     caplog: pytest.LogCaptureFixture,
+    spans: Spans,
 ) -> None:
     extra, wrong = headers(), replace(settings, secret_keys=new_key(), task_queue=f"wrong-key-{service.db}")
     watched = Watched(service.api)
@@ -256,6 +258,7 @@ async def test_nothing_secret_is_anywhere_else(
         "logs": "\n".join(map(log.format, caplog.records)).encode(),
         "histories": await histories(client, service.db, job_ids),
         "OpenAPI document": document,
+        "spans": "\n".join(span.to_json() for span in spans.all).encode(),
         "settings": repr(settings).encode(),
     } | {
         f"table {table}": await rows(settings, table) for table in ("routes", "route_secrets", "attempts", "in_flight")
@@ -275,6 +278,7 @@ async def test_nothing_secret_is_anywhere_else(
     assert set(search.found()) >= {
         "route in answers",
         "job in histories",
+        "job in spans",
         "worker's line in logs",
         "API's line in logs",
         "example in OpenAPI document",
