@@ -1,6 +1,6 @@
 """The service's metrics, for Prometheus: declared here, counted where it happens, and listed in docs/metrics.md.
 
-The meter of the Temporal SDK's runtime exports them, beside the SDK's own (decision 31). Before `export_to` nothing is
+The meter of the Temporal SDK's runtime exports them, beside the SDK's own (decision 33). Before `export_to` nothing is
 counted. To count never raises: no request and no attempt fails because of what is counted of it.
 """
 

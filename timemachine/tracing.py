@@ -1,4 +1,4 @@
-"""Traces of the requests to the API and to receivers, off until `start` (decision 34).
+"""Traces of the requests to the API and to receivers, off until `start` (decision 35).
 
 While they are off, nothing of OpenTelemetry is imported, and a span does nothing.
 """
