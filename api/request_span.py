@@ -22,6 +22,9 @@ NAMES = {
 }
 """What the names in a path are called in a span."""
 
+MAX_PATH = 512
+"""Characters of a path that is told. The API has none as long; a client may send 64 KiB, and spans wait in memory."""
+
 SERVER_ERROR = 500
 """The least status that is the service's own fault."""
 
@@ -61,7 +64,8 @@ def note_answer(
     if route:
         span.rename(f"{_method(scope)} {route}")
         span.set({"http.route": route})
-    if not holds_key(scope["path"]):
+    if _may_be_told(scope["path"]):
+        span.set({"url.path": scope["path"]})
         span.set({NAMES[name]: str(value) for name, value in names.items() if name in NAMES})
     if status:
         span.set({"http.response.status_code": status})
@@ -70,15 +74,17 @@ def note_answer(
 
 
 def _attributes(scope: HTTPScope, request_id: str) -> Attributes:
-    """Return what is known of a request before it is answered: no header, and never the query."""
-    path = scope["path"]
-    attributes = {
+    """Return what is told of any request. Its path is not known yet: it may come as a whole URL, as for a proxy."""
+    return {
         "http.request.method": _method(scope, other="_OTHER"),
         "url.scheme": scope["scheme"],
         "timemachine.request_id": request_id,
     }
-    # A key in a path is there by mistake, and must not be lost by it.
-    return attributes if holds_key(path) else attributes | {"url.path": path}
+
+
+def _may_be_told(path: str) -> bool:
+    """Return whether a path is told: none with a key in it, which is there by mistake, and none unlike the API's."""
+    return path.startswith("/") and len(path) <= MAX_PATH and not holds_key(path)
 
 
 def _method(scope: HTTPScope, *, other: str = "HTTP") -> str:

@@ -11,6 +11,7 @@ from litestar.types import HTTPScope, Message, Receive, Scope, Send
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 
+from api.http_protocol import UnambiguousRequests
 from api.observed_requests import ObservedRequests, noting_route
 from api.request_span import trace_links_of
 from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT, Spans, header_of, recording, told
@@ -54,12 +55,15 @@ async def ask(framework: Framework, *traceparents: str, method: str = "GET", pat
         "type": "http",
         "method": method,
         "scheme": "http",
+        "http_version": "1.1",
         "path": path,
+        "raw_path": path.encode(),
         "query_string": b"token=a-secret",
         "state": {},
         "headers": [(name.encode(), value.encode()) for name, value in given],
     }
-    await ObservedRequests(noting_route(framework))(cast("Scope", scope), nothing, nothing)
+    app = ObservedRequests(UnambiguousRequests(noting_route(framework)))
+    await app(cast("Scope", scope), nothing, nothing)
 
 
 @pytest.fixture
@@ -106,6 +110,21 @@ async def test_a_key_that_a_client_put_into_the_path_is_not_told(spans: Spans) -
 
     assert "url.path" not in told(spans.one())
     assert key not in spans.one().to_json()
+
+
+async def test_of_a_whole_url_only_the_path_is_told(spans: Spans) -> None:
+    await ask(Framework(), path=f"http://user:a-secret@api.example{PATH}")
+
+    assert told(spans.one())["url.path"] == PATH
+    assert "a-secret" not in spans.one().to_json()
+
+
+@pytest.mark.parametrize("path", ["ftp://user:a-secret@api.example/", f"/job/{'a-secret' * 1000}/c/j-1"])
+async def test_a_path_unlike_the_apis_is_not_told(path: str, spans: Spans) -> None:
+    await ask(Framework(400, db=path.split("/")[2]), path=path)
+
+    assert "url.path" not in told(spans.one())
+    assert "a-secret" not in spans.one().to_json()
 
 
 @pytest.mark.parametrize("given", [(), (MALFORMED,), (TRACEPARENT, TRACEPARENT)], ids=["none", "malformed", "two"])
