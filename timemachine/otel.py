@@ -1,5 +1,6 @@
 """Spans by OpenTelemetry. Imported only once traces are asked for: its libraries are the optional extra `otel`."""
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from timemachine import VERSION
+from timemachine.domain.routes import HIDDEN
 from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
@@ -82,11 +84,18 @@ def exporting_tracer(service: str) -> Tracer:
     Raises:
         ValueError: They are wrong.
     """
+    logging.getLogger("opentelemetry.util.re").addFilter(_hide_header)
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return OpenTelemetryTracer(provider)
+
+
+def _hide_header(record: logging.LogRecord) -> bool:
+    """Let the warning about a malformed header pass, without the header: its value is often a secret."""
+    record.args = (HIDDEN,) * len(record.args or ())
+    return True
 
 
 @contextmanager

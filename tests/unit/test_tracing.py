@@ -91,6 +91,17 @@ def test_what_cannot_be_done_is_said_and_leaves_them_off(
     assert make_span() is None
 
 
+def test_a_malformed_header_is_warned_of_and_not_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "authorization: Bearer a-secret"}
+
+    start({"OTEL_TRACES_EXPORTER": "otlp"} | headers, monkeypatch)
+
+    assert "Header format invalid" in caplog.text
+    assert "a-secret" not in caplog.text
+
+
 def test_without_the_extra_they_are_off_and_that_is_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
