@@ -113,10 +113,13 @@ def start(env: Mapping[str, str], *, service: str) -> None:
 
 
 def stop() -> None:
-    """Export the last spans, and make no more."""
+    """Export the last spans, and make no more. Raises nothing: a program has to end all the same."""
     tracer = _tracer
     use(Tracer())
-    tracer.close(FLUSH_TIME)
+    try:
+        tracer.close(FLUSH_TIME)
+    except Exception:
+        log.exception("last spans not exported")
 
 
 def use(tracer: Tracer) -> None:

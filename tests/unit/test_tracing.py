@@ -14,6 +14,7 @@ from devstack.ports import LOOPBACK, free_port
 from tests.support.collector import Collector
 from tests.support.spans import TRACEPARENT, Spans, told
 from timemachine import VERSION, tracing
+from timemachine.tracing import Tracer
 
 OFF = """
 import sys
@@ -176,6 +177,18 @@ def test_a_collector_that_fails_delays_neither_a_request_nor_the_end(
 
     assert made - began < 5
     assert ended - made < 5
+
+
+def test_a_program_ends_whatever_becomes_of_its_last_spans(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Tracer):
+        def close(self, timeout: float) -> None:
+            raise RuntimeError("can't start new thread")
+
+    tracing.use(Failing())
+
+    tracing.stop()
+
+    assert caplog.messages == ["last spans not exported"]
 
 
 def test_a_span_that_is_left_by_an_exception_has_failed_and_does_not_tell_its_message(spans: Spans) -> None:
