@@ -12,7 +12,7 @@ import pytest
 
 from devstack.ports import LOOPBACK, free_port
 from tests.support.collector import Collector
-from tests.support.spans import TRACEPARENT, Spans, told
+from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT, Spans, told
 from timemachine import VERSION, tracing
 from timemachine.tracing import Tracer
 
@@ -125,7 +125,8 @@ def test_what_was_recorded_is_exported_at_the_end(collector: Collector, monkeypa
     assert (collector.resource["service.name"], collector.resource["service.version"]) == ("a-program", VERSION)
     assert traceparent is not None
     assert traceparent.split("-")[1:3] == [span.trace_id.hex(), span.span_id.hex()]
-    assert (span.parent_span_id, len(span.links)) == (b"", 1)
+    assert span.parent_span_id == b""
+    assert [(link.trace_id.hex(), link.span_id.hex()) for link in span.links] == [(TRACE_ID, SPAN_ID)]
     assert make_span() is None
 
 
