@@ -79,7 +79,7 @@ def test_each_label_is_one_of_its_metric(expression: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documents_name_metrics_that_are_exported(page: Path) -> None:
     """But for the page that tells what has been renamed."""
-    named = set(re.findall(r"`(?:\w+\()?((?:timemachine|temporal)_[a-z_]+)", page.read_text()))
+    named = set(re.findall(r"`(?:\w+\()?((?:timemachine|temporal)_[a-z_]+)\b", page.read_text()))
     families = {metric.name for metric in METRICS} | {name for name, *_ in sdk_metrics()}
 
     renamed = {"timemachine_lateness"} if page.name == "upgrades.md" else set()
