@@ -61,18 +61,20 @@ class ServiceCounting:
             await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
 
     async def look(self) -> None:
-        """Count, if it is time to and nobody else does, and export what was counted last.
+        """Export what was counted last; and count and export that, if it is time to and nobody else does.
 
         Raises:
             RPCError, UnavailableError, TimeoutError: Temporal or Postgres does not answer in time.
         """
-        try:
-            if await self._store.claim(COUNT_EVERY):
-                async with asyncio.timeout(COUNT_LIMIT):
-                    await self._store.write(await self._count())
-        finally:
-            if found := await self._store.read():
-                _export(*found)
+        await self._export_last()
+        if await self._store.claim(COUNT_EVERY):
+            async with asyncio.timeout(COUNT_LIMIT):
+                await self._store.write(await self._count())
+            await self._export_last()
+
+    async def _export_last(self) -> None:
+        if found := await self._store.read():
+            _export(*found)
 
     async def _count(self) -> ServiceCounts:
         jobs = await count_open_jobs(self._client, datetime.now(UTC))

@@ -1,5 +1,6 @@
 """One worker counts, and all export what was counted last."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +33,7 @@ class Store:
 
     def __init__(self, *, is_my_turn: bool) -> None:
         self._is_my_turn = is_my_turn
+        self.away = False
         self.kept: ServiceCounts | None = BEFORE
 
     async def claim(self, every: timedelta) -> bool:
@@ -41,6 +43,8 @@ class Store:
         self.kept = counts
 
     async def read(self) -> tuple[ServiceCounts, datetime] | None:
+        if self.away:
+            raise UnavailableError("Postgres does not answer")
         return (self.kept, AT) if self.kept else None
 
 
@@ -51,9 +55,13 @@ class Counting(ServiceCounting):
         self._store: Any = store
         self._error = error
         self.counted = 0
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
 
     async def _count(self) -> ServiceCounts:
         self.counted += 1
+        self.begun.set()
+        await self.gate.wait()
         if self._error:
             raise self._error
         return NOW
@@ -81,7 +89,8 @@ async def test_whose_turn_it_is_counts_and_exports(counted: Counted) -> None:
     await Counting(store).look()
 
     assert store.kept == NOW
-    assert exported(counted) == ([6], [7], [8], [9], [10], [11], [12], [13], [AT.timestamp()])
+    before_and_now = ([1, 6], [2, 7], [3, 8], [4, 9], [5, 10], [11], [12], [13], [AT.timestamp()] * 2)
+    assert exported(counted) == before_and_now
 
 
 async def test_the_others_export_the_same_and_count_nothing(counted: Counted) -> None:
@@ -107,3 +116,20 @@ async def test_where_a_count_fails_what_was_counted_last_is_exported_with_its_ti
         await Counting(Store(is_my_turn=True), UnavailableError("Temporal does not answer")).look()
 
     assert exported(counted) == ([1], [2], [3], [4], [5], [], [], [], [AT.timestamp()])
+
+
+@pytest.mark.usefixtures("counted")
+async def test_who_is_stopped_while_it_counts_ends_even_if_postgres_is_away_then() -> None:
+    """Else it would go on without end, with a pool that is closed."""
+    store = Store(is_my_turn=True)
+    counting = Counting(store)
+    counting.gate.clear()
+    watching = asyncio.create_task(counting.watch())
+    await counting.begun.wait()
+    store.away = True
+
+    watching.cancel()
+
+    done, _ = await asyncio.wait([watching], timeout=1)
+    assert done
+    assert watching.cancelled()
