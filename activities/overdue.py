@@ -22,7 +22,7 @@ from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
-from timemachine.temporal.visibility import overdue_jobs_query
+from timemachine.temporal.visibility import overdue_jobs_query, release_moment
 
 LOOK_EVERY = 15.0
 """Seconds between two looks, give or take a third, so that workers that were started together look apart. The first one
@@ -95,7 +95,7 @@ class OverdueJobs:
         found = 0
         with suppress(TimeoutError):
             async with asyncio.timeout(COUNT_TIME):
-                async for _ in self._overdue(_is_not_held):
+                async for _ in self._overdue(_should_be_out):
                     found += 1
         return found
 
@@ -151,3 +151,9 @@ class OverdueJobs:
 
 def _is_not_held(run: WorkflowExecution) -> bool:
     return not run.typed_search_attributes.get(IS_HELD)
+
+
+def _should_be_out(run: WorkflowExecution) -> bool:
+    """Return whether nothing but the service itself keeps a run: no hold, and no moment that a resume gave it."""
+    moment = release_moment(run)
+    return _is_not_held(run) and (moment is None or moment < datetime.now(UTC) - OVERDUE)

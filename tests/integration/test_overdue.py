@@ -17,7 +17,7 @@ from activities.overdue import OverdueJobs
 from api.app import create_app
 from devstack.temporal import Temporal
 from tests.conftest import serving
-from tests.support.holds import pause, wait_until_held, wait_until_listed
+from tests.support.holds import held_count, pause, resume, wait_until_held, wait_until_listed
 from tests.support.ledger import AnotherWorker, first_run
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import AWAY
@@ -115,6 +115,23 @@ async def test_jobs_that_nobody_attends_to_are_counted(
     await eventually(overdue_jobs.count, lambda found: found == before + 1)
 
     await another.begin(own_service.db, await first_run(client, own_service, job_id))
+
+    assert await overdue_jobs.count() == before
+
+
+async def test_a_job_that_waits_within_the_spread_of_a_resume_is_not_counted(
+    service: Service, client: Client, settings: Settings, another: AnotherWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overdue, "OVERDUE", MISSED)
+    overdue_jobs = OverdueJobs(client, another.ledger, settings)
+    await pause(service)
+    job_id = await service.create(0)
+    await wait_until_held(service, job_id)
+    await wait_until_listed(client, service, 1)
+    before = await overdue_jobs.count()
+
+    await resume(service, spread=3600)
+    await eventually(lambda: held_count(client, service), lambda held: held == 0)
 
     assert await overdue_jobs.count() == before
 

@@ -16,7 +16,7 @@ class ServiceCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs that are due, not held, and have not ended: attempted, or between two attempts."""
     held: int
     overdue: int
-    """Jobs that are late, not held, and neither under way nor between two attempts."""
+    """Jobs that are late, not held, not spread by a resume, and neither under way nor between two attempts."""
     keys_expiring: int
     """Valid keys that expire soon."""
     routes: Mapping[RouteState, int] = {}

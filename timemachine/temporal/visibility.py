@@ -15,6 +15,7 @@ from timemachine.domain import stored_names
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import from_ms, split_workflow_id, to_ms
 from timemachine.domain.operations import WORKFLOW_TYPES
+from timemachine.domain.outcomes import Held
 from timemachine.temporal.search_attributes import (
     COLLECTION,
     CREATED_BY,
@@ -287,6 +288,18 @@ def ended_as(run: WorkflowExecution) -> ListedState | None:
 def may_go_on(run: WorkflowExecution) -> bool:
     """Return whether a job may go on as another run: this one has continued as new, or an operator has reset it."""
     return run.status in (WorkflowExecutionStatus.CONTINUED_AS_NEW, WorkflowExecutionStatus.TERMINATED)
+
+
+def release_moment(run: WorkflowExecution) -> datetime | None:
+    """Return when a job that was held goes out, after its route was resumed; None of one that is not released, or out.
+
+    It is not held any more, but waits for this moment: a resume spreads them.
+    """
+    memo = run.raw_info.memo.fields
+    if stored_names.HELD_SINCE not in memo:
+        return None
+    held: Held = run.data_converter.payload_converter.from_payload(memo[stored_names.HELD_SINCE], Held)
+    return from_ms(held.release_at) if held.release_at else None
 
 
 def _state(run: WorkflowExecution, trigger_time: int, now: int) -> ListedState:

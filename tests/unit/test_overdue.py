@@ -1,0 +1,85 @@
+"""Which of the jobs that visibility finds count as overdue."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from temporalio.api.common.v1 import Memo
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
+
+from activities.overdue import OverdueJobs
+from tests.support.cases import each_case
+from timemachine.domain import stored_names
+from timemachine.domain.jobs import to_ms
+from timemachine.domain.outcomes import Held
+from timemachine.settings import Settings
+from timemachine.temporal.payloads import DATA_CONVERTER
+from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+
+
+def found(*, is_held: bool = False, release_at: datetime | None = None, was_held: bool = False) -> Any:
+    """Return a run that is late by an hour, as visibility has it."""
+    run = SimpleNamespace(run_id="r", raw_info=WorkflowExecutionInfo(), data_converter=DATA_CONVERTER)
+    run.typed_search_attributes = TypedSearchAttributes(
+        [SearchAttributePair(TRIGGER_TIME, NOW - HOUR), SearchAttributePair(IS_HELD, is_held)]
+    )
+    if is_held or was_held:
+        released = to_ms(release_at) if release_at else None
+        held = Held(reason="", since=NOW, attempts_made=0, release_at=released)
+        payload = DATA_CONVERTER.payload_converter.to_payload(held)
+        run.raw_info.memo.CopyFrom(Memo(fields={stored_names.HELD_SINCE: payload}))
+    return run
+
+
+class Visibility:
+    """A client that finds these runs."""
+
+    def __init__(self, *runs: Any) -> None:
+        self.current_page = runs
+        self.next_page_token = None
+
+    def list_workflows(self, query: str, **how: Any) -> "Visibility":
+        return self
+
+    async def fetch_next_page(self) -> None:
+        """Have one page, that is there."""
+
+
+class Ledger:
+    """A ledger in which some runs are at work."""
+
+    def __init__(self, *at_work: str) -> None:
+        self._at_work = set(at_work)
+
+    async def at_work(self, run_ids: Sequence[str], *, since: timedelta) -> set[str]:
+        return self._at_work
+
+
+def overdue_jobs(run: Any, *at_work: str) -> OverdueJobs:
+    client: Any = Visibility(run)
+    ledger: Any = Ledger(*at_work)
+    return OverdueJobs(client, ledger, Settings())
+
+
+@each_case(
+    ("run", "count"),
+    [
+        (found(), 1),
+        (found(is_held=True), 0),
+        (found(was_held=True, release_at=NOW + HOUR), 0),
+        (found(was_held=True, release_at=NOW), 0),
+        (found(was_held=True, release_at=NOW - HOUR), 1),
+        (found(was_held=True), 1),
+    ],
+)
+async def test_jobs_that_are_held_or_wait_within_the_spread_of_a_resume_are_not_overdue(run: Any, count: int) -> None:
+    assert await overdue_jobs(run).count() == count
+
+
+async def test_jobs_that_are_at_work_are_not_overdue() -> None:
+    assert await overdue_jobs(found(), "r").count() == 0
