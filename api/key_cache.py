@@ -5,6 +5,7 @@ import logging
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from contextvars import Context
 from datetime import UTC, datetime
 
 import msgspec
@@ -151,7 +152,8 @@ class _LookUps:
             answer = self._waiting[key_id] = asyncio.get_running_loop().create_future()
             answer.add_done_callback(_retrieve)
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            # It goes on for other requests: its lines in the log must not have the id of the one that began it.
+            self._asking = asyncio.create_task(self._ask(), context=Context())
         return await asyncio.shield(answer)
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """What is known of keys for some seconds: what Postgres is asked, and what holds while it is away."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ from api.key_cache import KEPT, KEPT_WITHOUT_POSTGRES, USE_NOTED_EVERY, KeyCache
 from timemachine.domain.errors import UnavailableError
 from timemachine.domain.keys import ApiKey, PresentedKey, Role, generate_key, new_key_id
 from timemachine.postgres.key_store import KeySecret, KeyStore, StoredKey
+from timemachine.telemetry import JsonFormatter, log_context
 
 
 class Store(KeyStore):
@@ -144,6 +146,22 @@ async def test_whoever_comes_while_postgres_is_asked_waits_for_the_next_answer(c
 
     assert (await first)[0] is not None
     assert await second == (None, "revoked")
+
+
+async def test_what_is_logged_of_a_query_for_several_requests_has_the_id_of_none(
+    cache: KeyCache, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = []
+
+    async def find(key_ids: Sequence[str]) -> dict[str, StoredKey]:
+        lines.append(JsonFormatter().format(logging.makeLogRecord({"msg": "Postgres does not answer"})))
+        return {}
+
+    monkeypatch.setattr(store, "find", find)
+    with log_context(request_id="r-1"):
+        await cache.check(presented())
+
+    assert ["request_id" in line for line in lines] == [False]
 
 
 async def test_many_keys_are_asked_for_by_one_query_at_a_time(cache: KeyCache, store: Store) -> None:
