@@ -41,7 +41,10 @@ class Readiness:
                     check_search_attributes(self._client),
                     check_access(self._client),
                 )
-        except (BusyError, UnavailableError) as error:
+        except BusyError:
+            # It answers. If all APIs were out of the balancer for it, clients would be told that none is there.
+            return None
+        except UnavailableError as error:
             return str(error)
         return None
 

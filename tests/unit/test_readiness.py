@@ -1,12 +1,14 @@
 """Whether a program can work is asked of both servers, and told part by part."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from activities.readiness import Readiness
 from tests.support.cases import each_case
-from timemachine.domain.errors import UnavailableError
+from timemachine.domain.errors import BusyError, UnavailableError
+from timemachine.settings import Settings
 
 
 class Asked(Readiness):
@@ -37,6 +39,19 @@ async def test_each_part_is_named(temporal: str | None, postgres: str | None, me
     with pytest.raises(UnavailableError) as error:
         await Asked(temporal, postgres).check()
     assert str(error.value) == message
+
+
+async def test_a_temporal_that_takes_no_more_requests_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def busy(*_: object, **__: object) -> None:
+        raise BusyError
+
+    async def well(*_: object) -> None: ...
+
+    monkeypatch.setattr("activities.readiness.check_namespace", busy)
+    for name in ("check_search_attributes", "check_access", "ping"):
+        monkeypatch.setattr(f"activities.readiness.{name}", well)
+    nothing: Any = None
+    await Readiness(nothing, nothing, Settings()).check()
 
 
 async def test_it_is_ready_until_it_is_told_to_stop() -> None:
