@@ -53,17 +53,22 @@ WRITTEN = {RowState.TAKEN: EventKind.JOB_DELIVERED, RowState.FAILED: EventKind.J
 
 
 @pytest.fixture(scope="module")
-async def pool(postgres: Postgres, settings: Settings) -> AsyncIterator[Pool]:
+async def own_settings(postgres: Postgres, settings: Settings) -> AsyncIterator[Settings]:
     """A database of the tests' own, whose events no worker takes."""
     name = f"events_{secrets.token_hex(4)}"
     admin = await asyncpg.connect(postgres.dsn)
     await admin.execute(f"CREATE DATABASE {name}")
     own = replace(settings, postgres_dsn=f"{postgres.dsn.rpartition('/')[0]}/{name}")
     await migrate(own)
-    async with open_pool(own) as pool:
-        yield pool
+    yield own
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
+
+
+@pytest.fixture(scope="module")
+async def pool(own_settings: Settings) -> AsyncIterator[Pool]:
+    async with open_pool(own_settings) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -398,6 +403,20 @@ async def test_an_event_is_given_to_one_of_those_who_ask(run: RunOfJob, events: 
     assert len(set(found)) == len(found) == 30
     assert {event.route_id for event in given if event.db == run.db} == {"ops"}
     await events.discard(found)
+
+
+async def test_no_more_events_are_given_than_were_asked_for(
+    run: RunOfJob, own_settings: Settings, events: EventStore
+) -> None:
+    """Also by a statement that was planned while there were none."""
+    async with open_pool(replace(own_settings, postgres_pool_size=1)) as one_session:
+        await one_session.execute("DELETE FROM events")
+        await one_session.execute("VACUUM ANALYZE events")
+        for _ in range(10):
+            assert await EventStore(one_session).claim(5, lease=LEASE) == []
+        await fail_jobs(run, 20)
+
+        assert len(await EventStore(one_session).claim(5, lease=LEASE)) == 5
 
 
 async def test_an_event_that_was_not_sent_is_given_again_when_its_lease_is_over(

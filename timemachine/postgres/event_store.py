@@ -109,13 +109,15 @@ _REPLACE = """
     ON CONFLICT (db) DO UPDATE SET route_id = excluded.route_id, kinds = excluded.kinds
 """
 
+# Rows are chosen apart, and once: as a condition of the UPDATE they may be chosen anew for each row of the table, by a
+# plan from when it was empty, and then more than the limit are claimed.
 _CLAIM = """
-    WITH claimed AS (
-        UPDATE events SET send_at = clock_timestamp() + $2::interval
-        WHERE id IN (
-            SELECT id FROM events WHERE send_at <= clock_timestamp() ORDER BY send_at LIMIT $1 FOR UPDATE SKIP LOCKED
-        )
-        RETURNING id, db, kind, what, at
+    WITH chosen AS (
+        SELECT id FROM events WHERE send_at <= now() ORDER BY send_at LIMIT $1 FOR UPDATE SKIP LOCKED
+    ),
+    claimed AS (
+        UPDATE events SET send_at = clock_timestamp() + $2::interval FROM chosen WHERE events.id = chosen.id
+        RETURNING events.id, db, kind, what, at
     )
     SELECT claimed.*, wanted.route_id FROM claimed LEFT JOIN event_routes AS wanted USING (db) ORDER BY at
 """
