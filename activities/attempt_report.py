@@ -10,7 +10,7 @@ from temporalio import activity
 from activities.webhook_request import WebhookRequest
 from timemachine import metrics
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import Delivery, RequestResult, expired, route_news, wait_after
+from timemachine.domain.delivery import Delivery, RequestResult, expired, has_lateness, route_news, wait_after
 from timemachine.domain.errors import NoAnswerError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import AttemptResult, Deferred
@@ -131,9 +131,9 @@ def _log_entry(delivery: Delivery, number: int, result: RequestResult, request: 
 
 
 def _count(job: Job, number: int, result: RequestResult, request: WebhookRequest) -> None:
-    """Count a request; and how late it began if it is the job's first one, but not one of a redelivery."""
+    """Count a request, and how late it began where that tells something."""
     route = metrics.webhook_route(job.route_key)
     metrics.ATTEMPTS.add(result.kind, route)
     metrics.ATTEMPT_DURATION.record(request.seconds, result.kind, route)
-    if number == 1 and not job.message_id:
+    if has_lateness(job, number):
         metrics.LATENESS.record((to_ms(request.started_at) - job.trigger_time) / 1000, route)

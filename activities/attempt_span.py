@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from activities.webhook_request import WebhookRequest
 from timemachine.domain.attempt_kind import AttemptKind
-from timemachine.domain.delivery import Delivery
+from timemachine.domain.delivery import Delivery, has_lateness
 from timemachine.domain.jobs import to_ms
 from timemachine.tracing import Attributes
 
@@ -42,11 +42,11 @@ def target_attributes(url: str) -> Attributes:
 
 
 def note_result(delivery: Delivery, number: int, request: WebhookRequest) -> None:
-    """Tell how a request ended; and how late it began, if it is the job's first one, but not one of a redelivery."""
+    """Tell how a request ended, and how late it began where that tells something."""
     span, result = request.span, request.result
     if result is None:
         return
-    if number == 1 and not delivery.job.message_id:
+    if has_lateness(delivery.job, number):
         span.set({"timemachine.lateness_ms": to_ms(request.started_at) - delivery.job.trigger_time})
     if result.status is not None:
         span.set({"http.response.status_code": result.status})

@@ -10,6 +10,7 @@ from timemachine.domain.attempt_kind import AttemptKind
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.retry import MAX_WAIT, Retry
 from timemachine.domain.routes import RouteNews
+from timemachine.domain.stored_names import EVENTS_COLLECTION
 
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
@@ -145,6 +146,18 @@ def _read(retry_after: str) -> float | datetime | None:
 def expired(job: Job, at: datetime) -> bool:
     """Return whether a job is no longer worth delivering at a time."""
     return job.deadline is not None and to_ms(at) > job.deadline
+
+
+def has_lateness(job: Job, number: int) -> bool:
+    """Return whether it tells something of the service how late an attempt began.
+
+    Only of a first one. The job of an event is created after its trigger time, and one that is redelivered may have
+    been due weeks ago.
+
+    Args:
+        number: Of the attempt, from 1.
+    """
+    return number == 1 and not job.message_id and job.collection != EVENTS_COLLECTION
 
 
 def attempt_headers(delivery: Delivery, number: int, timestamp: int) -> dict[str, str]:
