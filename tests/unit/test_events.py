@@ -44,7 +44,7 @@ JOB = Job(
     labels=("order=1234",),
 )
 REFUSED = AttemptResult(
-    number=13, kind=AttemptKind.REFUSED, status=500, reason="500 from the receiver: out of order", ended_at=7
+    number=13, kind=AttemptKind.REFUSED, status=500, reason="500 from the receiver: no card 4111", ended_at=7
 )
 LOST = AttemptResult(number=0, kind=AttemptKind.LOST, reason="an attempt was lost with its worker", ended_at=0)
 TAKEN = AttemptResult(number=2, kind=AttemptKind.TAKEN, status=204, ended_at=AT_MS, late_ms=5)
@@ -78,7 +78,7 @@ EVENTS: list[tuple[str, object, dict[str, Any]]] = [
             "attempts": 13,
             "status": 500,
             "kind": "refused",
-            "last_error": "500 from the receiver: out of order",
+            "last_error": "500 from the receiver",
         },
     ),
     (

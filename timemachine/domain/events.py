@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from timemachine.domain.attempt_kind import AttemptKind
+from timemachine.domain.delivery import describe
 from timemachine.domain.errors import MalformedError
 from timemachine.domain.jobs import Job, to_ms
 from timemachine.domain.outcomes import AttemptResult
@@ -93,7 +94,9 @@ class JobFailed(_JobData, frozen=True, kw_only=True):
     """A job that has failed for good."""
 
     kind: Annotated[AttemptKind, Meta(description="How the last attempt ended, or why there was none.")]
-    last_error: Annotated[str, Meta(description="The reason, as GET of the job shows it.")]
+    last_error: Annotated[
+        str, Meta(description="The reason, as GET of the job shows it, but without the text of an answer.")
+    ]
 
 
 class JobDelivered(_JobData, frozen=True, kw_only=True):
@@ -212,5 +215,6 @@ def _data(kind: EventKind, what: bytes) -> EventData:
     status = UNSET if outcome.status is None else outcome.status
     if kind is EventKind.JOB_DELIVERED:
         return JobDelivered(**job, attempts=outcome.number, status=status, delivered_at=outcome.ended_at)
-    reason = outcome.reason or "not delivered"
+    # The text of an answer may repeat the job's meta, or what the receiver keeps secret.
+    reason = describe(outcome.status, b"") if outcome.status is not None else outcome.reason or "not delivered"
     return JobFailed(**job, attempts=end.attempts, status=status, kind=outcome.kind, last_error=reason)
