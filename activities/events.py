@@ -15,6 +15,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.domain.events import WaitingEvent, event_job
+from timemachine.domain.stored_names import EVENTS_COLLECTION
 from timemachine.postgres.event_store import EventStore
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
@@ -74,9 +75,9 @@ class EventSender:
         """Start the job of an event, and return whether there is nothing more to be done for it."""
         if event.route_id is None:
             return True
-        extra = {"event": event.kind, "db": event.db, "id": str(event.id)}
+        extra = {"event": event.kind, "db": event.db, "collection": EVENTS_COLLECTION, "job_id": str(event.id)}
         try:
-            await self._start(event, event.route_id)
+            run_id = await self._start(event, event.route_id)
         except WorkflowAlreadyStartedError:
             return True
         except (UnavailableError, BusyError) as error:
@@ -85,11 +86,11 @@ class EventSender:
         except Exception:
             log.exception("event not sent", extra=extra)
             return False
-        log.info("event sent", extra=extra)
+        log.info("event sent", extra=extra | {"run_id": run_id})
         return True
 
-    async def _start(self, event: WaitingEvent, route_id: str) -> None:
-        """Start the job of an event.
+    async def _start(self, event: WaitingEvent, route_id: str) -> str:
+        """Start the job of an event, and return the id of its run.
 
         Raises:
             WorkflowAlreadyStartedError: Somebody has started it before, and died, or was not told in time.
@@ -97,7 +98,7 @@ class EventSender:
             ValueError, msgspec.ValidationError: The event is one of a later version.
         """
         async with temporal_timeout(ANSWER_TIME):
-            await start_job(
+            return await start_job(
                 self._client,
                 event_job(event, route_id),
                 task_queue=self._task_queue,

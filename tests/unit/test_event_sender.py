@@ -1,6 +1,7 @@
 """Events are sent once each, whatever goes wrong with one of them."""
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -84,6 +85,18 @@ async def test_each_event_is_sent_as_a_job_of_its_own_and_then_forgotten() -> No
     assert {option["task_queue"] for option in temporal.options} == {"here"}
     # Also one that has ended is not started once more.
     assert {option["id_reuse_policy"] for option in temporal.options} == {WorkflowIDReusePolicy.REJECT_DUPLICATE}
+
+
+async def test_the_log_tells_which_job_sends_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, events.log.name)
+    event = an_event()
+
+    await sending(Waiting(event), Temporal()).look()
+
+    (line,) = map(vars, caplog.records)
+    assert (line["message"], line["event"]) == ("event sent", "route.disabled")
+    assert (line["db"], line["collection"], line["job_id"]) == ("arena", "timemachine.events", str(event.id))
+    assert line["run_id"] == f"run of {event.id}"
 
 
 async def test_what_a_worker_started_and_did_not_live_to_forget_is_forgotten() -> None:
