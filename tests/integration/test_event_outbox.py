@@ -1,20 +1,17 @@
 """An event is written with what it tells of, once, and only where its db asks for it. No worker sends any here."""
 
 import asyncio
-import secrets
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 from asyncpg import Pool
 from msgspec.structs import replace
 
-from devstack.postgres import Postgres
 from tests.integration.test_ledger import (
     CLAIMS,
     DUE,
@@ -32,6 +29,7 @@ from tests.integration.test_ledger import (
 from tests.support import ledger_rules as rules
 from tests.support.cases import each_case
 from tests.support.ledger_rules import Row
+from tests.support.own_database import own_database
 from timemachine.domain.errors import NoSuchRouteError, RouteInUseError, UnavailableError
 from timemachine.domain.events import EventKind, EventSettings, JobFacts
 from timemachine.domain.jobs import to_ms
@@ -53,16 +51,11 @@ WRITTEN = {RowState.TAKEN: EventKind.JOB_DELIVERED, RowState.FAILED: EventKind.J
 
 
 @pytest.fixture(scope="module")
-async def own_settings(postgres: Postgres, settings: Settings) -> AsyncIterator[Settings]:
+async def own_settings(settings: Settings) -> AsyncIterator[Settings]:
     """A database of the tests' own, whose events no worker takes."""
-    name = f"events_{secrets.token_hex(4)}"
-    admin = await asyncpg.connect(postgres.dsn)
-    await admin.execute(f"CREATE DATABASE {name}")
-    own = replace(settings, postgres_dsn=f"{postgres.dsn.rpartition('/')[0]}/{name}")
-    await migrate(own)
-    yield own
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    async with own_database(settings) as own:
+        await migrate(own)
+        yield own
 
 
 @pytest.fixture(scope="module")

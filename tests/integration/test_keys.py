@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from devstack.postgres import embedded_postgres
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.keys import bearer, id_of, make_key, revoke_key, rotate_key
+from tests.support.own_database import own_database
 from tests.support.receiver import Receiver
 from tests.support.refusals import (
     AWAY,
@@ -541,15 +541,11 @@ async def test_what_is_no_id_of_a_key_is_the_id_of_none(app: httpx.AsyncClient, 
 
 
 @pytest.fixture
-async def empty(postgres: Any, settings: Settings) -> Settings:
+async def empty(settings: Settings) -> AsyncIterator[Settings]:
     """A database without a key."""
-    name = f"keys_{new_id()[:12]}"
-    admin = await asyncpg.connect(postgres.dsn)
-    await admin.execute(f"CREATE DATABASE {name}")
-    await admin.close()
-    own = replace(settings, auth=Auth.KEYS, postgres_dsn=re.sub(r"/[^/?]+(\?|$)", rf"/{name}\1", postgres.dsn))
-    await migrate(own)
-    return own
+    async with own_database(replace(settings, auth=Auth.KEYS)) as own:
+        await migrate(own)
+        yield own
 
 
 async def test_the_last_admin_key_is_not_revoked_over_http(

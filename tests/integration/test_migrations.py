@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from devstack.postgres import Postgres
+from tests.support.own_database import own_database
 from tests.support.waiting import eventually
 from timemachine.domain.errors import MigrationError, SettingsError, UnavailableError
 from timemachine.postgres.migrate import Migration, Part, migrate, shipped_migrations
@@ -30,13 +31,8 @@ REMOVAL = Migration("0003_removal.sql", "-- after\n-- What the programs before t
 
 @pytest.fixture
 async def empty(postgres: Postgres) -> AsyncIterator[Settings]:
-    name = f"m{uuid.uuid4().hex}"
-    admin = await asyncpg.connect(postgres.dsn)
-    await admin.execute(f"CREATE DATABASE {name}")
-    base, _, _ = postgres.dsn.rpartition("/")
-    yield Settings(postgres_dsn=f"{base}/{name}")
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    async with own_database(Settings(postgres_dsn=postgres.dsn)) as own:
+        yield own
 
 
 async def tables(settings: Settings) -> set[str]:

@@ -18,7 +18,8 @@ from temporalio.client import (
 )
 from temporalio.testing import ActivityEnvironment
 
-from activities.retention import BATCH, Retention
+from activities.retention import BATCH, RemoveBefore, Retention
+from tests.support.own_database import own_database
 from tests.support.service import new_id
 from tests.support.waiting import eventually
 from timemachine.domain.errors import SlowStatementError
@@ -28,7 +29,8 @@ from timemachine.domain.stored_names import CLEAN_ATTEMPTS_SCHEDULE
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.audit_log import AuditLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
-from timemachine.postgres.pool import connection, open_pool
+from timemachine.postgres.migrate import migrate
+from timemachine.postgres.pool import Pool, connection, open_pool
 from timemachine.postgres.route_store import RouteStore
 from timemachine.settings import Settings
 from timemachine.temporal.schedules import ensure_schedules
@@ -201,6 +203,46 @@ async def test_a_wait_for_a_connection_does_not_hide_that_a_batch_is_too_large(
             await removing
 
     await clean(settings)
+
+
+OLD_ROWS = {
+    "attempts": """INSERT INTO attempts
+            (db, collection, job_id, route_id, run_id, message_id, attempt, started_at, duration_ms, kind, answer,
+            worker)
+        SELECT 'db', 'c', 'j', 'hook', 'r', 'm', n, now() - interval '1 year', 1, 'taken', '', 'w'
+        FROM generate_series(1, 20) AS n""",
+    "delivery_ledger": """INSERT INTO delivery_ledger (run_id, state, claim, at, made, created_at)
+        SELECT n, 'taken', gen_random_uuid(), now() - interval '1 year', 1, now() - interval '1 year'
+        FROM generate_series(1, 20) AS n""",
+    "audit": """INSERT INTO audit (at, action, db, target, address)
+        SELECT now() - interval '1 year', 'key.create', 'db', n, '' FROM generate_series(1, 20) AS n""",
+}
+
+
+def removal(table: str, pool: Pool, settings: Settings) -> RemoveBefore:
+    """Return what removes a table's old rows."""
+    match table:
+        case "attempts":
+            return AttemptLog(pool).remove_before
+        case "audit":
+            return AuditLog(pool).remove_before
+        case _:
+            return DeliveryLedger(pool, RouteStore(pool, Vault(settings)), attempt_time=1).remove_before
+
+
+@pytest.mark.parametrize("table", OLD_ROWS)
+async def test_no_more_is_removed_than_was_asked_for(settings: Settings, table: str) -> None:
+    """Also by a statement that was planned while there was nothing."""
+    async with own_database(settings) as own:
+        await migrate(own)
+        async with open_pool(replace(own, postgres_pool_size=1)) as one_session:
+            await one_session.execute(f"VACUUM ANALYZE {table}")
+            remove_before, yesterday = removal(table, one_session, own), datetime.now(UTC) - timedelta(days=1)
+            for _ in range(10):
+                assert await remove_before(yesterday, 5) == 0
+            await one_session.execute(OLD_ROWS[table])
+
+            assert await remove_before(yesterday, 5) == 5
 
 
 async def test_what_somebody_holds_does_not_keep_the_rest(settings: Settings, db: str) -> None:

@@ -10,9 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from tests.support.ledger import read_target
+from tests.support.own_database import own_database
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import BUSY, FORBIDDEN_NAME, NO_SUCH_ROUTE
-from tests.support.service import ROUTE, Service, is_signed, new_id, now_ms, refused
+from tests.support.service import ROUTE, Service, is_signed, now_ms, refused
 from timemachine.domain.errors import NoSuchRouteError, VaultError
 from timemachine.domain.routes import RestRoute
 from timemachine.postgres.migrate import migrate
@@ -315,14 +316,9 @@ async def test_a_wrong_key_is_told_and_changes_nothing(
 @pytest.fixture
 async def empty(settings: Settings) -> AsyncIterator[Settings]:
     """Settings with a database of the test's own, because a key is replaced in all of it."""
-    name = f"rekeyed_{new_id()}"
-    postgres = await asyncpg.connect(settings.postgres_dsn)
-    await postgres.execute(f"CREATE DATABASE {name}")
-    own = replace(settings, postgres_dsn=f"{(settings.postgres_dsn or '').rpartition('/')[0]}/{name}")
-    await migrate(own)
-    yield own
-    await postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await postgres.close()
+    async with own_database(settings) as own:
+        await migrate(own)
+        yield own
 
 
 async def test_a_key_is_replaced_step_by_step(empty: Settings) -> None:

@@ -227,9 +227,8 @@ _SUCCESS = """
 """
 
 _REMOVE_BEFORE = """
-    DELETE FROM attempts WHERE id IN (
-        SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
+    WITH chosen AS (SELECT id FROM attempts WHERE started_at < $1 ORDER BY started_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+    DELETE FROM attempts USING chosen WHERE attempts.id = chosen.id
 """
 
 

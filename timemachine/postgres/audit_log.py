@@ -108,9 +108,8 @@ _PAGE = """
 """
 
 _REMOVE_BEFORE = """
-    DELETE FROM audit WHERE id IN (
-        SELECT id FROM audit WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
-    )
+    WITH chosen AS (SELECT id FROM audit WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)
+    DELETE FROM audit USING chosen WHERE audit.id = chosen.id
 """
 
 

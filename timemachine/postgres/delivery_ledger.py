@@ -505,9 +505,10 @@ _CANCEL_UNDECIDED = f"""
 _CANCEL = _with_event(_CANCEL_UNDECIDED, "$4")
 
 _REMOVE_BEFORE = """
-    DELETE FROM delivery_ledger WHERE run_id IN (
+    WITH chosen AS (
         SELECT run_id FROM delivery_ledger
         WHERE created_at < $1 AND at < $1 AND state IN ('taken', 'failed', 'cancelled')
         ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
     )
+    DELETE FROM delivery_ledger USING chosen WHERE delivery_ledger.run_id = chosen.run_id
 """
