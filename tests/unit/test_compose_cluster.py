@@ -60,7 +60,7 @@ def test_there_are_two_of_ours_each() -> None:
 
 @pytest.mark.parametrize("image", sorted({service["image"] for service in SERVICES.values()}))
 def test_images_are_pinned_to_a_full_version(image: str) -> None:
-    assert re.fullmatch(r"[a-z/-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
+    assert re.fullmatch(r"[a-z/-]+:v?\d+\.\d+(\.\d+)?(-[a-z-]+)?", image)
 
 
 def test_what_needs_another_waits_for_it() -> None:

@@ -17,7 +17,7 @@ SCHEMA = SERVICES["temporal-schema"]["environment"]
 
 def test_opensearch_takes_the_place_of_the_second_postgres() -> None:
     assert SERVICES.keys() == CLUSTER["services"].keys() - {"postgres-visibility"} | {"opensearch"}
-    assert COMPOSE["volumes"].keys() == {"postgres", "opensearch"}
+    assert COMPOSE["volumes"].keys() == CLUSTER["volumes"].keys() - {"postgres-visibility"} | {"opensearch"}
     assert SERVICES["opensearch"]["volumes"] == ["opensearch:/usr/share/opensearch/data"]
 
 
