@@ -36,7 +36,7 @@ _STATE_IN_QUERY = _one_of(ListedState)
 _INTEGER = re.compile(r"-?[0-9]{1,1000}")
 """A number of no more digits than Python reads."""
 
-_AT_FIELD = re.compile(r" - at `\$\.(\w+)(?:\[\.\.\.\])?`\Z")
+_AT_FIELD = re.compile(r" - at `\$\.(\w+)(?:\[(?:\.\.\.|\d+)\])?`\Z")
 
 
 def explain_body(error: Exception, body: bytes) -> str:

@@ -24,7 +24,7 @@ from tests.support.meters import Counted
 from tests.support.monitoring import sdk_metrics
 from tests.support.receiver import Received, Receiver, response, take
 from tests.support.refusals import MALFORMED, NO_SUCH_PATH
-from tests.support.service import Service, refused
+from tests.support.service import ROUTE, Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.redelivery import FailedJobs
 from timemachine.settings import Settings
@@ -114,7 +114,7 @@ async def load(measured: Measured, receiver: Receiver) -> dict[str, str]:
     hidden["waiting"] = await service.create(3600)
     assert refused(await service.api.get(f"/nowhere/{service.db}")) == NO_SUCH_PATH
     assert refused(await service.api.post(service.jobs, content=b"{}")) == MALFORMED
-    hidden["secret"] = (await service.api.get(f"/route/{service.db}/hook/secret")).json()["secrets"][0]["secret"]
+    hidden["secret"] = (await service.secret(ROUTE))["secret"]
     return hidden
 
 
@@ -180,12 +180,28 @@ async def test_jobs_are_counted_by_state(measured: Measured) -> None:
     await measured.scrape(lambda text: jobs(text, "held") >= jobs(before, "held") + 1)
 
 
+async def terminate_in_an_attempt(measured: Measured, receiver: Receiver, client: Client) -> None:
+    """Have Temporal refuse what a worker has to tell of an attempt, as its job is no more."""
+    is_terminated = asyncio.Event()
+
+    async def answer_then(_: Received) -> bytes:
+        await is_terminated.wait()
+        return response(200)
+
+    receiver.answer = answer_then
+    job_id = await measured.service.create(0)
+    await receiver.wait_for(job_id)
+    await client.get_workflow_handle(f"{measured.service.db}/c/{job_id}").terminate()
+    is_terminated.set()
+
+
 async def test_the_sdks_metrics_that_are_listed_are_there(
     measured: Measured, receiver: Receiver, client: Client
 ) -> None:
-    """Each is provoked: a request, an activity and a workflow task that fail by our fault, too."""
+    """Each is provoked: an activity and a workflow task that fail by our fault, and a request, too."""
     service, queue = measured.service, measured.settings.task_queue
     await load(measured, receiver)
+    await terminate_in_an_attempt(measured, receiver, client)
     broken = [
         await client.start_workflow("Redelivery", asked, id=f"broken-{number}-{service.db}", task_queue=queue)
         for number, asked in enumerate([FailedJobs(db="a'b", route_id="c", since=0, until=1), {"no": "such field"}])

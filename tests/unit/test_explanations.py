@@ -63,7 +63,7 @@ def test_choices_and_limits_are_told_in_words() -> None:
     assert reason == "reason: it must be a string of at most 200 characters, without the null character"
 
 
-@pytest.mark.parametrize("place", ["$.on", "$.on[...]"])
+@pytest.mark.parametrize("place", ["$.on", "$.on[...]", "$.on[0]"])
 def test_which_events_there_are_is_told(place: str) -> None:
     reason = explain_body(ValueError(f"Invalid enum value 'x' - at `{place}`"), b'{"on": ["x"]}')
 
