@@ -220,7 +220,8 @@ async def test_of_what_keeps_us_from_temporal_clients_are_told_nothing_and_opera
         del requests["find route"]
         answers = await asyncio.gather(*(timed(request()) for request in requests.values()))
     told = {name: (answer.status_code, answer.json()) for name, answer in zip(requests, answers, strict=True)}
-    assert told == dict.fromkeys(requests, (503, AWAY))
+    ready = AWAY | {"error": "Temporal does not answer; Postgres answers"}
+    assert told == dict.fromkeys(requests, (503, AWAY)) | {"ready": (503, ready)}
     assert any(reason in str(vars(record).get("reason")) for record in caplog.records)
     assert (await fragile.find(job_id))["state"] == "scheduled"
 
