@@ -29,7 +29,7 @@ from api.explanations import explain_body
 from api.jobs import Jobs, job_from_request
 from api.litestar_json import ExactDecoder, WholeRequest, body_type, is_json
 from api.ndjson import read_lines
-from api.parameters import Collection, Db
+from api.parameters import CollectionOfClients, Db
 from api.schemas import BatchOut, BatchResult, BatchStatus, JobIn
 from timemachine.domain.audit import Caller
 from timemachine.domain.errors import (
@@ -417,7 +417,7 @@ class BatchController(Controller):
     async def create(
         self,
         db: Db,
-        collection: Collection,
+        collection: CollectionOfClients,
         request: WholeRequest,
         batches: NamedDependency[Batches],
     ) -> Response[BatchOut]:

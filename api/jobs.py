@@ -34,7 +34,7 @@ from api.job_lists import JobLists
 from api.job_status import JobStatus, read_job_status
 from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
-from api.parameters import Collection, Db, JobIdInPath
+from api.parameters import Collection, CollectionOfClients, Db, JobIdInPath
 from api.schemas import JobChange, JobIn, JobOut, JobsPage, JobState, Ok
 from timemachine import metrics
 from timemachine.domain.audit import Caller
@@ -553,7 +553,7 @@ class JobController(Controller):
     async def create(
         self,
         db: Db,
-        collection: Collection,
+        collection: CollectionOfClients,
         data: JSONBody[JobIn],
         jobs: NamedDependency[Jobs],
         request: AuthenticatedRequest,
@@ -574,7 +574,7 @@ class JobController(Controller):
     async def of_collection(
         self,
         wanted: NamedDependency[JobFilter],
-        collection: Collection,
+        collection: CollectionOfClients,
         job_lists: NamedDependency[JobLists],
         id_prefix: WithPrefix = None,
         limit: Limit = DEFAULT_LIMIT,
