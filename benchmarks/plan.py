@@ -5,6 +5,7 @@ from statistics import median
 
 from benchmarks import capacity, scenarios
 from benchmarks.implementations import Implementation
+from benchmarks.observed import observed
 from benchmarks.results import BATCH, BURST, HALF, NODE_COUNTS, OURS, Measurement, Run, nodes_scenario
 from benchmarks.run import begun
 from benchmarks.scenarios import SLOW_RATE
@@ -79,6 +80,11 @@ class Round:
             run = await begun(self._place, implementation, f"slow receiver, {SLOW_RATE:g} jobs/s", self._n)
             yield await scenarios.slow(run, seconds=self._size.steady_seconds)
 
+    async def observed(self) -> AsyncIterator[Measurement]:
+        """As many jobs as can be delivered, by ours alone, with metrics, with traces, and without."""
+        async for one in observed(self._place, self._n, self._size.observed_seconds):
+            yield one
+
 
 CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
     "creates": Round.creates,
@@ -87,6 +93,7 @@ CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
     "steady": Round.steady,
     "failing": Round.failing,
     "slow": Round.slow,
+    "observed": Round.observed,
 }
 """What is measured in each round, in this order."""
 

@@ -9,7 +9,7 @@ from statistics import median
 
 import msgspec
 
-from benchmarks.results import AMONG, BURST, NODES, RESTART, WAITING, Measurement, Run, Spread, bytes_per_job
+from benchmarks.results import AMONG, BURST, NODES, OBSERVED, RESTART, WAITING, Measurement, Run, Spread, bytes_per_job
 from benchmarks.targets import Target, server_cpu, targets
 from devstack.children import ROOT
 from devstack.postgres import DATABASE
@@ -65,6 +65,7 @@ def report(run: Run) -> str:
         ],
         "A receiver that fails once": [_table(run, "failing receiver", [*_RATES, *_CPU, *_HISTORY])],
         "A slow receiver": [_table(run, "slow receiver", [*_LATENESS, *_CPU])],
+        "Metrics and traces": [_table(run, OBSERVED, [*_RATES, *_LATENESS]), _table(run, OBSERVED, _CPU)],
         "All side by side": _plots(run, throughput="Jobs a second", cpu="CPU of each process per job"),
         "Waiting jobs": [*_plots(run, waiting="Creates a second over waiting jobs"), _waiting(run)],
         "Lists and counts among waiting jobs": [_table(run, WAITING, _LISTS)],

@@ -32,6 +32,11 @@ NODES = "nodes, "
 NODE_COUNTS = ((1, 1), (2, 1), (1, 2), (2, 2))
 """Processes of Temporal's history and of our worker in these; with the first all others are compared."""
 
+OBSERVED = "observed, "
+"""How the names of scenarios begin in which the same is done while somebody looks inside, or nobody does."""
+UNOBSERVED, METRICS, TRACES = "by nobody", "by metrics", "by traces of 10 %"
+"""The rest of these."""
+
 WAITING, AMONG, RESTART = "waiting, ", "among ", "restart of "
 """How the names of scenarios begin that are measured with many waiting jobs: the jobs, a burst, restarts."""
 

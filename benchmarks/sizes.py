@@ -12,6 +12,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[float, ...]
     steady_seconds: float
     sustained_seconds: float
+    observed_seconds: float
     waiting: tuple[int, ...]
     """Levels of waiting jobs, from few to many."""
     batch: int
@@ -31,6 +32,7 @@ FULL = Size(
     rates=(5, 15, 30),
     steady_seconds=8,
     sustained_seconds=8,
+    observed_seconds=20,
     waiting=(1_000, 10_000, 50_000),
     batch=400,
     counts=10,
@@ -45,6 +47,7 @@ QUICK = Size(
     rates=(15,),
     steady_seconds=4,
     sustained_seconds=4,
+    observed_seconds=4,
     waiting=(300, 1_500),
     batch=100,
     counts=2,

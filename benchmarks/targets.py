@@ -11,12 +11,16 @@ from benchmarks.results import (
     BURST,
     EMPTY,
     HALF,
+    METRICS,
     NODE_COUNTS,
+    OBSERVED,
     OURS,
     RAW,
     SAME_RAW,
     SINGLE,
     STRAIGHTFORWARD,
+    TRACES,
+    UNOBSERVED,
     WAITING,
     Measurement,
     Run,
@@ -54,8 +58,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 def targets(run: Run) -> list[Target]:
     """Return all targets with what a run has reached."""
     if run.on_cluster:
-        return [*_cluster(run), *_lateness(run)]
-    return [*_rates(run), *_costs(run), *_lateness(run), *_limits(run)]
+        return [*_cluster(run), *_lateness(run), *_observed(run)]
+    return [*_rates(run), *_costs(run), *_lateness(run), *_observed(run), *_limits(run)]
 
 
 def _cluster(run: Run) -> list[Target]:
@@ -110,6 +114,19 @@ def _nodes(run: Run) -> list[Target]:
             at_most=1.1,
         )
         for nodes in more
+    ]
+
+
+def _observed(run: Run) -> list[Target]:
+    """Return that it costs next to nothing to look inside."""
+    alone = run.of(f"{OBSERVED}{UNOBSERVED}", OURS)
+    return [
+        Target(
+            what=f"observed {way}, jobs a second / {UNOBSERVED}",
+            values=_between(alone, run.of(f"{OBSERVED}{way}", OURS), _per_second),
+            at_least=least,
+        )
+        for way, least in ((METRICS, 0.98), (TRACES, 0.95))
     ]
 
 

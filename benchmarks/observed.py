@@ -1,0 +1,105 @@
+"""What it costs to look inside: the same load with metrics, with traces and with neither, in one stack."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import cast
+
+import httpx
+import msgspec
+
+from benchmarks import scenarios
+from benchmarks.results import METRICS, OBSERVED, TRACES, UNOBSERVED, Measurement
+from benchmarks.run import begun
+from benchmarks.testbed import Testbed
+from devstack.parts import Part
+from devstack.ports import LOOPBACK, free_port
+
+SCRAPED_EVERY = 5.0
+"""Seconds. Prometheus' own default is a minute."""
+
+_METRICS_ADDRESS = "TIMEMACHINE_METRICS_ADDRESS"
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_TAKEN = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n"
+
+
+async def observed(place: Testbed, n: int, seconds: float) -> AsyncIterator[Measurement]:
+    """Have as many jobs delivered as can be, each way, in another order in each round."""
+    ways = (UNOBSERVED, METRICS, TRACES)
+    async with _collecting() as collector:
+        for way in (*ways[n % len(ways) :], *ways[: n % len(ways)]):
+            async with _looked_into(place, way, collector):
+                run = await begun(place, place.ours, f"{OBSERVED}{way}", n)
+                yield await scenarios.sustained(run, seconds=seconds)
+
+
+@asynccontextmanager
+async def _looked_into(place: Testbed, way: str, collector: str) -> AsyncIterator[None]:
+    """Run API and worker so that they export what they are to, and have somebody take it."""
+    parts = [*place.processes("api"), *place.processes("worker")]
+    addresses = [f"{LOOPBACK}:{free_port()}" for _ in parts] if way == METRICS else []
+    with _told(parts, [{_METRICS_ADDRESS: address} for address in addresses] or [_traces(way, collector)] * len(parts)):
+        for part in parts:
+            await part.restart()
+        scraping = asyncio.create_task(_scrape(addresses))
+        yield
+        scraping.cancel()
+    for part in parts:
+        await part.restart()
+
+
+def _traces(way: str, collector: str) -> dict[str, str]:
+    if way != TRACES:
+        return {}
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.1",
+    }
+
+
+@contextmanager
+def _told(parts: list[Part], more: list[Mapping[str, str]]) -> Iterator[None]:
+    """Have programs started with more in their environment, and not with what the stack has for metrics."""
+    before = [part.program for part in parts]
+    for part, variables in zip(parts, more, strict=True):
+        kept = {name: value for name, value in part.program.env.items() if name != _METRICS_ADDRESS}
+        part.program = msgspec.structs.replace(part.program, env=kept | dict(variables))
+    yield
+    for part, program in zip(parts, before, strict=True):
+        part.program = program
+
+
+async def _scrape(addresses: list[str]) -> None:
+    async with httpx.AsyncClient() as http:
+        while True:
+            for address in addresses:
+                (await http.get(f"http://{address}/metrics")).raise_for_status()
+            await asyncio.sleep(SCRAPED_EVERY)
+
+
+@asynccontextmanager
+async def _collecting() -> AsyncIterator[str]:
+    """Return where traces are taken, and forgotten."""
+    server = await asyncio.get_running_loop().create_server(_Collector, LOOPBACK, 0)
+    try:
+        yield f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+class _Collector(asyncio.Protocol):
+    """Answers each export as a collector does. A program sends them one after the other."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._read = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        head, end, body = self._read.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head)
+        if end and length and len(body) >= int(length[1]):
+            self._read = b""
+            self._transport.write(_TAKEN)
