@@ -19,6 +19,9 @@ from devstack.ports import LOOPBACK, free_port
 SCRAPED_EVERY = 5.0
 """Seconds. Prometheus' own default is a minute."""
 
+_WARM_UP = 1.0
+"""Seconds, for programs that have just begun."""
+
 _METRICS_ADDRESS = "TIMEMACHINE_METRICS_ADDRESS"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TAKEN = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n"
@@ -30,8 +33,9 @@ async def observed(place: Testbed, n: int, seconds: float) -> AsyncIterator[Meas
     async with _collecting() as collector:
         for way in (*ways[n % len(ways) :], *ways[: n % len(ways)]):
             async with _looked_into(place, way, collector):
-                run = await begun(place, place.ours, f"{OBSERVED}{way}", n)
-                yield await scenarios.sustained(run, seconds=seconds)
+                scenario = f"{OBSERVED}{way}"
+                await scenarios.sustained(await begun(place, place.ours, scenario, n), seconds=_WARM_UP)
+                yield await scenarios.sustained(await begun(place, place.ours, scenario, n), seconds=seconds)
 
 
 @asynccontextmanager
