@@ -180,10 +180,10 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
             create_worker(client, pool, webhooks, settings, in_progress, bulk),
             create_bulk_worker(client, bulk, settings),
         ]
-        readiness = Readiness(client, pool, settings, stop)
+        readiness = Readiness(client, pool, settings)
         async with serving_health(settings.health_address, readiness.check), _watching(client, pool, settings):
             log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
-            await work(workers, in_progress, stop, grace=settings.shutdown_grace)
+            await work(workers, in_progress, stop, ending=readiness.stop, grace=settings.shutdown_grace)
 
 
 @asynccontextmanager
@@ -237,10 +237,13 @@ def _start_counters(settings: Settings) -> None:
     metrics.WRITE_FAILURES.start(("attempts", "delivery_ledger", "routes"))
 
 
-async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, grace: float) -> None:
+async def work(
+    workers: Sequence[Worker], in_progress: InProgress, stop: asyncio.Event, *, ending: asyncio.Event, grace: float
+) -> None:
     """Run the workers until `stop` is set or one of them ends, then let the attempts in flight finish.
 
     Args:
+        ending: Is set as soon as no more work is taken, for whatever reason.
         grace: Seconds that they get.
 
     Raises:
@@ -253,6 +256,7 @@ async def work(workers: Sequence[Worker], in_progress: InProgress, stop: asyncio
         await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
+        ending.set()
         log.info("stopping", extra={"grace_seconds": grace})
         until = asyncio.get_running_loop().time() + grace
         stops = [

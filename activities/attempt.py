@@ -201,7 +201,8 @@ class Attempts:
                     end=None,
                 )
             except UnavailableError as error:
-                metrics.WRITE_FAILURES.add("delivery_ledger")
+                if end.counts:  # of what was not made, nothing is known that could be lost
+                    metrics.WRITE_FAILURES.add("delivery_ledger")
                 if tries == 0:
                     log.warning("end of an attempt not written yet", extra={"reason": str(error), "run_id": run_id})
                 tries += 1

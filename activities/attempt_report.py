@@ -71,8 +71,8 @@ def request_report(delivery: Delivery, begun: Begun, request: WebhookRequest) ->
         report = _taken_report(job, result, request.started_at, begun.number, row)
     else:
         report = failed_report(request.reason, job, begun, result, row)
-    is_failing = begun.target is not None and begun.target.failing
-    return replace(report, route_news=route_news(result, is_failing=is_failing))
+    since = begun.target.failing_since if begun.target else None
+    return replace(report, route_news=route_news(result, is_failing=since is not None), failing_since=since)
 
 
 def _taken_report(

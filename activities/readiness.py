@@ -14,12 +14,13 @@ from timemachine.temporal.registered_attributes import check_search_attributes
 class Readiness:
     """Knows what API and worker cannot do without."""
 
-    def __init__(self, client: Client, pool: Pool, settings: Settings, stop: asyncio.Event | None = None) -> None:
-        """Take the clients of Temporal and Postgres, and what is set once the program is to stop."""
+    def __init__(self, client: Client, pool: Pool, settings: Settings) -> None:
+        """Take the clients of Temporal and Postgres."""
         self._client = client
         self._pool = pool
         self._limit = settings.request_timeout
-        self.stop = stop or asyncio.Event()
+        self.stop = asyncio.Event()
+        """To be set once the program is about to stop."""
 
     async def check(self) -> None:
         """Ask Temporal and Postgres whether they answer, and have what requests and jobs need.

@@ -574,7 +574,7 @@ class JobController(Controller):
     async def of_collection(
         self,
         wanted: NamedDependency[JobFilter],
-        collection: CollectionOfClients,
+        collection: Collection,
         job_lists: NamedDependency[JobLists],
         id_prefix: WithPrefix = None,
         limit: Limit = DEFAULT_LIMIT,
@@ -621,7 +621,7 @@ class JobController(Controller):
     async def change(
         self,
         db: Db,
-        collection: Collection,
+        collection: CollectionOfClients,
         job_id: JobIdInPath,
         data: JSONBody[JobChange],
         jobs: NamedDependency[Jobs],

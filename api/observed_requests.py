@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from http import HTTPStatus
 
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -56,6 +57,11 @@ class ObservedRequests:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except OSError:  # the client went away
+            raise
+        except Exception:
+            status = str(HTTPStatus.INTERNAL_SERVER_ERROR.value) if status == NONE else status  # as the server answers
+            raise
         finally:
             known_method, route = method if method in METHODS else metrics.OTHER, state.get(_ROUTE, NONE)
             metrics.HTTP_REQUESTS.add(known_method, route, status)

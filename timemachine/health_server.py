@@ -60,10 +60,11 @@ async def _serve(check_ready: CheckReady, reader: asyncio.StreamReader, writer: 
 
 
 async def _status(head: bytes, check_ready: CheckReady) -> HTTPStatus:
-    match head.split(b" ", 2)[:2]:
-        case [b"GET", b"/livez"]:
+    method, _, target = head.partition(b" ")
+    match method, target.partition(b" ")[0].partition(b"?")[0]:
+        case b"GET", b"/livez":
             return HTTPStatus.OK
-        case [b"GET", b"/readyz"]:
+        case b"GET", b"/readyz":
             try:
                 await check_ready()
             except UnavailableError:

@@ -1,6 +1,7 @@
 """Spans by OpenTelemetry. Imported only once traces are asked for: its libraries are the optional extra `otel`."""
 
 import logging
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from timemachine.domain.routes import HIDDEN
 from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
+
+_PATH = re.compile(r"(url: |POST )\S+")
+"""Of a request, as urllib3 tells it."""
 
 
 class OpenTelemetrySpan(Span):
@@ -85,6 +89,8 @@ def exporting_tracer(service: str) -> Tracer:
         ValueError: They are wrong.
     """
     logging.getLogger("opentelemetry.util.re").addFilter(_hide_header)
+    for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_hide_path)
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -95,6 +101,12 @@ def exporting_tracer(service: str) -> Tracer:
 def _hide_header(record: logging.LogRecord) -> bool:
     """Let the warning about a malformed header pass, without the header: its value is often a secret."""
     record.args = (HIDDEN,) * len(record.args or ())
+    return True
+
+
+def _hide_path(record: logging.LogRecord) -> bool:
+    """Let a line about the collector pass without the path that was asked for: with some, a token stands in it."""
+    record.msg, record.args = _PATH.sub(rf"\1{HIDDEN}", record.getMessage()), ()
     return True
 
 

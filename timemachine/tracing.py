@@ -144,7 +144,7 @@ def check(env: Mapping[str, str]) -> None:
     """Refuse what the extra cannot do.
 
     Raises:
-        ValueError: Another exporter than `otlp`, or another protocol than `http/protobuf`.
+        ValueError: Another exporter than `otlp`, another protocol than `http/protobuf`, or an endpoint that is no URL.
     """
     exporter = env.get(EXPORTER, "").strip() or "otlp"
     if exporter != "otlp":
@@ -152,3 +152,6 @@ def check(env: Mapping[str, str]) -> None:
     name, protocol = next(((name, env[name]) for name in PROTOCOLS if env.get(name)), ("", "http/protobuf"))
     if protocol != "http/protobuf":
         raise ValueError(f"{name}: it must be `http/protobuf`")
+    for name in ENDPOINTS:
+        if env.get(name) and not env[name].startswith(("http://", "https://")):
+            raise ValueError(f"{name}: it must begin with `http://` or `https://`")

@@ -30,6 +30,7 @@ from tests.support import ledger_rules as rules
 from tests.support.cases import each_case
 from tests.support.ledger_rules import Row
 from tests.support.own_database import own_database
+from tests.support.waiting import eventually
 from timemachine.domain.errors import NoSuchRouteError, RouteInUseError, UnavailableError
 from timemachine.domain.events import EventKind, EventSettings, JobFacts
 from timemachine.domain.jobs import to_ms
@@ -41,12 +42,13 @@ from timemachine.postgres.delivery_ledger import AttemptReport, Begun, RouteClos
 from timemachine.postgres.event_store import EventStore
 from timemachine.postgres.migrate import migrate
 from timemachine.postgres.pool import open_pool
-from timemachine.postgres.route_store import RouteStore
+from timemachine.postgres.route_store import RouteStore, write_news
 from timemachine.settings import Settings
 from timemachine.vault import Vault
 
 ALL = EventSettings(route_id="ops", kinds=tuple(EventKind))
 LEASE = timedelta(seconds=30)
+WAITING_FOR_A_ROW = "SELECT true FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' LIMIT 1"
 WRITTEN = {RowState.TAKEN: EventKind.JOB_DELIVERED, RowState.FAILED: EventKind.JOB_FAILED}
 
 
@@ -124,6 +126,11 @@ class RunOfJob(Run):
             outcome = msgspec.to_builtins(ENDS[after.end or ""])
             job = msgspec.to_builtins(self.job)
             assert found[0][1] == {"job": job, "attempts": after.attempts_made, "outcome": outcome}
+
+
+@pytest.fixture
+def own_claim() -> str:
+    return str(uuid.uuid4())
 
 
 @pytest.fixture
@@ -240,12 +247,24 @@ async def test_nothing_is_told_that_was_not_asked_for(
     assert await written(run.pool, run.id) == []
 
 
-async def gone(run: RunOfJob, news: RouteNews = RouteNews.GONE, how: str = "final") -> LedgerRow | None:
-    """Write the end of an attempt with what it means for its route."""
+async def gone(run: RunOfJob, claim: str = MINE) -> LedgerRow | None:
+    """Write the end of an attempt whose receiver is gone."""
+    return await _end_with_news(run, claim, "final", RouteNews.GONE, None)
+
+
+async def taken(run: RunOfJob, since: datetime | None, claim: str = MINE) -> LedgerRow | None:
+    """Write the end of an attempt that was taken, and began when the route had failed since then."""
+    return await _end_with_news(run, claim, "taken", RouteNews.RECOVERED, since)
+
+
+async def _end_with_news(
+    run: RunOfJob, claim: str, how: str, news: RouteNews, since: datetime | None
+) -> LedgerRow | None:
+    logged = logged_of(run, ENDS[how])
     end = AttemptReport(
-        counts=True, attempts=NUMBER, outcome=ENDS[how], logged=logged_of(run, ENDS[how]), route_news=news
+        counts=True, attempts=NUMBER, outcome=ENDS[how], logged=logged, route_news=news, failing_since=since
     )
-    return await run.ledger.end(run.id, uuid.UUID(MINE), end, job=run.job)
+    return await run.ledger.end(run.id, uuid.UUID(claim), end, job=run.job)
 
 
 DISABLED = {"route": "hook", "reason": "the receiver answered 410 Gone"}
@@ -317,7 +336,7 @@ async def test_the_first_success_after_failures_is_told_once(run: RunOfJob, stor
 
     for _ in range(2):
         await run.begin()
-        await asyncio.gather(*(gone(run, RouteNews.RECOVERED, "taken") for _ in range(5)))
+        await asyncio.gather(*(taken(run, since) for _ in range(5)))
         run.id = uuid.uuid4().hex
 
     assert await failing_since(run.pool, run.db) is None
@@ -333,12 +352,57 @@ async def test_a_disabled_route_recovers_by_a_resume_and_not_by_what_was_in_flig
     await run.begin()
     await gone(run)
     run.id = uuid.uuid4().hex
-    await gone(run, RouteNews.RECOVERED, "taken")
+    await taken(run, since)
     assert [kind for kind, _ in await about_route(run.pool, run.db)] == ["route.disabled"]
 
     await asyncio.gather(*(store.set_state(run.db, "hook", RouteState.ACTIVE) for _ in range(5)))
 
     assert (await about_route(run.pool, run.db))[1:] == [recovered(run.db, "resume", since)]
+
+
+async def test_an_end_that_is_repeated_disables_no_route_that_was_resumed(
+    run: RunOfJob, store: RouteStore, own_claim: str
+) -> None:
+    """The answer to the first one was lost."""
+    await run.begin(own_claim)
+    await gone(run, own_claim)
+    await store.set_state(run.db, "hook", RouteState.ACTIVE)
+
+    await gone(run, own_claim)
+
+    assert (await store.find(run.db, "hook")).status.state is RouteState.ACTIVE
+    assert [kind for kind, _ in await about_route(run.pool, run.db)] == ["route.disabled", "route.recovered"]
+
+
+async def test_an_attempt_that_began_before_the_failures_does_not_end_them(run: RunOfJob, store: RouteStore) -> None:
+    """Nor does an end that is repeated."""
+    await fail(store, run.db)
+    since = await failing_since(run.pool, run.db)
+    await run.begin()
+    await taken(run, since)
+    await fail(store, run.db)
+
+    await taken(run, since)
+    run.id = uuid.uuid4().hex
+    await run.begin()
+    await taken(run, since)
+
+    assert await failing_since(run.pool, run.db)
+    assert len(await about_route(run.pool, run.db)) == 1
+
+
+async def test_a_resume_that_races_with_what_disables_the_route_tells_that_it_recovered(
+    run: RunOfJob, store: RouteStore
+) -> None:
+    await store.set_state(run.db, "hook", RouteState.PAUSED)
+    async with run.pool.acquire() as postgres, postgres.transaction():
+        await write_news(postgres, run.db, "hook", RouteNews.GONE, failing_since=None)
+        resuming = asyncio.create_task(store.set_state(run.db, "hook", RouteState.ACTIVE))
+        await eventually(lambda: run.pool.fetchval(WAITING_FOR_A_ROW), bool)
+    await resuming
+
+    assert (await store.find(run.db, "hook")).status.state is RouteState.ACTIVE
+    assert [kind for kind, _ in await about_route(run.pool, run.db)] == ["route.disabled", "route.recovered"]
 
 
 async def test_a_disabled_route_that_is_paused_recovers_when_it_is_resumed(run: RunOfJob, store: RouteStore) -> None:
@@ -370,7 +434,7 @@ async def test_nothing_is_told_of_the_route_that_events_go_to(
     await fail(store, run.db)
     run.id = uuid.uuid4().hex
     await run.begin()
-    await gone(run, RouteNews.RECOVERED, "taken")
+    await taken(run, await failing_since(run.pool, run.db))
 
     assert await failing_since(run.pool, run.db) is None
     assert await run.pool.fetchval("SELECT count(*) FROM events WHERE db = $1", run.db) == 0
@@ -434,15 +498,34 @@ async def test_an_event_goes_where_events_go_when_it_is_sent(
     (event,) = [event for event in await events.claim(1000, lease=LEASE) if event.db == run.db]
     assert event.route_id == "other"
 
-    await events.remove(run.db)
-    await run.pool.execute("UPDATE events SET send_at = clock_timestamp() WHERE db = $1", run.db)
 
-    (event,) = [event for event in await events.claim(1000, lease=LEASE) if event.db == run.db]
-    assert event.route_id is None
+async def test_what_waits_and_is_not_asked_for_any_more_is_not_sent(run: RunOfJob, events: EventStore) -> None:
+    await fail_jobs(run, 1)
+    await events.remove(run.db)
+    await events.replace(run.db, ALL)
+    assert await ours(events, run.db) == []
+
+    await fail_jobs(run, 1)
+    await events.replace(run.db, replace(ALL, kinds=(EventKind.ROUTE_DISABLED,)))
+    await events.replace(run.db, ALL)
+    assert await ours(events, run.db) == []
+
+
+async def test_what_waits_is_not_sent_to_the_route_that_it_is_about(run: RunOfJob, events: EventStore) -> None:
+    await run.begin()
+    await gone(run)
+    await events.replace(run.db, replace(ALL, route_id="hook"))
+
+    found = [event for event in await events.claim(1000, lease=LEASE) if event.db == run.db]
+
+    assert sorted((event.kind, event.route_id) for event in found) == [("job.failed", None), ("route.disabled", None)]
 
 
 async def test_what_is_asked_for_is_kept_as_it_was_given(store: RouteStore, events: EventStore, db: str) -> None:
     assert await events.find(db) == ALL
+    for kinds in (ALL.kinds, ALL.kinds[::-1]):
+        await events.replace(db, replace(ALL, kinds=kinds))
+        assert await events.find(db) == replace(ALL, kinds=kinds)
     asked = EventSettings(route_id="hook", kinds=(EventKind.ROUTE_DISABLED,))
     await events.replace(db, asked)
     assert await events.find(db) == asked

@@ -34,8 +34,8 @@ class Program:
 
     def __init__(self, service: Service, workers: list[Worker], in_progress: InProgress, grace: float) -> None:
         self.service, self.workers = service, workers
-        self.stop = asyncio.Event()
-        self.end = asyncio.create_task(work(workers, in_progress, self.stop, grace=grace))
+        self.stop, self.ending = asyncio.Event(), asyncio.Event()
+        self.end = asyncio.create_task(work(workers, in_progress, self.stop, ending=self.ending, grace=grace))
 
     def break_down(self, number: int) -> None:
         """Let one of the workers find out that it cannot go on, as the SDK itself tells it to."""
@@ -99,6 +99,7 @@ async def test_attempts_in_flight_end_before_the_worker_does(
     program.break_down(broken)
     done, _ = await asyncio.wait([program.end], timeout=1)
     assert not done
+    assert program.ending.is_set()  # it is not ready any more
     answered.set()
 
     with pytest.raises(RuntimeError):

@@ -69,7 +69,6 @@ async def attempt(
         route=RestRoute(id="hook", webhook_url=url),
         headers={"authorization": "a-secret", "traceparent": "of the route's own"},
         secrets=(b"a-secret",),
-        failing=False,
     )
     calls = WebhookCalls(cast("Any", None), cast("Any", receiver), service_settings())
     begun = Begun(number=number, target=target, at=datetime.now(UTC))

@@ -42,6 +42,7 @@ async def serving(check: health_server.CheckReady = ready) -> AsyncIterator[str]
         ("/readyz", not_ready, 503, {"status": "service unavailable"}),
         ("/readyz", broken, 503, {"status": "service unavailable"}),
         ("/metrics", ready, 404, {"status": "not found"}),
+        ("/livez?verbose", ready, 200, {"status": "ok"}),
         ("/livez/x", ready, 404, {"status": "not found"}),
     ],
 )

@@ -150,6 +150,17 @@ async def test_labels_are_few_whatever_is_asked(
     assert counted.total("timemachine_http_requests_total", **expected) == 1
 
 
+async def test_a_request_that_the_application_breaks_at_is_counted_as_an_error(counted: Counted) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await ask(broken)
+
+    labels = {"method": "GET", "route": "none", "status": "500"}
+    assert counted.total("timemachine_http_requests_total", **labels) == 1
+
+
 async def test_a_request_that_is_not_answered_is_counted_too(counted: Counted) -> None:
     with pytest.raises(ConnectionError):
         await ask(Framework(status=None))

@@ -14,6 +14,7 @@ from devstack.ports import LOOPBACK, free_port
 from tests.support.collector import Collector
 from tests.support.spans import SPAN_ID, TRACE_ID, TRACEPARENT, Spans, told
 from timemachine import VERSION, tracing
+from timemachine.domain.routes import HIDDEN
 from timemachine.tracing import Tracer
 
 OFF = """
@@ -78,6 +79,7 @@ def test_which_variables_ask_for_traces(env: dict[str, str], wanted: bool) -> No
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
         ({"OTEL_TRACES_EXPORTER": "otlp,console"}, "OTEL_TRACES_EXPORTER: "),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: "),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must begin with"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
     ],
 )
@@ -100,6 +102,23 @@ def test_a_malformed_header_is_warned_of_and_not_shown(
     start({"OTEL_TRACES_EXPORTER": "otlp"} | headers, monkeypatch)
 
     assert "Header format invalid" in caplog.text
+    assert "a-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_token_in_the_collectors_address_is_not_shown(
+    is_there: bool, collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when it cannot be reached nor in the lines of `debug`."""
+    monkeypatch.setattr(tracing, "FLUSH_TIME", 0.3)
+    caplog.set_level(logging.DEBUG)
+    url = collector.url if is_there else f"http://{LOOPBACK}:{free_port()}"
+    start({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{url}/a-secret/v1/traces?api-key=a-secret"}, monkeypatch)
+    make_span()
+
+    tracing.stop()
+
+    assert any(HIDDEN in record.getMessage() for record in caplog.records)
     assert "a-secret" not in caplog.text
 
 

@@ -90,6 +90,8 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the log of attempts keeps of it."""
     route_news: RouteNews | None = None
     """What it means for the route of `logged`."""
+    failing_since: datetime | None = None
+    """When the failures began that it may end: those that were there when it began, and no later ones."""
 
 
 class DeliveryLedger:
@@ -208,8 +210,16 @@ class DeliveryLedger:
             if end.logged and end.route_news:
                 # Who dies in between would leave a route as it is that nobody else may ever look at.
                 async with postgres.transaction():
+                    is_repeated = await postgres.fetchval(_IS_LOGGED, run_id, claim)
                     row = await _end(postgres, run_id, claim, end, job)
-                    await write_news(postgres, end.logged.db, end.logged.route_id, end.route_news)
+                    if not is_repeated:  # the answer to the first one was lost, and somebody may have resumed the route
+                        await write_news(
+                            postgres,
+                            end.logged.db,
+                            end.logged.route_id,
+                            end.route_news,
+                            failing_since=end.failing_since,
+                        )
             else:
                 row = await _end(postgres, run_id, claim, end, job)
         if row is None:
@@ -503,6 +513,8 @@ _CANCEL_UNDECIDED = f"""
 """  # noqa: S608 - constants
 
 _CANCEL = _with_event(_CANCEL_UNDECIDED, "$4")
+
+_IS_LOGGED = "SELECT true FROM attempts WHERE run_id = $1 AND claim = $2"
 
 _REMOVE_BEFORE = """
     WITH chosen AS (

@@ -33,10 +33,13 @@ class EventStore:
         if row is None:
             return None
         # Without those of a later version, which a db may ask for that has gone back to this one.
-        return EventSettings(route_id=row["route_id"], kinds=tuple(kind for kind in EventKind if kind in row["kinds"]))
+        known = {kind.value for kind in EventKind}
+        return EventSettings(
+            route_id=row["route_id"], kinds=tuple(EventKind(kind) for kind in row["kinds"] if kind in known)
+        )
 
     async def replace(self, db: str, settings: EventSettings, *, by: Caller | None = None) -> None:
-        """Set which events a db asks for. What happens from then on is sent.
+        """Set which events a db asks for. What happens from then on is sent, and of what waits only those kinds.
 
         Raises:
             NoSuchRouteError: The route does not exist.
@@ -44,6 +47,9 @@ class EventStore:
         try:
             async with connection(self._pool) as postgres, postgres.transaction():
                 await postgres.execute(_REPLACE, db, settings.route_id, list(settings.kinds))
+                # Only of kinds that this version knows: a later one's are what somebody has asked for there.
+                unwanted = [kind for kind in EventKind if kind not in settings.kinds]
+                await postgres.execute("DELETE FROM events WHERE db = $1 AND kind = ANY ($2)", db, unwanted)
                 if by is not None:
                     await write_audit(postgres, by, AuditAction.EVENTS_CHANGED, db, settings.route_id)
         except ForeignKeyViolationError as error:
@@ -53,6 +59,7 @@ class EventStore:
         """Have a db ask for no events, if it does. Those that are not sent yet are not sent any more."""
         async with connection(self._pool) as postgres, postgres.transaction():
             route_id = await postgres.fetchval("DELETE FROM event_routes WHERE db = $1 RETURNING route_id", db)
+            await postgres.execute("DELETE FROM events WHERE db = $1", db)
             if route_id is not None and by is not None:
                 await write_audit(postgres, by, AuditAction.EVENTS_DELETED, db, route_id)
 
@@ -119,5 +126,8 @@ _CLAIM = """
         UPDATE events SET send_at = clock_timestamp() + $2::interval FROM chosen WHERE events.id = chosen.id
         RETURNING events.id, db, kind, what, at
     )
-    SELECT claimed.*, wanted.route_id FROM claimed LEFT JOIN event_routes AS wanted USING (db) ORDER BY at
+    SELECT claimed.*, wanted.route_id FROM claimed LEFT JOIN event_routes AS wanted
+        ON wanted.db = claimed.db
+        AND wanted.route_id IS DISTINCT FROM coalesce(claimed.what -> 'job' ->> 'route', claimed.what ->> 'route')
+    ORDER BY at
 """

@@ -68,8 +68,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     headers: Headers
     secrets: tuple[bytes, ...]
     """The valid ones, the newest first. Each signs."""
-    failing: bool
-    """Whether attempts have failed since the last success."""
+    failing_since: datetime | None = None
+    """When attempts began to fail; None if the last one did not."""
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +135,7 @@ class RouteStore:
             # A route from before there were secrets is given its first one.
             secrets=tuple(self._vault.open(sealed) for sealed in row["secrets"])
             or tuple(secret.value for secret in await self.secrets(db, route_id)),
-            failing=row["failing"],
+            failing_since=row["failing_since"],
         )
 
     async def add(self, db: str, route: Route, headers: Headers, *, by: Caller | None = None) -> None:
@@ -353,13 +353,19 @@ class RouteStore:
         return msgspec.json.decode(self._vault.open(sealed), type=Headers) if sealed else {}
 
 
-async def write_news(postgres: PoolConnectionProxy, db: str, route_id: str, news: RouteNews) -> None:
-    """Write what the answer to an attempt means for its route, within the transaction of the attempt's end."""
+async def write_news(
+    postgres: PoolConnectionProxy, db: str, route_id: str, news: RouteNews, *, failing_since: datetime | None
+) -> None:
+    """Write what the answer to an attempt means for its route, within the transaction of the attempt's end.
+
+    Args:
+        failing_since: When the failures began that it may end. Later ones are none of these.
+    """
     match news:
         case RouteNews.GONE:
             await postgres.execute(_DISABLE_GONE, db, route_id, "the receiver answered 410 Gone")
         case RouteNews.RECOVERED:
-            await postgres.execute(_RECOVER, db, route_id)
+            await postgres.execute(_RECOVER, db, route_id, failing_since)
 
 
 # xmax is 0 in a row that this statement inserted.
@@ -375,7 +381,7 @@ _ADD = """
 """
 
 _TARGET_COLUMNS = """
-    route, state, state_since, state_reason, sealed_headers, failing_since IS NOT NULL AS failing, ARRAY(
+    route, state, state_since, state_reason, sealed_headers, failing_since, ARRAY(
         SELECT sealed FROM route_secrets AS secret
         WHERE secret.db = routes.db AND secret.route_id = routes.id
             AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -480,7 +486,7 @@ def _recovery_event(by: RecoveredBy) -> str:
 _RECOVER = f"""
     WITH failing AS (
         SELECT db, id, failing_since FROM routes
-        WHERE db = $1 AND id = $2 AND failing_since IS NOT NULL AND state <> 'disabled' FOR NO KEY UPDATE
+        WHERE db = $1 AND id = $2 AND failing_since = $3 AND state <> 'disabled' FOR NO KEY UPDATE
     ),
     recovered AS (
         UPDATE routes SET failing_since = NULL FROM failing
@@ -491,9 +497,12 @@ _RECOVER = f"""
 """  # noqa: S608 - constants
 
 _WRITE_RECOVERY_BY_RESUME = f"""
-    WITH recovered AS (
-        SELECT db, id, coalesce(failing_since, state_since) AS since FROM routes
-        WHERE db = $1 AND id = $2 AND (state = 'disabled' OR failing_since IS NOT NULL) FOR NO KEY UPDATE
+    WITH locked AS ( -- whatever its state: a failure that is being written is waited for
+        SELECT db, id, state, state_since, failing_since FROM routes WHERE db = $1 AND id = $2 FOR NO KEY UPDATE
+    ),
+    recovered AS (
+        SELECT db, id, coalesce(failing_since, state_since) AS since FROM locked
+        WHERE state = 'disabled' OR failing_since IS NOT NULL
     )
     {_recovery_event(RecoveredBy.RESUME)}
 """  # noqa: S608 - constants
