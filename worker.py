@@ -92,6 +92,8 @@ def create_worker(
     settings: Settings,
     in_progress: InProgress | None = None,
     bulk: BulkActivities = (),
+    *,
+    ending: asyncio.Event | None = None,
 ) -> Worker:
     """Return a worker for all of our workflows and for deliveries, with its slots sized by the settings.
 
@@ -102,6 +104,7 @@ def create_worker(
         pool, webhooks: The connections to Postgres and to receivers that the activities need.
         in_progress: Where attempts are kept that go on when no activity waits for them.
         bulk: Activities that may still wait on this queue, from before bulk work had one of its own.
+        ending: Is set once the worker is broken, before it waits for its attempts.
     """
     routes, attempt_log = RouteStore(pool, Vault(settings)), AttemptLog(pool)
     ledger = DeliveryLedger(pool, routes, attempt_time=settings.delivery_timeout)
@@ -138,11 +141,14 @@ def create_worker(
         max_cached_workflows=settings.max_cached_workflows,
         graceful_shutdown_timeout=timedelta(seconds=settings.shutdown_grace),
         max_heartbeat_throttle_interval=HEARTBEATS,
+        on_fatal_error=_setting(ending),
     )
 
 
-def create_bulk_worker(client: Client, bulk: BulkActivities, settings: Settings) -> Worker:
-    """Return a worker for bulk activities alone, which so hold no slot of a delivery."""
+def create_bulk_worker(
+    client: Client, bulk: BulkActivities, settings: Settings, *, ending: asyncio.Event | None = None
+) -> Worker:
+    """Return a worker for bulk activities alone, which so hold no slot of a delivery. `ending` is as for the other."""
     return Worker(
         client,
         task_queue=bulk_task_queue(settings.task_queue),
@@ -150,7 +156,16 @@ def create_bulk_worker(client: Client, bulk: BulkActivities, settings: Settings)
         max_concurrent_activities=BULK_SLOTS,
         graceful_shutdown_timeout=timedelta(seconds=settings.shutdown_grace),
         max_heartbeat_throttle_interval=HEARTBEATS,
+        on_fatal_error=_setting(ending),
     )
+
+
+def _setting(ending: asyncio.Event | None) -> Callable[[BaseException], Awaitable[None]] | None:
+    async def end(_: BaseException) -> None:
+        if ending:
+            ending.set()
+
+    return end if ending else None
 
 
 async def run(settings: Settings, stop: asyncio.Event) -> None:
@@ -175,12 +190,12 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         if client is None:
             return
         in_progress = InProgress(settings.max_deliveries)
+        readiness = Readiness(client, pool, settings)
         bulk = bulk_activities(client, pool, settings)
         workers = [
-            create_worker(client, pool, webhooks, settings, in_progress, bulk),
-            create_bulk_worker(client, bulk, settings),
+            create_worker(client, pool, webhooks, settings, in_progress, bulk, ending=readiness.stop),
+            create_bulk_worker(client, bulk, settings, ending=readiness.stop),
         ]
-        readiness = Readiness(client, pool, settings)
         async with serving_health(settings.health_address, readiness.check), _watching(client, pool, settings):
             log.info("working", extra={"task_queue": settings.task_queue, "namespace": client.namespace})
             await work(workers, in_progress, stop, ending=readiness.stop, grace=settings.shutdown_grace)
@@ -243,7 +258,7 @@ async def work(
     """Run the workers until `stop` is set or one of them ends, then let the attempts in flight finish.
 
     Args:
-        ending: Is set as soon as no more work is taken, for whatever reason.
+        ending: Is set as soon as no more work is taken, for whatever reason. One of the workers that breaks sets it.
         grace: Seconds that they get.
 
     Raises:
@@ -251,11 +266,12 @@ async def work(
         RuntimeError: One did not end. Attempts in flight have finished then, too.
     """
     running = [asyncio.create_task(worker.run()) for worker in workers]
-    stopping = asyncio.create_task(stop.wait())
+    stopping = [asyncio.create_task(event.wait()) for event in (stop, ending)]
     try:
-        await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*running, *stopping], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopping.cancel()
+        for waiting in stopping:
+            waiting.cancel()
         ending.set()
         log.info("stopping", extra={"grace_seconds": grace})
         until = asyncio.get_running_loop().time() + grace

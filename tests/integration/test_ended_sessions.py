@@ -23,6 +23,7 @@ from timemachine.postgres.pool import connection, open_pool
 from timemachine.settings import Settings
 
 AWAY = {"error": "Postgres does not answer", "code": "E015"}
+NOT_READY = {"error": "Temporal answers; Postgres does not answer", "code": "E015"}
 ROUTE = {"id": "r", "type": "REST", "webhook_url": "example.org"}
 
 
@@ -121,9 +122,9 @@ async def test_none_of_the_words_of_postgres_is_shown(
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
 
     async with serving(create_app(settings)) as api:
-        for path in ("/route/d/r", "/readyz"):
+        for path, error in (("/route/d/r", AWAY), ("/readyz", NOT_READY)):
             answer = await api.get(path)
-            assert (answer.status_code, answer.json()) == (503, AWAY)
+            assert (answer.status_code, answer.json()) == (503, error)
 
     reasons = [vars(record).get("reason", "") for record in caplog.records if record.name == "timemachine.outages"]
     assert any(role in reason or database(own) in reason for reason in reasons)
@@ -159,7 +160,9 @@ async def test_an_api_without_its_tables_is_not_ready(
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
 
     async with serving(create_app(settings)) as api:
-        for path in ("/readyz", "/route/d/r", "/route/d/r/attempts", "/job/d/c/j/attempts"):
+        ready = await api.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, NOT_READY)
+        for path in ("/route/d/r", "/route/d/r/attempts", "/job/d/c/j/attempts"):
             answer = await api.get(path)
             assert (answer.status_code, answer.json()) == (503, AWAY), path
 

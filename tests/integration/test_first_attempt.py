@@ -384,7 +384,7 @@ AFTER_THE_ANSWER = [
     (RouteStore, "in_flight_slot", slot_that_cannot_be_given_back),
     (webhook_call, "without", unforeseen),
     (attempt_report, "_log_entry", unforeseen),
-    (attempt_report, "_record_lateness", unforeseen),
+    (attempt_report, "_count", unforeseen),
 ]
 
 

@@ -459,7 +459,7 @@ async def test_a_job_that_is_created_anew_twice_at_once_is_delivered_once(
         ("list_search_attributes", RPCStatusCode.UNIMPLEMENTED, 200),
         ("list_search_attributes", RPCStatusCode.RESOURCE_EXHAUSTED, 200),
         ("describe_namespace", RPCStatusCode.PERMISSION_DENIED, 200),
-        ("describe_namespace", RPCStatusCode.RESOURCE_EXHAUSTED, 503),
+        ("describe_namespace", RPCStatusCode.RESOURCE_EXHAUSTED, 200),
         ("describe_workflow_execution", RPCStatusCode.PERMISSION_DENIED, 503),
         ("describe_workflow_execution", RPCStatusCode.UNIMPLEMENTED, 503),
     ],

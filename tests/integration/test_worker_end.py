@@ -32,9 +32,11 @@ from worker import bulk_activities, create_bulk_worker, create_worker, run, work
 class Program:
     """What `worker.py` runs, with an API, and how it is broken."""
 
-    def __init__(self, service: Service, workers: list[Worker], in_progress: InProgress, grace: float) -> None:
+    def __init__(
+        self, service: Service, workers: list[Worker], in_progress: InProgress, ending: asyncio.Event, grace: float
+    ) -> None:
         self.service, self.workers = service, workers
-        self.stop, self.ending = asyncio.Event(), asyncio.Event()
+        self.stop, self.ending = asyncio.Event(), ending
         self.end = asyncio.create_task(work(workers, in_progress, self.stop, ending=self.ending, grace=grace))
 
     def break_down(self, number: int) -> None:
@@ -65,13 +67,13 @@ async def program(
         )
         service = Service(await opened.enter_async_context(serving(create_app(own))), db)
         await service.add_route(receiver.url)
-        in_progress = InProgress(9)
+        in_progress, ending = InProgress(9), asyncio.Event()
         bulk = bulk_activities(client, pool, own)
         workers = [
-            create_worker(client, pool, webhooks, own, in_progress, bulk),
-            create_bulk_worker(client, bulk, own),
+            create_worker(client, pool, webhooks, own, in_progress, bulk, ending=ending),
+            create_bulk_worker(client, bulk, own, ending=ending),
         ]
-        program = Program(service, workers, in_progress, grace)
+        program = Program(service, workers, in_progress, ending, grace)
         yield program
         program.stop.set()
         await asyncio.wait([program.end], timeout=60)
