@@ -458,5 +458,6 @@ async def test_an_event_of_a_later_version_keeps_no_other(
 
         (event,) = await wait_for_events(receiver, 1)
         assert event["data"]["id"] == job_id
-        assert await pool.fetchval("SELECT count(*) FROM events WHERE db = $1", service.db) == 1
+        left = "SELECT count(*) FROM events WHERE db = $1"
+        await eventually(lambda: pool.fetchval(left, service.db), lambda count: count == 1)
         await pool.execute("DELETE FROM events WHERE db = $1", service.db)
