@@ -56,35 +56,36 @@ async def get(app: httpx.AsyncClient, path: str, key: str) -> Any:
 
 
 async def test_keys_from_the_first_to_the_last(
-    program: Program, settings: Settings, temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+    program: Program, settings: Settings, temporal: Temporal, db: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    dbs = [db, f"{db}-2"]
     async with serving(create_app(replace(settings, auth=Auth.KEYS))) as app:
         admin = await program.done("create", "--role", "admin", "--name", "first key")
         assert parse_key(admin)
         of_a_db = await program.done(
-            *("create", "--role", "read", "--name", "n", "--db", "arena", "--db", "shop"),
+            *("create", "--role", "read", "--name", "n", "--db", dbs[0], "--db", dbs[1]),
             *("--expires-in", "90d", "--requests-per-second", "50"),
         )
         shown = (await get(app, "/key?limit=1", admin))["keys"][0]
-        assert (shown["id"], shown["dbs"], shown["requests_per_second"]) == (id_of(of_a_db), ["arena", "shop"], 50)
+        assert (shown["id"], shown["dbs"], shown["requests_per_second"]) == (id_of(of_a_db), dbs, 50)
         assert "created_by" not in shown
         assert shown["expires_at"] - shown["created_at"] == pytest.approx(90 * 86_400_000, abs=60_000)
-        assert await get(app, "/failed/arena", of_a_db) == {"failed": []}
+        assert await get(app, f"/failed/{db}", of_a_db) == {"failed": []}
 
         rotated = await program.done("rotate", "--overlap", "0", id_of(of_a_db))
         assert id_of(rotated) == id_of(of_a_db)
-        assert await get(app, "/failed/arena", rotated) == {"failed": []}
+        assert await get(app, f"/failed/{db}", rotated) == {"failed": []}
 
         listed = {line.split("\t")[0]: line for line in (await program.done("list")).splitlines()}
         assert "first key\tadmin\tall" in listed[id_of(admin)]
-        assert "\tarena,shop\t" in listed[id_of(of_a_db)]
+        assert f"\t{','.join(dbs)}\t" in listed[id_of(of_a_db)]
         assert "\tvalid until 20" in listed[id_of(of_a_db)]
         assert not [line for line in listed.values() if "tm_" in line]
 
         assert id_of(of_a_db) in await program.done("revoke", id_of(of_a_db))
         assert "\trevoked 20" in await program.done("list")
-        audit = (await get(app, "/audit/shop?limit=200", admin))["entries"]
+        audit = (await get(app, f"/audit/{dbs[1]}?limit=200", admin))["entries"]
         assert [(entry["action"], entry["address"]) for entry in audit if entry["target"] == id_of(of_a_db)] == [
             ("key.revoke", "command line"),
             ("key.rotate", "command line"),
