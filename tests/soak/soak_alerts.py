@@ -34,6 +34,8 @@ QUIET_FOR = 30.0
 """Seconds in which nothing may fire of a service that is well."""
 LIMIT = 120.0
 """Seconds within which what should fire does, and within which all is quiet again."""
+LATE_JOBS_KNOWN = 25.0
+"""Seconds after which a count tells whether jobs of a fault are overdue, which they are from 20 s on."""
 
 RATE = 5.0
 """Jobs a second."""
@@ -117,6 +119,14 @@ class Watched:
         else:
             yield
 
+    async def is_quiet(self, *, since: float) -> bool:
+        """Return whether nothing fires, nor will for jobs that a fault before this time has made late."""
+        if await self.firing():
+            return False
+        known_at = since + LATE_JOBS_KNOWN
+        counted = f"timemachine_jobs_overdue == 0 and timemachine_counted_timestamp_seconds > {known_at}"
+        return bool(await self.prometheus.query(counted))
+
     async def firing(self) -> set[str]:
         return {name.removeprefix("Timemachine") for name in await self.prometheus.firing()}
 
@@ -186,14 +196,19 @@ async def seen_to_fire(under: Watched, until: Callable[[Mapping[str, float]], bo
 
 
 async def quiet_again(under: Watched) -> tuple[dict[str, float], float | None]:
-    """Return what fires until nothing does, and after how many seconds that was; None where something never ends."""
-    began, seen = time.monotonic(), dict[str, float]()
+    """Return what fires until nothing does, and after how many seconds that was; None where something never ends.
+
+    It is known only once jobs have been counted that a fault has left behind.
+    """
+    began, seen, quiet_after = time.monotonic(), dict[str, float](), None
+    since = time.time()
     while (passed := time.monotonic() - began) < LIMIT:
+        if await under.is_quiet(since=since):
+            return seen, quiet_after or 0
         firing = await under.firing()
-        if not firing:
-            return seen, passed
         for name in firing:
             seen.setdefault(name, passed)
+        quiet_after = None if firing else quiet_after or passed
         await asyncio.sleep(0.5)
     return seen, None
 
