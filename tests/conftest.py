@@ -66,14 +66,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run what measures memory in a process of its own, where threads of Temporal's SDK may run beside it.
+    """Run what measures a whole process in one of its own, beside tests that leave something in this one.
 
-    Python 3.11 may crash when such a thread enters it while `tracemalloc` is being started or stopped.
+    A job of theirs that is tried again is counted, too. And where a thread of Temporal's SDK enters Python 3.11 while
+    `tracemalloc` is being started or stopped, it may crash.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ or not pyfuncitem.get_closest_marker("traces_memory"):
+    if "PYTEST_XDIST_WORKER" not in os.environ or not pyfuncitem.get_closest_marker("own_process"):
         return None
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid)
+    servers = ("--cluster",) if pyfuncitem.config.getoption("--cluster") else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *servers, pyfuncitem.nodeid)
     ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stdout.decode()
     return True

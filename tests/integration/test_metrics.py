@@ -140,6 +140,7 @@ async def test_no_label_tells_what_clients_send(measured: Measured, receiver: Re
     assert [what for what, secret in hidden.items() if secret in ours] == []
 
 
+@pytest.mark.own_process
 async def test_a_small_load_is_counted(measured: Measured, receiver: Receiver, client: Client) -> None:
     before = await measured.scrape()
     await load(measured, receiver)
@@ -221,6 +222,7 @@ async def test_the_sdks_metrics_that_are_listed_are_there(
     assert value(text, "temporal_worker_task_slots_available", f'task_queue="{queue}"', 'worker_type="ActivityWorker"')
 
 
+@pytest.mark.own_process
 async def test_lateness_is_that_of_first_attempts_in_seconds(measured: Measured, receiver: Receiver) -> None:
     async def second_time(received: Received) -> bytes:
         await asyncio.sleep(0.3)  # how long a receiver takes is no lateness of ours
@@ -236,6 +238,7 @@ async def test_lateness_is_that_of_first_attempts_in_seconds(measured: Measured,
     assert re.search(rf'^{LATENESS}_bucket{{.*le="3600"', text, re.MULTILINE)
 
 
+@pytest.mark.own_process
 async def test_the_lateness_of_a_redelivered_job_is_not_counted(measured: Measured, receiver: Receiver) -> None:
     """It is due since its first run, which may be weeks ago."""
     service = measured.service
@@ -253,6 +256,7 @@ async def test_the_lateness_of_a_redelivered_job_is_not_counted(measured: Measur
     assert value(text, f"{LATENESS}_count") == 2
 
 
+@pytest.mark.own_process
 async def test_a_run_is_counted_once_by_what_decides_it(another: AnotherWorker, service: Service) -> None:
     """However often a statement is repeated, as one is whose answer was lost, and whatever comes after it."""
     ledger, due = another.ledger, datetime.now(UTC)
@@ -279,6 +283,7 @@ async def test_a_run_is_counted_once_by_what_decides_it(another: AnotherWorker, 
     assert counted.total("timemachine_jobs_ended_total", outcome="failed") == 2
 
 
+@pytest.mark.own_process
 async def test_an_attempt_that_is_tried_again_ends_no_job(another: AnotherWorker, service: Service) -> None:
     counted, run_id = Counted(), uuid.uuid4().hex
 

@@ -133,7 +133,7 @@ class Whole(WholeRequest):
 
 
 @pytest.mark.parametrize("job", [b"1", b"[]", b"{}", b'""', b" 1\n"])
-@pytest.mark.traces_memory
+@pytest.mark.own_process
 async def test_of_an_array_that_is_far_too_long_few_jobs_are_made(job: bytes) -> None:
     count = (MAX_ARRAY_BYTES - 2) // (len(job) + 1)
     request = Whole(b"[" + (job + b",") * (count - 1) + job + b"]")

@@ -56,7 +56,7 @@ async def test_a_line_that_is_cut_is_not_there() -> None:
         await anext(reading)
 
 
-@pytest.mark.traces_memory
+@pytest.mark.own_process
 async def test_of_a_line_that_is_too_long_nothing_is_kept() -> None:
     async def long() -> AsyncIterator[bytes]:
         for _ in range(10_000):
@@ -92,7 +92,7 @@ async def test_any_number_of_blank_lines_costs_no_more_than_a_few(blank: bytes) 
     assert await calls_for(10_000) < await calls_for(10) + 1000
 
 
-@pytest.mark.traces_memory
+@pytest.mark.own_process
 async def test_of_blank_lines_nothing_is_kept() -> None:
     async def blanks() -> AsyncIterator[bytes]:
         for _ in range(1000):
