@@ -29,6 +29,11 @@ def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) 
     return {name: round((after[name] - before[name]) * 1000 / max(jobs, 1), 3) for name in after}
 
 
+def per_second(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """Return the CPU milliseconds per second between two readings."""
+    return {name: round((after[name] - before[name]) * 1000 / seconds, 3) for name in after}
+
+
 def _trees(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [part for process in processes for part in (process, *process.children(recursive=True))]
 

@@ -140,8 +140,10 @@ async def _nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
             run.versions.update(await place.versions())
             warming = await begun(place, place.ours, scenario, n)
             await scenarios.burst(warming, count=size.nodes_burst // 6)
+            resting = await begun(place, place.ours, scenario, n)
+            idle_ms = await scenarios.idle(resting, seconds=size.idle_seconds)
             measuring = await begun(place, place.ours, scenario, n)
-            measured = await scenarios.burst(measuring, count=size.nodes_burst)
+            measured = await scenarios.burst_beyond_idle(measuring, count=size.nodes_burst, idle_ms=idle_ms)
         yield measured
 
 

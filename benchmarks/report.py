@@ -10,7 +10,7 @@ from statistics import median
 import msgspec
 
 from benchmarks.results import AMONG, BURST, NODES, OBSERVED, RESTART, WAITING, Measurement, Run, Spread, bytes_per_job
-from benchmarks.targets import Target, server_cpu, targets
+from benchmarks.targets import Target, server_cpu, server_cpu_beyond_idle, targets
 from devstack.children import ROOT
 from devstack.postgres import DATABASE
 from devstack.temporal_cluster import DATABASES
@@ -286,6 +286,8 @@ _BY_NODES = [
     *_RATES,
     *_cpu("temporal", "postgres", "api", "worker"),
     Column("temporal and postgres, CPU ms", server_cpu),
+    Column("of it beyond idle", server_cpu_beyond_idle),
+    Column("idle, CPU ms per second", note_of("idle_ms_per_second")),
     Column("all, CPU ms", lambda one: sum(services_cpu(one.cpu_ms_per_job).values())),
 ]
 _ANSWERED = {

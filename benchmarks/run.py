@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.implementations import Implementation, new_id
 from benchmarks.load import due_in
-from benchmarks.meter import Meter, per_job
+from benchmarks.meter import Meter, per_job, per_second
 from benchmarks.results import Measurement, spread
 from benchmarks.testbed import Testbed
 
@@ -59,6 +59,15 @@ class ScenarioRun:
     def cpu_per_job(self, jobs: int) -> dict[str, float]:
         """Return the CPU milliseconds per job of each process since the beginning."""
         return per_job(self._cpu, self._meter.cpu_seconds(), jobs)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been going on."""
+        return time.time() - self._began
+
+    def cpu_per_second(self) -> dict[str, float]:
+        """Return the CPU milliseconds per second of each process since the beginning."""
+        return per_second(self._cpu, self._meter.cpu_seconds(), self.seconds)
 
     def resident(self) -> dict[str, int]:
         """Return the bytes of memory that each process holds now."""

@@ -23,6 +23,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """Jobs of the burst at each level of waiting jobs, on a cluster."""
     nodes_burst: int
     """Jobs of the burst with each number of nodes."""
+    idle_seconds: float
+    """How long each number of nodes is watched without a job."""
     overload_seconds: float
 
 
@@ -38,6 +40,7 @@ FULL = Size(
     counts=10,
     burst_among=1_000,
     nodes_burst=600,
+    idle_seconds=20,
     overload_seconds=120,
 )
 ON_CLUSTER = msgspec.structs.replace(FULL, bursts=(600, 2_000), waiting=(10_000, 100_000))
@@ -53,5 +56,6 @@ QUICK = Size(
     counts=2,
     burst_among=120,
     nodes_burst=120,
+    idle_seconds=3,
     overload_seconds=3,
 )

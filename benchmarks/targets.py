@@ -105,12 +105,12 @@ def _cluster(run: Run) -> list[Target]:
 
 
 def _nodes(run: Run) -> list[Target]:
-    """Return that no number of nodes makes a job cost more."""
+    """Return that no number of nodes makes a job cost more. What processes use without a job is no job's cost."""
     one_of_each, *more = [nodes_scenario(*counts) for counts in NODE_COUNTS]
     return [
         Target(
-            what=f"{nodes}, CPU of Temporal and database per job / {shorter(one_of_each)}",
-            values=_between(run.of(one_of_each, OURS), run.of(nodes, OURS), server_cpu),
+            what=f"{nodes}, CPU of Temporal and database per job beyond idle / {shorter(one_of_each)}",
+            values=_between(run.of(one_of_each, OURS), run.of(nodes, OURS), server_cpu_beyond_idle),
             at_most=1.1,
         )
         for nodes in more
@@ -241,6 +241,12 @@ def _closed(one: Measurement) -> float | None:
 def server_cpu(one: Measurement) -> float:
     """Return the CPU milliseconds per job of Temporal and of the database."""
     return _cpu("temporal", one) + _cpu("postgres", one)
+
+
+def server_cpu_beyond_idle(one: Measurement) -> float | None:
+    """Return the same without what they use when there is no job, where that was measured."""
+    idle = one.notes.get("idle_ms_per_job")
+    return None if idle is None else server_cpu(one) - idle
 
 
 def _cpu(process: str, one: Measurement) -> float:

@@ -39,9 +39,11 @@ def table(name: str, rows: int, indexes: int, database: str = "temporal") -> Tab
     return TableSize(database=database, table=name, rows=rows, indexes=indexes)
 
 
-def by_nodes(histories: int, workers: int, server: float, database: float, n: int = 0) -> Measurement:
-    """A measurement whose CPU of a job is that of the server and the database."""
-    found = one(nodes_scenario(histories, workers), OURS, 50, n=n)
+def by_nodes(histories: int, workers: int, server: float, database: float, n: int = 0, idle: float = 0) -> Measurement:
+    """A measurement whose CPU of a job is that of the server and the database, of which some was used for no job."""
+    found = one(
+        nodes_scenario(histories, workers), OURS, 50, n=n, idle_ms_per_second=60 * histories, idle_ms_per_job=idle
+    )
     return msgspec.structs.replace(
         found, cpu_ms_per_job={"temporal": server, "postgres": database, "api": 2.0, "worker": 7.0, "load": 100.0}
     )
@@ -70,7 +72,7 @@ def run() -> Run:
         one("among 100 waiting jobs, a burst of 50", OURS, 40, late=(5, 700), waiting=100),
         one("restart of Temporal, 100 waiting jobs", OURS, 0.1, stopped_seconds=4, accepted_seconds=9.5, waiting=100),
         one("waiting, 900 jobs", OURS, 110, waiting=900),
-        *(by_nodes(histories, workers, 20 * histories, 10) for histories, workers in NODE_COUNTS),
+        *(by_nodes(histories, workers, 20 * histories, 10, idle=histories) for histories, workers in NODE_COUNTS),
     )
     return msgspec.structs.replace(found, on_cluster=True)
 
@@ -206,7 +208,7 @@ def test_only_what_was_measured_and_drawn_is_linked(run: Run) -> None:
 def test_the_report_has_the_cost_of_a_job_by_nodes(run: Run) -> None:
     rows = section(run, "Cost of a job by nodes")
 
-    assert "| nodes, 1 x history and 1 x worker | timemachine | 50 | 20 | 10 | 2 | 7 | 30 | 39 |" in rows
+    assert "| nodes, 1 x history and 1 x worker | timemachine | 50 | 20 | 10 | 2 | 7 | 30 | 29 | 60 | 39 |" in rows
     assert rows.count("nodes, ") == len(NODE_COUNTS)
 
 
@@ -218,7 +220,7 @@ def test_no_number_of_nodes_may_make_a_job_dearer_for_server_and_database(run: R
     reached = {each.what.partition(",")[2].partition(",")[0].strip(): each for each in node_targets(run)}
 
     assert [each.reached for each in reached.values()] == [False, True, False]
-    assert reached["2 x history and 1 x worker"].middle == pytest.approx(50 / 30)
+    assert reached["2 x history and 1 x worker"].middle == pytest.approx(48 / 29)
 
 
 def test_the_target_of_nodes_is_the_median_over_rounds() -> None:
