@@ -165,9 +165,8 @@ async def test_a_small_load_is_counted(measured: Measured, receiver: Receiver, c
     assert value(text, "timemachine_write_failures_total") == 0
 
 
+@pytest.mark.own_process
 async def test_jobs_are_counted_by_state(measured: Measured) -> None:
-    """All that there are: other tests have left some, but end none meanwhile."""
-
     def jobs(text: str, state: str) -> float:
         return value(text, "timemachine_jobs", f'state="{state}"')
 

@@ -55,8 +55,8 @@ async def test_what_was_counted_is_read_with_its_time(pool: Pool) -> None:
     assert abs(read[1] - datetime.now(UTC)) < timedelta(minutes=1)
 
 
+@pytest.mark.own_process
 async def test_routes_are_counted_by_state(pool: Pool, settings: Settings, db: str) -> None:
-    """Those of all dbs: other tests have left some."""
     store = RouteStore(pool, Vault(settings))
     before = await store.count_by_state()
 
@@ -82,6 +82,7 @@ async def test_what_a_worker_that_counts_no_routes_has_written_is_read(pool: Poo
     assert read[0].routes == {}
 
 
+@pytest.mark.own_process
 async def test_keys_that_expire_soon_are_counted_until_they_do(pool: Pool, settings: Settings) -> None:
     store, now = KeyStore(pool), datetime.now(UTC)
     before = await store.count_expiring(timedelta(days=7))
