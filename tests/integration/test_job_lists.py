@@ -12,7 +12,8 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 
 from api import job_lists
 from api.job_lists import JobLists
-from tests.support.receiver import Receiver
+from tests.support.holds import hold
+from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import MALFORMED
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
 from tests.support.waiting import eventually
@@ -58,6 +59,10 @@ async def listed(service: Service, expected: list[str], **query: Any) -> None:
 
 async def known(service: Service, count: int, **query: Any) -> None:
     await eventually(lambda: ids(service, **query, limit=200), lambda found: len(found) >= count)
+
+
+async def so_many(service: Service, count: int, **query: Any) -> None:
+    await eventually(lambda: ids(service, **query), lambda found: len(found) == count)
 
 
 async def test_the_next_due_comes_first_then_what_ended_last(service: Service) -> None:
@@ -358,6 +363,33 @@ async def test_jobs_are_counted_by_state_and_by_when_they_are_due(service: Servi
 async def scheduled(service: Service, **query: Any) -> int:
     counts = await read(service, **({"path": f"/count/{service.db}"} | query))
     return int(counts["states"]["scheduled"])
+
+
+async def refuse(_: Received) -> bytes:
+    return response(500)
+
+
+async def test_a_state_is_counted_as_it_is_listed(service: Service, receiver: Receiver, client: Client) -> None:
+    """Also beside jobs of every other state, of which some are open, too."""
+    receiver.answer = refuse
+    due = await service.create(0, retry={"waits": [3600]})
+    await receiver.wait_for(due)
+    failed = await service.create(0, retry={"maximum_attempts": 1})
+    await service.wait_for_state(failed, "failed")
+    await hold(service, client, 2)
+    for _ in range(3):
+        await service.create(60)
+    assert (await service.cancel(await service.create(60))).status_code == 200
+    counts = {"scheduled": 3, "due": 1, "held": 2, "delivered": 0, "failed": 1, "cancelled": 1}
+    for state, count in counts.items():
+        await so_many(service, count, state=state)
+
+    path = f"/count/{service.db}"
+    assert (await read(service, path=path))["states"] == counts
+    for state, count in counts.items():
+        found = await read(service, path=path, state=state)
+        assert found["states"] == dict.fromkeys(counts, 0) | {state: count}
+        assert found["due_within"]["5m"] == (3 if state == "scheduled" else 0)
 
 
 async def test_jobs_of_names_that_differ_in_case_are_counted_apart(alone: Alone) -> None:

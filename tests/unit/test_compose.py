@@ -239,6 +239,7 @@ def test_temporal_is_configured_as_in_make_run() -> None:
     assert differ == {
         "frontend.namespaceRPS.visibility",
         "history.timerProcessorMaxPollInterval",
+        "history.acquireShardInterval",
         "history.timerProcessorSchedulerWorkerCount",
         "history.transferProcessorSchedulerWorkerCount",
         "history.visibilityProcessorSchedulerWorkerCount",

@@ -161,8 +161,8 @@ def test_the_other_queries() -> None:
     assert status_counts_query(arena) == f"{a_job}TimemachineRoute = 'arena/r' GROUP BY ExecutionStatus"
     assert status_counts_query(JobFilter(db="arena", due_to=1)) == (
         f"{a_job}WorkflowId STARTS_WITH 'arena/' AND ((NOT WorkflowId < 'arena/' AND NOT WorkflowId >= 'arena0') "
-        "OR TimemachineDb = 'arena') AND TimemachineTriggerTime < '1970-01-01T00:00:00.001+00:00' "
-        "GROUP BY ExecutionStatus"
+        "OR TimemachineDb = 'arena' OR TimemachineDb IS NULL) "
+        "AND TimemachineTriggerTime < '1970-01-01T00:00:00.001+00:00' GROUP BY ExecutionStatus"
     )
     assert held_jobs_query("arena", "r", due_at=None) == (
         f"{an_open}TimemachineRoute = 'arena/r' AND TimemachineHeld = true AND {RUNNING}"

@@ -179,16 +179,11 @@ async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCou
     Raises:
         RPCError: Temporal does not answer.
     """
-    by_status, (held, due), soon = await asyncio.gather(
-        _count_by_status(client, wanted),
-        asyncio.gather(*(_count(client, wanted, state, now) for state in (ListedState.HELD, ListedState.DUE))),
+    states, soon = await asyncio.gather(
+        _count_by_state(client, wanted, now),
         asyncio.gather(*(_count_due_within(client, wanted, within, now) for within in DUE_WITHIN)),
     )
-    states = _by_state(by_status, held=held, due=due)
-    return JobCounts(
-        states={state: count if wanted.state in (None, state) else 0 for state, count in states.items()},
-        due_within=dict(zip(DUE_WITHIN, soon, strict=True)),
-    )
+    return JobCounts(states=states, due_within=dict(zip(DUE_WITHIN, soon, strict=True)))
 
 
 async def count_open_jobs(client: Client, now: datetime) -> dict[ListedState, int]:
@@ -217,9 +212,18 @@ def _by_state(by_status: dict[str, int], *, held: int, due: int) -> dict[ListedS
     return counted
 
 
+async def _count_by_state(client: Client, wanted: JobFilter, now: datetime) -> dict[ListedState, int]:
+    if wanted.state is not None:
+        return dict.fromkeys(ListedState, 0) | {wanted.state: await _count(client, wanted, wanted.state, now)}
+    by_status, held, due = await asyncio.gather(
+        _count_by_status(client, wanted),
+        _count(client, wanted, ListedState.HELD, now),
+        _count(client, wanted, ListedState.DUE, now),
+    )
+    return _by_state(by_status, held=held, due=due)
+
+
 async def _count(client: Client, wanted: JobFilter, state: ListedState, now: datetime) -> int:
-    if wanted.state not in (None, state):
-        return 0
     return (await client.count_workflows(job_query(replace(wanted, state=state), now))).count
 
 
@@ -231,6 +235,6 @@ async def _count_by_status(client: Client, wanted: JobFilter) -> dict[str, int]:
 async def _count_due_within(client: Client, wanted: JobFilter, within: timedelta, now: datetime) -> int:
     """Return how many of the jobs that are not due yet will be within a time."""
     until = to_ms(now + within) if wanted.due_to is None else min(to_ms(now + within), wanted.due_to)
-    if until <= (wanted.due_from or 0):
+    if until <= (wanted.due_from or 0) or wanted.state not in (None, ListedState.SCHEDULED):
         return 0
     return await _count(client, replace(wanted, due_to=until), ListedState.SCHEDULED, now)

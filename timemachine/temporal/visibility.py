@@ -220,11 +220,12 @@ def _has_id_in(attribute: str, group: str) -> str:
     """Return the same as `_is_in`, told by workflow ids, for which no row's attributes are parsed.
 
     SQLite's `STARTS_WITH` does not tell `a` from `A`, but its comparisons do: what is not between the first and the
-    last id that can begin so has the attribute asked. `NOT` keeps it from the index of ids, which is slower here.
+    last id that can begin so has the attribute asked, as have most where PostgreSQL compares by a language's rules.
+    `NOT` keeps SQLite from the index of ids, which is slower here.
     """
     first, after_last = _text(f"{group}/"), _text(f"{group}{chr(ord('/') + 1)}")
-    exactly = f"(NOT WorkflowId < {first} AND NOT WorkflowId >= {after_last}) OR {attribute} = {_text(group)}"
-    return f"WorkflowId STARTS_WITH {first} AND ({exactly})"
+    in_range = f"(NOT WorkflowId < {first} AND NOT WorkflowId >= {after_last})"
+    return f"WorkflowId STARTS_WITH {first} AND ({in_range} OR {attribute} = {_text(group)} OR {attribute} IS NULL)"
 
 
 def _due_window(wanted: JobFilter, now: int) -> tuple[int | None, int | None]:
