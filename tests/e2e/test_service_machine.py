@@ -330,9 +330,16 @@ async def answer(received: Received) -> bytes:
     return response(500 if received.path.endswith("/refusing") else 200)
 
 
-@pytest.mark.timeout(600 + 2 * STEPS * SEEDS)
-async def test_everything_is_as_the_model_says(stack: Stack, receiver: Receiver) -> None:
+@pytest.mark.timeout(600 + 2 * STEPS)
+@pytest.mark.parametrize("number", [pytest.param(number, id=f"seed-{number}") for number in range(SEEDS)])
+async def test_everything_is_as_the_model_says(stack: Stack, receiver: Receiver, number: int) -> None:
     receiver.answer = answer
+
+    @seed(number)
+    class Seeded(Machine):
+        def __init__(self) -> None:
+            super().__init__(stack.api_url, receiver)
+
     loop_settings = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,
@@ -341,11 +348,4 @@ async def test_everything_is_as_the_model_says(stack: Stack, receiver: Receiver)
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    for number in range(SEEDS):
-
-        @seed(number)
-        class Seeded(Machine):
-            def __init__(self) -> None:
-                super().__init__(stack.api_url, receiver)
-
-        await asyncio.to_thread(run_state_machine_as_test, Seeded, settings=loop_settings)
+    await asyncio.to_thread(run_state_machine_as_test, Seeded, settings=loop_settings)
