@@ -15,6 +15,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.domain.events import WaitingEvent, event_job
+from timemachine.domain.jobs import log_fields_of, workflow_id
 from timemachine.domain.stored_names import EVENTS_COLLECTION
 from timemachine.postgres.event_store import EventStore
 from timemachine.settings import Settings
@@ -75,7 +76,7 @@ class EventSender:
         """Start the job of an event, and return whether there is nothing more to be done for it."""
         if event.route_id is None:
             return True
-        extra = {"event": event.kind, "db": event.db, "collection": EVENTS_COLLECTION, "job_id": str(event.id)}
+        extra = log_fields_of(workflow_id(event.db, EVENTS_COLLECTION, str(event.id))) | {"event": event.kind}
         try:
             run_id = await self._start(event, event.route_id)
         except WorkflowAlreadyStartedError:

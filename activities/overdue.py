@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from temporalio.client import Client, WorkflowExecution
@@ -22,7 +21,7 @@ from timemachine.domain.errors import UnavailableError
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.search_attributes import IS_HELD, TRIGGER_TIME
-from timemachine.temporal.visibility import overdue_jobs_query, release_moment
+from timemachine.temporal.visibility import all_due_jobs_query, release_moment
 
 LOOK_EVERY = 15.0
 """Seconds between two looks, give or take a third, so that workers that were started together look apart. The first one
@@ -91,12 +90,16 @@ class OverdueJobs:
 
         Raises:
             RPCError, UnavailableError: Temporal or Postgres does not answer.
+            TimeoutError: None was found, but not all that are due could be looked at.
         """
         found = 0
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(COUNT_TIME):
                 async for _ in self._overdue(_should_be_out):
                     found += 1
+        except TimeoutError:
+            if not found:
+                raise
         return found
 
     async def _overdue(self, is_meant: Callable[[WorkflowExecution], bool]) -> AsyncIterator[WorkflowExecution]:
@@ -104,7 +107,7 @@ class OverdueJobs:
 
         Of each page the longest overdue come first: most of the others go out by themselves meanwhile.
         """
-        runs = self._client.list_workflows(overdue_jobs_query(datetime.now(UTC) - OVERDUE), page_size=PAGE)
+        runs = self._client.list_workflows(all_due_jobs_query(datetime.now(UTC) - OVERDUE), page_size=PAGE)
         while True:
             await runs.fetch_next_page()
             page = [run for run in runs.current_page or () if is_meant(run)]

@@ -39,7 +39,7 @@ ERROR_RESPONSES: Mapping[type[Exception], ErrorResponse] = {
     errors.TooLateError: ErrorResponse(400, "E006", "too late: the job is being delivered or has ended"),
     errors.NoSuchRouteError: ErrorResponse(400, "E007", "no such route"),
     errors.RouteExistsError: ErrorResponse(400, "E008", "another route with this id exists"),
-    errors.RouteInUseError: ErrorResponse(400, "E009", "the route still has waiting jobs"),
+    errors.RouteInUseError: ErrorResponse(400, "E009", "jobs wait on the route, or events go to it"),
     errors.WebhookUrlError: ErrorResponse(
         400, "E010", "`webhook_url` is malformed, or points where deliveries may not go"
     ),

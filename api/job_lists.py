@@ -1,6 +1,7 @@
 """Lists and counts of jobs. They ask Temporal's visibility, which lags behind by a fraction of a second."""
 
 import asyncio
+from contextvars import Context
 from datetime import UTC, datetime
 
 from litestar import Controller, get
@@ -65,7 +66,8 @@ class JobLists:
             self._counted.pop(wanted, None)
             if len(self._counted) >= MAX_COUNTS_KEPT:
                 del self._counted[next(iter(self._counted))]
-            counting = asyncio.create_task(self._count(wanted))
+            # Others may be told the same: its lines in the log must not have the id of the request that began it.
+            counting = asyncio.create_task(self._count(wanted), context=Context())
             self._counted[wanted] = now, counting
         # Whoever goes away leaves the others their answer.
         return await asyncio.shield(counting)

@@ -61,6 +61,8 @@ def note_answer(
         names: What stands for the braces.
         status: None where there was no answer.
     """
+    if not span.is_recorded:
+        return
     if route:
         span.rename(f"{_method(scope)} {route}")
         span.set({"http.route": route})

@@ -24,14 +24,9 @@ class Meter:
         return {name: sum(map(_resident, _trees(processes))) for name, processes in self._processes.items()}
 
 
-def per_job(before: Mapping[str, float], after: Mapping[str, float], jobs: int) -> dict[str, float]:
-    """Return the CPU milliseconds per job between two readings."""
-    return {name: round((after[name] - before[name]) * 1000 / max(jobs, 1), 3) for name in after}
-
-
-def per_second(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> dict[str, float]:
-    """Return the CPU milliseconds per second between two readings."""
-    return {name: round((after[name] - before[name]) * 1000 / seconds, 3) for name in after}
+def ms_per(units: float, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Return the CPU milliseconds between two readings for each of so many jobs or seconds."""
+    return {name: round((after[name] - before[name]) * 1000 / units, 3) for name in after}
 
 
 def _trees(processes: Sequence[psutil.Process]) -> list[psutil.Process]:

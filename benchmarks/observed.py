@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import cast
 
 import httpx
@@ -49,6 +49,8 @@ async def _looked_into(place: Testbed, way: str, collector: str) -> AsyncIterato
         scraping = asyncio.create_task(_scrape(addresses))
         yield
         scraping.cancel()
+        with suppress(asyncio.CancelledError):
+            await scraping  # and fail with it, where it did
     for part in parts:
         await part.restart()
 

@@ -86,6 +86,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     per_second: float
     cpu_ms_per_job: dict[str, float]
     """CPU milliseconds of each process per job; `load` is the benchmark itself with its receiver."""
+    cpu_seconds: float = 0
+    """Time in which that was used. 0 in results of an earlier version."""
     lateness: Spread | None = None
     """Trigger time to arrival at the receiver."""
     answers: Spread | None = None

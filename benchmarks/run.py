@@ -9,7 +9,7 @@ import msgspec
 
 from benchmarks.implementations import Implementation, new_id
 from benchmarks.load import due_in
-from benchmarks.meter import Meter, per_job, per_second
+from benchmarks.meter import Meter, ms_per
 from benchmarks.results import Measurement, spread
 from benchmarks.testbed import Testbed
 
@@ -58,16 +58,11 @@ class ScenarioRun:
 
     def cpu_per_job(self, jobs: int) -> dict[str, float]:
         """Return the CPU milliseconds per job of each process since the beginning."""
-        return per_job(self._cpu, self._meter.cpu_seconds(), jobs)
-
-    @property
-    def seconds(self) -> float:
-        """How long it has been going on."""
-        return time.time() - self._began
+        return ms_per(max(jobs, 1), self._cpu, self._meter.cpu_seconds())
 
     def cpu_per_second(self) -> dict[str, float]:
         """Return the CPU milliseconds per second of each process since the beginning."""
-        return per_second(self._cpu, self._meter.cpu_seconds(), self.seconds)
+        return ms_per(time.time() - self._began, self._cpu, self._meter.cpu_seconds())
 
     def resident(self) -> dict[str, int]:
         """Return the bytes of memory that each process holds now."""
@@ -128,6 +123,7 @@ class ScenarioRun:
             seconds=round(seconds, 3),
             per_second=round(jobs / seconds, 2),
             cpu_ms_per_job=self.cpu_per_job(jobs),
+            cpu_seconds=round(time.time() - self._began, 3),
             lateness=spread(self.sink.late_ms.values()),
         )
 

@@ -83,7 +83,7 @@ async def burst_beyond_idle(run: ScenarioRun, *, count: int, idle_ms: Mapping[st
     """
     measured = await burst(run, count=count)
     server_ms = idle_ms["temporal"] + idle_ms["postgres"]
-    idle = {"idle_ms_per_second": server_ms, "idle_ms_per_job": server_ms * run.seconds / count}
+    idle = {"idle_ms_per_second": server_ms, "idle_ms_per_job": server_ms * measured.cpu_seconds / count}
     return msgspec.structs.replace(measured, notes=measured.notes | idle)
 
 

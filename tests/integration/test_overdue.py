@@ -25,7 +25,7 @@ from tests.support.service import Service, refused
 from tests.support.waiting import eventually
 from timemachine.domain.errors import UnavailableError
 from timemachine.settings import Settings
-from timemachine.temporal.visibility import overdue_jobs_query
+from timemachine.temporal.visibility import all_due_jobs_query
 from worker import run
 
 MISSED = timedelta(0)
@@ -111,9 +111,9 @@ def in_db_only(db: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no job of another test found, of which some are left, and become overdue at any time."""
 
     def of_db(due_before: datetime) -> str:
-        return f"{overdue_jobs_query(due_before)} AND WorkflowId STARTS_WITH '{db}/'"
+        return f"{all_due_jobs_query(due_before)} AND WorkflowId STARTS_WITH '{db}/'"
 
-    monkeypatch.setattr(overdue, "overdue_jobs_query", of_db)
+    monkeypatch.setattr(overdue, "all_due_jobs_query", of_db)
 
 
 @pytest.mark.usefixtures("in_db_only")

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.__main__ import arguments, everything, write
 from benchmarks.load import at_rate, timed_all
-from benchmarks.meter import per_job
+from benchmarks.meter import ms_per
 from benchmarks.report import BEGIN, END, number, page_of, report, summary, with_report
 from benchmarks.results import (
     BUCKETS_MS,
@@ -79,7 +79,7 @@ def test_a_bucket_holds_its_bound_and_the_last_one_what_is_above() -> None:
 
 
 def test_cpu_per_job() -> None:
-    assert per_job({"worker": 1.0}, {"worker": 1.5}, 100) == {"worker": 5.0}
+    assert ms_per(100, {"worker": 1.0}, {"worker": 1.5}) == {"worker": 5.0}
 
 
 def test_ratios_are_of_the_same_round(run: Run) -> None:

@@ -1,14 +1,17 @@
 """Which of the jobs that visibility finds count as overdue."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from temporalio.api.common.v1 import Memo
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
+from activities import overdue
 from activities.overdue import OverdueJobs
 from tests.support.cases import each_case
 from timemachine.domain import stored_names
@@ -37,17 +40,18 @@ def found(*, is_held: bool = False, was_held: bool = False, released_in: timedel
 
 
 class Visibility:
-    """A client that finds these runs."""
+    """A client that finds these runs, on one page or on pages without end."""
 
-    def __init__(self, *runs: Any) -> None:
+    def __init__(self, *runs: Any, has_end: bool = True) -> None:
         self.current_page = runs
-        self.next_page_token = None
+        self.next_page_token = None if has_end else b"more"
 
     def list_workflows(self, query: str, **how: Any) -> "Visibility":
         return self
 
     async def fetch_next_page(self) -> None:
-        """Have one page, that is there."""
+        """Have the same page again."""
+        await asyncio.sleep(0)
 
 
 class Ledger:
@@ -60,8 +64,8 @@ class Ledger:
         return self._at_work
 
 
-def overdue_jobs(run: Any, *at_work: str) -> OverdueJobs:
-    client: Any = Visibility(run)
+def overdue_jobs(run: Any, *at_work: str, has_end: bool = True) -> OverdueJobs:
+    client: Any = Visibility(run, has_end=has_end)
     ledger: Any = Ledger(*at_work)
     return OverdueJobs(client, ledger, Settings())
 
@@ -83,3 +87,11 @@ async def test_jobs_that_are_held_or_wait_within_the_spread_of_a_resume_are_not_
 
 async def test_jobs_that_are_at_work_are_not_overdue() -> None:
     assert await overdue_jobs(found(), "r").count() == 0
+
+
+async def test_a_count_that_is_cut_tells_of_those_it_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overdue, "COUNT_TIME", 0.05)
+
+    assert await overdue_jobs(found(), has_end=False).count() > 0
+    with pytest.raises(TimeoutError):  # as none is what it would say of a healthy service
+        await overdue_jobs(found(), "r", has_end=False).count()

@@ -12,12 +12,12 @@ from api.schemas import MAX_TIME
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.temporal.visibility import (
+    all_due_jobs_query,
     ended_jobs_query,
     held_jobs_query,
     job_query,
     later_runs_query,
     open_jobs_query,
-    overdue_jobs_query,
     status_counts_query,
 )
 
@@ -171,7 +171,10 @@ def test_the_other_queries() -> None:
         f"{an_open}TimemachineRoute = 'arena/r' "
         f"AND (TimemachineHeld = true OR TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00') AND {RUNNING}"
     )
-    assert overdue_jobs_query(NOW) == f"{an_open}TimemachineTriggerTime < '2026-11-26T08:00:00.123+00:00' AND {RUNNING}"
+    assert all_due_jobs_query(NOW) == (
+        f"{an_open}TimemachineTriggerTime < '2026-11-26T08:00:00.124+00:00' "
+        f"AND (TimemachineHeld IS NULL OR TimemachineHeld = false) AND {RUNNING}"
+    )
     assert later_runs_query(["a/b/c", "it's"], NOW) == (
         f"{start}StartTime >= '2026-11-26T08:00:00.123+00:00' AND WorkflowId IN ('a/b/c', 'it\\'s')"
     )

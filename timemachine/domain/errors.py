@@ -163,7 +163,7 @@ class RouteExistsError(RefusedError):
 
 
 class RouteInUseError(RefusedError):
-    """The route still has waiting jobs."""
+    """Jobs wait on the route, or events go to it."""
 
 
 class WebhookUrlError(RefusedError):

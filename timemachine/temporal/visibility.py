@@ -117,14 +117,9 @@ def all_held_jobs_query() -> str:
     return _open(_IS_JOB, f"{IS_HELD.name} = true")
 
 
-def all_due_jobs_query(now: datetime) -> str:
-    """Return the query that finds the jobs of every db that are due, are not held, and have not ended."""
-    return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(now) + 1), _IS_NOT_HELD)
-
-
-def overdue_jobs_query(due_before: datetime) -> str:
-    """Return the query that finds the jobs of every db that should have been delivered before a time."""
-    return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(due_before)))
+def all_due_jobs_query(at: datetime) -> str:
+    """Return the query that finds the jobs of every db that are due at a time, are not held, and have not ended."""
+    return _open(_IS_JOB, _before(TRIGGER_TIME.name, to_ms(at) + 1), _IS_NOT_HELD)
 
 
 def later_runs_query(workflow_ids: Iterable[str], since: datetime) -> str:
@@ -221,7 +216,8 @@ def _has_id_in(attribute: str, group: str) -> str:
 
     SQLite's `STARTS_WITH` does not tell `a` from `A`, but its comparisons do: what is not between the first and the
     last id that can begin so has the attribute asked, as have most where PostgreSQL compares by a language's rules.
-    `NOT` keeps SQLite from the index of ids, which is slower here.
+    Jobs without the attribute are told by `STARTS_WITH` alone. `NOT` keeps SQLite from the index of ids, which is
+    slower here.
     """
     first, after_last = _text(f"{group}/"), _text(f"{group}{chr(ord('/') + 1)}")
     in_range = f"(NOT WorkflowId < {first} AND NOT WorkflowId >= {after_last})"
