@@ -252,12 +252,18 @@ async def test_a_redelivery_is_stopped_in_the_middle(slow: Service, client: Clie
     await receiver.wait_until(lambda: len(receiver.received) == 30 + stopped["done"])
 
 
-def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, work: type, step: str, *, fails: bool = False) -> None:
-    """Have the third of an activity's steps last until the activity is told to stop, and then fail perhaps."""
-    take, taken = getattr(work, step), count(1)
+def wait_for_the_stop(
+    monkeypatch: pytest.MonkeyPatch, work: type, step: str, *, fails: bool = False
+) -> Callable[[], Awaitable[object]]:
+    """Have the third of an activity's steps last until the activity is told to stop, and then fail perhaps.
+
+    Returns what waits until that step has begun.
+    """
+    take, taken, is_third = getattr(work, step), count(1), asyncio.Event()
 
     async def until_told(*args: object) -> object:
         if next(taken) == 3:
+            is_third.set()
             while not activity.is_cancelled():
                 activity.heartbeat()
                 await asyncio.sleep(0.05)
@@ -266,6 +272,7 @@ def wait_for_the_stop(monkeypatch: pytest.MonkeyPatch, work: type, step: str, *,
         return await take(*args)
 
     monkeypatch.setattr(work, step, until_told)
+    return is_third.wait
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -274,9 +281,10 @@ async def test_what_is_being_redelivered_when_it_is_stopped_counts(
 ) -> None:
     await failed_jobs(service, client, receiver, 5)
     receiver.answer = take
-    wait_for_the_stop(monkeypatch, Redeliveries, "_started", fails=fails)
+    until_third = wait_for_the_stop(monkeypatch, Redeliveries, "_started", fails=fails)
     await redeliver_all(service)
     operation = await the_only(service, "redelivery")
+    await until_third()
 
     assert (await stop(service, operation["id"])).json() == {"status": "ok"}
 
@@ -320,9 +328,10 @@ async def test_what_is_being_released_when_it_is_stopped_counts(
 ) -> None:
     monkeypatch.setattr("workflows.job.HOLD_CHECKS", (timedelta(hours=1),))
     await hold(service, client, 5)
-    wait_for_the_stop(monkeypatch, Releases, "_signal")
+    until_third = wait_for_the_stop(monkeypatch, Releases, "_signal")
     await resume(service)
     operation = await the_only(service, "release")
+    await until_third()
 
     assert (await stop(service, operation["id"])).json() == {"status": "ok"}
 

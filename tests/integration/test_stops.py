@@ -82,11 +82,12 @@ async def test_a_cancel_that_is_stopped_counts_jobs_whose_workflows_have_not_clo
     ids = [await service.create(3600, labels=["a"]) for _ in range(5)]
     await eventually(lambda: client.count_workflows(f"TimemachineDb = '{service.db}'"), lambda found: found.count == 5)
     monkeypatch.setattr(cancel_many, "AT_ONCE", 1)
-    wait_for_the_stop(monkeypatch, cancel_many._Cancel, "_cancel")
+    until_third = wait_for_the_stop(monkeypatch, cancel_many._Cancel, "_cancel")
     asked = CancelJobs(filter=JobFilter(db=service.db, label="a"))
     operation_id = await start_operation(
         client, asked.key, asked, task_queue=settings.task_queue, summary="x", wanted=asked.filter
     )
+    await until_third()
     await eventually(lambda: find_operation(client, service.db, operation_id), lambda seen: seen.counts)
     assert (await stop(service, operation_id)).json() == OK
 
