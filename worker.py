@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from temporalio import activity, workflow
@@ -281,9 +281,11 @@ async def work(
             if not task.done()
         ]
         _, left = await asyncio.wait([*running, *stops], timeout=grace + ENDING)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout_at(until):
                 await in_progress.drain()
+        except TimeoutError:
+            log.error("attempts left under way, to be made again", extra={"run_ids": in_progress.run_ids})
     for task in running:
         if task.done():
             task.result()

@@ -19,6 +19,11 @@ class InProgress:
         self._tasks: dict[str, asyncio.Task[Outcome]] = {}
 
     @property
+    def run_ids(self) -> list[str]:
+        """Runs whose attempts are under way."""
+        return list(self._tasks)
+
+    @property
     def is_full(self) -> bool:
         """Whether as many are under way as may be."""
         return len(self._tasks) >= self._limit

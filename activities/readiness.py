@@ -3,6 +3,7 @@
 import asyncio
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.postgres.pool import Pool, ping
@@ -47,6 +48,8 @@ class Readiness:
             return None
         except UnavailableError as error:
             return str(error)
+        except RPCError as error:
+            return f"Temporal answers {error.status.name}: {error.message}"
         return None
 
     async def _fault_of_postgres(self) -> str | None:

@@ -21,8 +21,8 @@ from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
 
-_PATH = re.compile(r"(url: |POST )\S+")
-"""Of a request, as urllib3 tells it."""
+_PATH = re.compile(r"(url: |POST )\S+|\w+:/\S+")
+"""Of a request, as urllib3 tells it, and a whole URL, as it tells one that it cannot read."""
 
 
 class OpenTelemetrySpan(Span):

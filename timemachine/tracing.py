@@ -6,6 +6,7 @@ While they are off, nothing of OpenTelemetry is imported, and a span does nothin
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from urllib.parse import urlsplit
 
 from timemachine.domain.traces import trace_id_of
 
@@ -153,5 +154,13 @@ def check(env: Mapping[str, str]) -> None:
     if protocol != "http/protobuf":
         raise ValueError(f"{name}: it must be `http/protobuf`")
     for name in ENDPOINTS:
-        if env.get(name) and not env[name].startswith(("http://", "https://")):
-            raise ValueError(f"{name}: it must begin with `http://` or `https://`")
+        if env.get(name) and not _is_url(env[name]):
+            raise ValueError(f"{name}: it must be `http://` or `https://`, and a host, with a port where it needs one")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False

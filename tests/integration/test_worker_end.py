@@ -149,6 +149,31 @@ async def test_a_worker_that_breaks_while_it_is_stopped_does_not_keep_the_progra
     assert answer.json()["attempts"][0]["kind"] == "taken"
 
 
+@pytest.mark.parametrize("program", [1], indirect=True, ids=["short grace"])
+async def test_attempts_that_do_not_end_in_their_time_are_told(
+    program: Program, receiver: Receiver, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The receiver may have taken them, and gets them again."""
+    answered = asyncio.Event()
+
+    async def slow(_: Received) -> bytes:
+        await answered.wait()
+        return response(200)
+
+    receiver.answer = slow
+    job_id = await program.service.create(0)
+    await receiver.wait_for(job_id)
+    await wait_for_event(client, program.service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+
+    program.stop.set()
+    await asyncio.wait([program.end])
+    answered.set()
+
+    described = await client.get_workflow_handle(f"{program.service.db}/c/{job_id}").describe()
+    (left,) = [record for record in caplog.records if record.message == "attempts left under way, to be made again"]
+    assert vars(left)["run_ids"] == [described.run_id]
+
+
 async def test_a_stop_that_is_asked_for_is_no_error(program: Program) -> None:
     await asyncio.sleep(0.1)  # whether its workers have started by then makes no difference
     program.stop.set()

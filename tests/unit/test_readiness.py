@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.readiness import Readiness
 from tests.support.cases import each_case
@@ -52,6 +53,20 @@ async def test_a_temporal_that_takes_no_more_requests_answers(monkeypatch: pytes
         monkeypatch.setattr(f"activities.readiness.{name}", well)
     nothing: Any = None
     await Readiness(nothing, nothing, Settings()).check()
+
+
+async def test_what_temporal_answers_instead_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*_: object, **__: object) -> None:
+        raise RPCError("no such namespace", RPCStatusCode.NOT_FOUND, b"")
+
+    async def well(*_: object, **__: object) -> None: ...
+
+    monkeypatch.setattr("activities.readiness.check_access", gone)
+    for name in ("check_search_attributes", "check_namespace", "ping"):
+        monkeypatch.setattr(f"activities.readiness.{name}", well)
+    nothing: Any = None
+    with pytest.raises(UnavailableError, match="Temporal answers NOT_FOUND: no such namespace; Postgres answers"):
+        await Readiness(nothing, nothing, Settings()).check()
 
 
 async def test_it_is_ready_until_it_is_told_to_stop() -> None:

@@ -79,7 +79,10 @@ def test_which_variables_ask_for_traces(env: dict[str, str], wanted: bool) -> No
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
         ({"OTEL_TRACES_EXPORTER": "otlp,console"}, "OTEL_TRACES_EXPORTER: "),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: "),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must begin with"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must be"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:99999/a"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must be"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http:///a"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: it must be"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1/a"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must be"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
     ],
 )
@@ -120,6 +123,19 @@ def test_a_token_in_the_collectors_address_is_not_shown(
 
     assert any(HIDDEN in record.getMessage() for record in caplog.records)
     assert "a-secret" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/a-secret", "http:///a-secret", "http://u:a-secret@/x"])
+def test_a_token_in_an_address_that_is_none_is_not_shown(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it comes to be asked for, as by a redirect."""
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": url}, monkeypatch)
+    start({"OTEL_TRACES_EXPORTER": "otlp"}, monkeypatch)
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("Failed to parse: %s", url)
+
+    assert caplog.records
+    assert "a-secret" not in " ".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records)
 
 
 def test_without_the_extra_they_are_off_and_that_is_said(
