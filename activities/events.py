@@ -63,7 +63,7 @@ class EventSender:
                 await asyncio.sleep(PATIENCE)
 
     async def look(self) -> None:
-        """Send all that is to be sent. What cannot be is tried again, by whoever looks after the lease is over.
+        """Send what is to be sent, until nothing of a few can be. That is tried again by whoever looks after the lease.
 
         Raises:
             UnavailableError: Postgres does not answer.
@@ -71,6 +71,8 @@ class EventSender:
         while events := await self._events.claim(AT_A_TIME, lease=LEASE):
             are_done = await asyncio.gather(*(self._send(event) for event in events))
             await self._events.discard([event.id for event, is_done in zip(events, are_done, strict=True) if is_done])
+            if not any(are_done):
+                return
 
     async def _send(self, event: WaitingEvent) -> bool:
         """Start the job of an event, and return whether there is nothing more to be done for it."""

@@ -87,6 +87,18 @@ async def test_each_event_is_sent_as_a_job_of_its_own_and_then_forgotten() -> No
     assert {option["id_reuse_policy"] for option in temporal.options} == {WorkflowIDReusePolicy.REJECT_DUPLICATE}
 
 
+async def test_a_temporal_that_takes_nothing_is_not_asked_for_all() -> None:
+    waiting = [an_event() for _ in range(3 * events.AT_A_TIME)]
+    store, temporal = Waiting(*waiting), Temporal()
+    for event in waiting:
+        temporal.errors[str(event.id)] = UnavailableError()
+
+    await sending(store, temporal).look()
+
+    assert len(store.claimed) == events.AT_A_TIME
+    assert len(store.waiting) == 2 * events.AT_A_TIME
+
+
 async def test_the_log_tells_which_job_sends_an_event(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, events.log.name)
     event = an_event()
