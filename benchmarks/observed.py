@@ -78,7 +78,8 @@ def _told(parts: list[Part], more: list[Mapping[str, str]]) -> Iterator[None]:
 
 
 async def _scrape(addresses: list[str]) -> None:
-    async with httpx.AsyncClient() as http:
+    # A worker opens its metrics a moment after it has started.
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as http:
         while True:
             for address in addresses:
                 (await http.get(f"http://{address}/metrics")).raise_for_status()
