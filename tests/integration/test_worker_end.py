@@ -119,13 +119,8 @@ async def test_a_cancel_that_comes_after_its_activity_ended_ends_no_worker(progr
     worker._handle_cancel_activity_task(b"of an activity that has ended", Cancel())
 
 
-@pytest.mark.parametrize("program", [5], indirect=True, ids=["short grace"])
-async def test_a_worker_that_breaks_while_it_is_stopped_does_not_keep_the_program(
-    program: Program, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK waits for ever then: the program would neither work nor end, and nobody would start another one."""
-    monkeypatch.setattr("worker.ENDING", 1)
-    answered = asyncio.Event()
+async def attempted(program: Program, receiver: Receiver, client: Client, answered: asyncio.Event) -> str:
+    """Return a job whose receiver answers once it is told to, and whose workflow task waits for it no longer."""
 
     async def slow(_: Received) -> bytes:
         await answered.wait()
@@ -135,6 +130,17 @@ async def test_a_worker_that_breaks_while_it_is_stopped_does_not_keep_the_progra
     job_id = await program.service.create(0)
     await receiver.wait_for(job_id)
     await wait_for_event(client, program.service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+    return job_id
+
+
+@pytest.mark.parametrize("program", [5], indirect=True, ids=["short grace"])
+async def test_a_worker_that_breaks_while_it_is_stopped_does_not_keep_the_program(
+    program: Program, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK waits for ever then: the program would neither work nor end, and nobody would start another one."""
+    monkeypatch.setattr("worker.ENDING", 1)
+    answered = asyncio.Event()
+    job_id = await attempted(program, receiver, client, answered)
 
     program.stop.set()
     await asyncio.sleep(0.5)  # they are being stopped
@@ -155,15 +161,7 @@ async def test_attempts_that_do_not_end_in_their_time_are_told(
 ) -> None:
     """The receiver may have taken them, and gets them again."""
     answered = asyncio.Event()
-
-    async def slow(_: Received) -> bytes:
-        await answered.wait()
-        return response(200)
-
-    receiver.answer = slow
-    job_id = await program.service.create(0)
-    await receiver.wait_for(job_id)
-    await wait_for_event(client, program.service, job_id, EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED)
+    job_id = await attempted(program, receiver, client, answered)
 
     program.stop.set()
     await asyncio.wait([program.end])
