@@ -18,7 +18,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     """Creates in each of the batches of which the median counts, at each level of waiting jobs."""
     counts: int
-    """Counts that are asked for at each level of waiting jobs, on a cluster."""
+    """Counts that are asked for at each level of waiting jobs."""
     burst_among: int
     """Jobs of the burst at each level of waiting jobs, on a cluster."""
     nodes_burst: int

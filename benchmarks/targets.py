@@ -29,6 +29,9 @@ from benchmarks.results import (
 )
 from timemachine.settings import Settings
 
+LISTED = 100_000
+"""Waiting jobs up to which lists and counts are to be answered in the times of their targets."""
+
 Figure = Callable[[Measurement], float | None]
 
 
@@ -58,8 +61,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 def targets(run: Run) -> list[Target]:
     """Return all targets with what a run has reached."""
     if run.on_cluster:
-        return [*_cluster(run), *_lateness(run), *_observed(run)]
-    return [*_rates(run), *_costs(run), *_lateness(run), *_observed(run), *_limits(run)]
+        return [*_cluster(run), *_lateness(run), *_observed(run), *_lists(run)]
+    return [*_rates(run), *_costs(run), *_lateness(run), *_observed(run), *_lists(run), *_limits(run)]
 
 
 def _cluster(run: Run) -> list[Target]:
@@ -127,6 +130,25 @@ def _observed(run: Run) -> list[Target]:
             at_least=least,
         )
         for way, least in ((METRICS, 0.98), (TRACES, 0.95))
+    ]
+
+
+def _lists(run: Run) -> list[Target]:
+    """Return how soon lists and counts are to be answered while many jobs wait."""
+    levels = [scenario for scenario in run.starting(WAITING) if _level(scenario) <= LISTED]
+    most = max(levels, key=_level, default="")
+    where = f"{_level(most):,} waiting" if most else "many waiting"
+    return [
+        Target(
+            what=f"{what}, p95, {where}, ms",
+            values=tuple(one.notes[note] for one in run.of(most, OURS) if note in one.notes),
+            at_most=limit,
+        )
+        for what, note, limit in (
+            ("first page of a list", "list_p95_ms", 150),
+            ("first page of a label", "label_p95_ms", 150),
+            ("count of a db", "count_p95_ms", 300),
+        )
     ]
 
 

@@ -69,9 +69,9 @@ def check_levels(levels: Sequence[int], batch: int) -> None:
 
 
 async def waiting(testbed: Testbed, round_: int, size: Size) -> AsyncIterator[Measurement]:
-    """Fill up with waiting jobs, and at each level measure creates, reads, changes, and what is held.
+    """Fill up with waiting jobs, and at each level measure creates, reads, changes, lists, counts, and what is held.
 
-    On a cluster also lists and counts, a burst, and restarts.
+    On a cluster also a burst, and restarts.
     """
     empty = await testbed.tables()
     filler = await _prepared(testbed)
@@ -85,8 +85,7 @@ async def waiting(testbed: Testbed, round_: int, size: Size) -> AsyncIterator[Me
         filler.waiting += BATCHES * size.batch
         notes = {"waiting": float(level), "fill_per_second": fill_per_second}
         notes |= await _latencies(testbed.ours, changing)
-        if testbed.cluster:
-            notes |= await _lists(testbed.ours, size.counts)
+        notes |= await _lists(testbed.ours, size.counts)
         yield msgspec.structs.replace(created, memory=memory, notes=notes)
         if testbed.cluster:
             yield await _burst(testbed, created, level, size.burst_among)

@@ -212,6 +212,16 @@ def test_the_report_has_the_cost_of_a_job_by_nodes(run: Run) -> None:
     assert rows.count("nodes, ") == len(NODE_COUNTS)
 
 
+def test_lists_are_judged_at_the_most_jobs_that_their_target_is_for() -> None:
+    few, many = (one(f"waiting, {n} jobs", OURS, 9, waiting=n, list_p95_ms=n / 1000) for n in (90_000, 1_000_000))
+
+    (page, label, count) = (each for each in targets(run_of(many, few)) if " 90,000 waiting, ms" in each.what)
+
+    assert (page.values, page.reached) == ((90,), True)
+    assert (label.values, count.values) == ((), ())
+    assert msgspec.structs.replace(page, values=(151,)).reached is False
+
+
 def node_targets(run: Run) -> list[Target]:
     return [each for each in targets(run) if each.what.startswith("nodes, ")]
 
