@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import cycle, islice, permutations
 from typing import cast
 
 import httpx
@@ -27,15 +28,25 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TAKEN = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n"
 
 
-async def observed(place: Testbed, n: int, seconds: float) -> AsyncIterator[Measurement]:
-    """Have as many jobs delivered as can be, each way, in another order in each round."""
-    ways = (UNOBSERVED, METRICS, TRACES)
+async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncIterator[Measurement]:
+    """Have as many jobs delivered as can be, each way by turns, of which each counts as a round.
+
+    A machine's rate varies within minutes by far more than it costs to look inside, so short turns are compared, in
+    each order of the ways.
+
+    Args:
+        n: The round, from 0.
+        turns: How many in it.
+        seconds: How long each way is measured in a turn.
+    """
+    orders = permutations((UNOBSERVED, METRICS, TRACES))
     async with _collecting() as collector:
-        for way in (*ways[n % len(ways) :], *ways[: n % len(ways)]):
-            async with _looked_into(place, way, collector):
-                scenario = f"{OBSERVED}{way}"
-                await scenarios.sustained(await begun(place, place.ours, scenario, n), seconds=_WARM_UP)
-                yield await scenarios.sustained(await begun(place, place.ours, scenario, n), seconds=seconds)
+        for turn, order in enumerate(islice(cycle(orders), turns), n * turns):
+            for way in order:
+                async with _looked_into(place, way, collector):
+                    scenario = f"{OBSERVED}{way}"
+                    await scenarios.sustained(await begun(place, place.ours, scenario, turn), seconds=_WARM_UP)
+                    yield await scenarios.sustained(await begun(place, place.ours, scenario, turn), seconds=seconds)
 
 
 @asynccontextmanager

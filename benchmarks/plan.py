@@ -82,7 +82,8 @@ class Round:
 
     async def observed(self) -> AsyncIterator[Measurement]:
         """As many jobs as can be delivered, by ours alone, with metrics, with traces, and without."""
-        async for one in observed(self._place, self._n, self._size.observed_seconds):
+        turns, seconds = self._size.observed_turns, self._size.observed_seconds
+        async for one in observed(self._place, self._n, turns, seconds):
             yield one
 
 

@@ -188,7 +188,7 @@ def merged(runs: Sequence[Run]) -> Run:
     measurements, before = [], 0
     for run in runs:
         measurements += [msgspec.structs.replace(one, round=one.round + before) for one in run.measurements]
-        before += run.rounds
+        before = max((one.round + 1 for one in measurements), default=0)
     rounds = Counter((one.scenario, one.implementation) for one in measurements)
     return msgspec.structs.replace(
         runs[-1],

@@ -12,7 +12,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[float, ...]
     steady_seconds: float
     sustained_seconds: float
+    observed_turns: int
     observed_seconds: float
+    """How long each way of looking inside is measured in a turn."""
     waiting: tuple[int, ...]
     """Levels of waiting jobs, from few to many."""
     batch: int
@@ -34,7 +36,8 @@ FULL = Size(
     rates=(5, 15, 30),
     steady_seconds=8,
     sustained_seconds=8,
-    observed_seconds=20,
+    observed_turns=6,
+    observed_seconds=10,
     waiting=(1_000, 10_000, 50_000),
     batch=400,
     counts=10,
@@ -50,6 +53,7 @@ QUICK = Size(
     rates=(15,),
     steady_seconds=4,
     sustained_seconds=4,
+    observed_turns=1,
     observed_seconds=4,
     waiting=(300, 1_500),
     batch=100,

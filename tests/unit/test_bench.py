@@ -129,6 +129,13 @@ def test_runs_are_merged_round_after_round() -> None:
     assert [(found.round, found.per_second) for found in both.of("burst of 90", OURS)] == [(0, 10), (1, 15), (2, 20)]
 
 
+def test_a_scenario_with_several_turns_in_a_round_is_merged_without_two_of_the_same_round() -> None:
+    first = run_of(*(one("observed, by nobody", OURS, 10 + turn, n=turn) for turn in range(3)), rounds=1)
+    second = run_of(one("observed, by nobody", OURS, 20), rounds=1)
+
+    assert [found.round for found in merged([first, second]).of("observed, by nobody", OURS)] == [0, 1, 2, 3]
+
+
 def test_runs_of_different_scenarios_are_merged_without_more_rounds() -> None:
     bursts = run_of(one("burst of 90", OURS, 10, n=0), one("burst of 90", OURS, 15, n=1), rounds=2)
     waiting = run_of(one("waiting, 1000 jobs", OURS, 20), rounds=2)
