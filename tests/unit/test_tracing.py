@@ -4,6 +4,7 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,9 +32,17 @@ print([name for name in sys.modules if name.partition(".")[0] in ("opentelemetry
 
 @pytest.fixture(autouse=True)
 def _off_afterward(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """End with no thread left that still tries to export.
+
+    It draws the pauses between its tries, and hypothesis refuses that in whatever test it has by then.
+    """
     monkeypatch.setattr(tracing, "FLUSH_TIME", 10.0)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    before = {*threading.enumerate()}
     yield
     tracing.stop()
+    for thread in {*threading.enumerate()} - before:
+        thread.join()
 
 
 def start(env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
