@@ -1,11 +1,12 @@
 """The real things, started once: Postgres, a Temporal server, the API, a worker, a receiver."""
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from devstack.temporal_cli import find_temporal_cli
 from devstack.temporal_cluster import ONE_PROCESS, TemporalCluster, temporal_cluster
 from devstack.temporal_server import find_temporal_server
 from tests.support.collector import Collector, collecting
+from tests.support.leaks import LogWatch, leaks_in
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
 from tests.support.service import Service
@@ -79,6 +81,30 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stdout.decode()
     return True
+
+
+_LOG_WATCH = pytest.StashKey[LogWatch]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have each line of the programs' logs looked into, from the level on at which they write."""
+    watch = config.stash[_LOG_WATCH] = LogWatch()
+    logging.getLogger().addHandler(watch)
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client, which tells what it was given
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test during which something secret was logged or printed, by this process or by those that it started."""
+    report = yield
+    if report.when == "teardown":
+        printed = [leak for _, text in report.sections for leak in leaks_in(text)]
+        if leaks := {*item.config.stash[_LOG_WATCH].taken(), *printed}:
+            report.outcome, report.longrepr = "failed", f"logged or printed, and secret: {sorted(leaks)}"
+    return report
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,7 +2,7 @@
 
 import base64
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,17 +12,22 @@ import httpx
 import pytest
 from msgspec.structs import replace
 from temporalio.client import Client, WorkflowExecution
+from temporalio.common import MetricMeter
 
 from api.app import create_app
 from api.schemas import EXAMPLE_SECRET, OLDER_EXAMPLE_SECRET
 from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.conftest import serving, working
+from tests.support.events import ask_for_events, event_requests, wait_for_events
+from tests.support.leaks import PAYLOAD
+from tests.support.meters import Counted
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import INTERNAL
 from tests.support.service import Service, a_job, new_id, refused
 from tests.support.spans import Spans
 from tests.support.waiting import eventually
+from timemachine import metrics
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import Settings
 from timemachine.telemetry import JsonFormatter
@@ -140,6 +145,7 @@ async def run_it_all(service: Service, receiver: Receiver, watched: Watched, ext
         return answers.get(received.path, response(200))
 
     receiver.answer = answer
+    await ask_for_events(service, receiver, headers=extra, retry=QUICK)
     for path in ("200", "500", "410", "odd", "none"):
         await service.add_route(f"{receiver.url}/{path}", path, headers=extra, retry=QUICK, timeout=0.5)
     await service.add_route(f"http://127.0.0.1:{free_port()}/", "closed", headers=extra, retry=QUICK)
@@ -167,6 +173,7 @@ async def run_it_all(service: Service, receiver: Receiver, watched: Watched, ext
         await watched.ask("GET", f"/route/{service.db}/{path}")
         await watched.ask("GET", f"/route/{service.db}/{path}/attempts")
     await watched.ask("POST", f"{service.jobs}/{jobs['500']}/redeliver")
+    await wait_for_events(receiver, 1)
     assert {received.headers["x-token"] for received in receiver.received} == {extra["x-token"]}
     return {*jobs.values(), after, waiting, held}
 
@@ -221,6 +228,13 @@ async def ask_with_wrong_key(
 
 
 @pytest.fixture
+def counted() -> Iterator[Counted]:
+    """All that is counted meanwhile."""
+    yield Counted("200")
+    metrics.export_to(MetricMeter.noop)
+
+
+@pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> logging.Handler:
     """Every log line of the API and of the worker, which run in the tests' own process, as they would write it."""
     caplog.set_level(logging.CRITICAL, logger="httpx")  # the tests' own client
@@ -239,6 +253,7 @@ async def test_nothing_secret_is_anywhere_else(
     log: logging.Handler,
     caplog: pytest.LogCaptureFixture,
     spans: Spans,
+    counted: Counted,
 ) -> None:
     extra, wrong = headers(), replace(settings, secret_keys=new_key(), task_queue=f"wrong-key-{service.db}")
     watched = Watched(service.api)
@@ -260,10 +275,16 @@ async def test_nothing_secret_is_anywhere_else(
         "OpenAPI document": document,
         "spans": "\n".join(span.to_json() for span in spans.all).encode(),
         "settings": repr(settings).encode(),
+        "metrics": counted.everything().encode(),
+        "events": b"\n".join(event.body for event in event_requests(receiver)),
     } | {
         f"table {table}": await rows(settings, table) for table in ("routes", "route_secrets", "attempts", "in_flight")
     }
     assert search.found() == []
+    told = Search()
+    told.hide("payload", PAYLOAD)
+    told.places = {place: search.places[place] for place in ("logs", "spans", "metrics", "events", "table attempts")}
+    assert told.found() == []
 
     # The search finds what is there.
     for name, value in {
@@ -273,6 +294,9 @@ async def test_nothing_secret_is_anywhere_else(
         "API's line": "cryptography.fernet.InvalidToken",
         "example": EXAMPLE_SECRET,
         "attempt": "500 from the receiver",
+        "payload": PAYLOAD,
+        "event": "job.failed",
+        "metric": "timemachine_attempts",
     }.items():
         search.hide(name, value)
     assert set(search.found()) >= {
@@ -283,6 +307,9 @@ async def test_nothing_secret_is_anywhere_else(
         "API's line in logs",
         "example in OpenAPI document",
         "attempt in table attempts",
+        "payload in histories",
+        "event in events",
+        "metric in metrics",
     }
 
 

@@ -20,11 +20,19 @@ class Counted:
 
     def values(self, name: str, **labels: str) -> list[float]:
         """Return all that was added, set or recorded of a metric with exactly these labels, and the SDK's own."""
+        self._retrieve()
+        return self._updates[name, tuple(sorted(labels.items()))]
+
+    def _retrieve(self) -> None:
         for update in self._buffer.retrieve_updates():
             ours = {key: value for key, value in update.attributes.items() if key != "service_name"}
             self._updates[update.metric.name, tuple(sorted(ours.items()))].append(update.value)
-        return self._updates[name, tuple(sorted(labels.items()))]
 
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of it."""
         return sum(self.values(name, **labels))
+
+    def everything(self) -> str:
+        """Return all metrics with all labels and values as one text."""
+        self._retrieve()
+        return repr(dict(self._updates))

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from tests.support.leaks import PAYLOAD
 from tests.support.receiver import Received, Receiver
 from tests.support.waiting import LIMIT, eventually
 
@@ -25,7 +26,7 @@ def new_id() -> str:
 
 def a_job(due_in: float, **fields: Any) -> dict[str, Any]:
     """Return the body of a create for a job due in some seconds."""
-    return {"id": new_id(), "trigger_time": now_ms(due_in), "route": ROUTE} | fields
+    return {"id": new_id(), "trigger_time": now_ms(due_in), "route": ROUTE, "meta": {"payload": PAYLOAD}} | fields
 
 
 def is_signed(received: Received, secret: str) -> bool:

@@ -1,0 +1,48 @@
+"""What the tests' logs are searched for is found there, in every form in which it could be written."""
+
+import logging
+import sys
+
+import pytest
+
+from api.schemas import EXAMPLE_SECRET
+from tests.support.leaks import PAYLOAD, LogWatch, leaks_in
+from timemachine.domain.keys import generate_key, new_key_id
+from timemachine.domain.signing import encode_secret
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        encode_secret(bytes(range(32))),
+        generate_key(new_key_id()).text,
+        PAYLOAD,
+        "Bearer abc",
+        "postgresql://someone:a-password@",
+    ],
+)
+def test_a_secret_is_found_within_a_line(secret: str) -> None:
+    assert leaks_in(f'{{"message": "asked with {secret}host", "n": 1}}') != []
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [EXAMPLE_SECRET, "whsec_***", "tm_0123456789AB", "postgresql://someone:***@host", "http://127.0.0.1:80/a@b"],
+)
+def test_what_only_looks_like_one_is_none(harmless: str) -> None:
+    assert leaks_in(f"asked with {harmless}") == []
+
+
+def test_the_fields_of_a_log_line_and_its_traceback_are_searched() -> None:
+    watch = LogWatch()
+    try:
+        raise ValueError(PAYLOAD)
+    except ValueError:
+        failed = logging.LogRecord("a", logging.INFO, "", 0, "failed", (), sys.exc_info())
+    told = logging.makeLogRecord({"levelno": logging.INFO, "msg": "told", "name": "a", "body": [PAYLOAD]})
+
+    watch.handle(failed)
+    watch.handle(told)
+
+    assert watch.taken() == [PAYLOAD, PAYLOAD]
+    assert watch.taken() == []
