@@ -20,6 +20,7 @@ from timemachine.domain.signing import encode_secret
         "Bearer abc",
         "postgresql://someone:a-password@",
     ],
+    ids=["secret", "key", "payload", "token", "password"],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
     assert leaks_in(f'{{"message": "asked with {secret}host", "n": 1}}') != []
