@@ -79,7 +79,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     servers = ("--cluster",) if pyfuncitem.config.getoption("--cluster") else ()
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *servers, pyfuncitem.nodeid)
     ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
-    assert ended.returncode == 0, ended.stdout.decode()
+    assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
     return True
 
 

@@ -66,9 +66,10 @@ async def test_a_job_is_shown_as_it_was_written_before_and_after(service: Servic
 
 
 async def test_a_job_without_meta_arrives_as_null(service: Service, receiver: Receiver) -> None:
-    job_id = await service.create(0)
+    job = a_job(0)
+    assert (await service.api.post(service.jobs, json=job)).status_code == 200
 
-    (received,) = await receiver.wait_for(job_id)
+    (received,) = await receiver.wait_for(job["id"])
 
     assert received.body == b"null"
 

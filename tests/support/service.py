@@ -26,7 +26,7 @@ def new_id() -> str:
 
 def a_job(due_in: float, **fields: Any) -> dict[str, Any]:
     """Return the body of a create for a job due in some seconds."""
-    return {"id": new_id(), "trigger_time": now_ms(due_in), "route": ROUTE, "meta": {"payload": PAYLOAD}} | fields
+    return {"id": new_id(), "trigger_time": now_ms(due_in), "route": ROUTE} | fields
 
 
 def is_signed(received: Received, secret: str) -> bool:
@@ -85,7 +85,7 @@ class Service:
 
     async def create(self, due_in: float, *, job_id: str | None = None, **fields: Any) -> str:
         """Create a job due in some seconds and return its id."""
-        job = a_job(due_in, **fields) | ({"id": job_id} if job_id else {})
+        job = a_job(due_in, **{"meta": {"payload": PAYLOAD}} | fields) | ({"id": job_id} if job_id else {})
         answer = await repeated(lambda: self.api.post(self.jobs, json=job))
         assert answer.json() == {"status": "ok"}, answer.text
         return str(job["id"])

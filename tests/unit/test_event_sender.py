@@ -105,7 +105,7 @@ async def test_the_log_tells_which_job_sends_an_event(caplog: pytest.LogCaptureF
 
     await sending(Waiting(event), Temporal()).look()
 
-    (line,) = map(vars, caplog.records)
+    (line,) = (vars(record) for record in caplog.records if record.name == events.log.name)
     assert (line["message"], line["event"]) == ("event sent", "route.disabled")
     assert (line["db"], line["collection"], line["job_id"]) == ("arena", "timemachine.events", str(event.id))
     assert line["run_id"] == f"run of {event.id}"
