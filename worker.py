@@ -68,6 +68,9 @@ BULK_SLOTS = 4
 ENDING = 8.0
 """Seconds that workers get to end beside the time of their attempts. One whose pollers fail meanwhile never does."""
 
+_RUNS_A_LINE = 100
+"""Runs that a line of the log names: 4 KiB. Container runtimes cut lines of 16 KiB."""
+
 BulkActivities = Sequence[Callable[..., Awaitable[object]]]
 
 
@@ -285,12 +288,19 @@ async def work(
             async with asyncio.timeout_at(until):
                 await in_progress.drain()
         except TimeoutError:
-            log.error("attempts left under way, to be made again", extra={"run_ids": in_progress.run_ids})
+            _tell_left(in_progress.run_ids)
     for task in running:
         if task.done():
             task.result()
     if left:
         raise RuntimeError("a worker did not end in time")
+
+
+def _tell_left(run_ids: Sequence[str]) -> None:
+    """Log which attempts are under way still."""
+    for first in range(0, len(run_ids), _RUNS_A_LINE):
+        some = run_ids[first : first + _RUNS_A_LINE]
+        log.error("attempts left under way, to be made again", extra={"run_ids": some})
 
 
 async def main() -> int:

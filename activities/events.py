@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 from datetime import timedelta
+from enum import Enum, auto
 
 from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
@@ -40,6 +41,16 @@ PATIENCE = 5.0
 log = logging.getLogger(__name__)
 
 
+class _End(Enum):
+    """What became of the start of an event's job."""
+
+    DONE = auto()
+    REFUSED = auto()
+    """Temporal does not answer, or takes no more."""
+    FAULTY = auto()
+    """The event is one that this version cannot send."""
+
+
 class EventSender:
     """Sends events."""
 
@@ -63,34 +74,34 @@ class EventSender:
                 await asyncio.sleep(PATIENCE)
 
     async def look(self) -> None:
-        """Send what is to be sent, until nothing of a few can be. That is tried again by whoever looks after the lease.
+        """Send what is to be sent, until Temporal takes no more. What is left is tried again by whoever looks later.
 
         Raises:
             UnavailableError: Postgres does not answer.
         """
         while events := await self._events.claim(AT_A_TIME, lease=LEASE):
-            are_done = await asyncio.gather(*(self._send(event) for event in events))
-            await self._events.discard([event.id for event, is_done in zip(events, are_done, strict=True) if is_done])
-            if not any(are_done):
+            ends = await asyncio.gather(*(self._send(event) for event in events))
+            await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is _End.DONE])
+            if _End.REFUSED in ends:
                 return
 
-    async def _send(self, event: WaitingEvent) -> bool:
-        """Start the job of an event, and return whether there is nothing more to be done for it."""
+    async def _send(self, event: WaitingEvent) -> _End:
+        """Start the job of an event, where somebody asks for it still."""
         if event.route_id is None:
-            return True
+            return _End.DONE
         extra = log_fields_of(workflow_id(event.db, EVENTS_COLLECTION, str(event.id))) | {"event": event.kind}
         try:
             run_id = await self._start(event, event.route_id)
         except WorkflowAlreadyStartedError:
-            return True
+            return _End.DONE
         except (UnavailableError, BusyError) as error:
             log.warning("event not sent yet", extra=extra | {"reason": str(error)})
-            return False
+            return _End.REFUSED
         except Exception:
             log.exception("event not sent", extra=extra)
-            return False
+            return _End.FAULTY
         log.info("event sent", extra=extra | {"run_id": run_id})
-        return True
+        return _End.DONE
 
     async def _start(self, event: WaitingEvent, route_id: str) -> str:
         """Start the job of an event, and return the id of its run.

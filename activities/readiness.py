@@ -6,10 +6,13 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from timemachine.domain.errors import BusyError, UnavailableError
+from timemachine.outages import OutageLog
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
 from timemachine.temporal.client import check_access, check_namespace, temporal_timeout
 from timemachine.temporal.registered_attributes import check_search_attributes
+
+_OUTAGES = OutageLog("Temporal does not answer")
 
 
 class Readiness:
@@ -49,6 +52,7 @@ class Readiness:
         except UnavailableError as error:
             return str(error)
         except RPCError as error:
+            _OUTAGES.note(error)
             return f"Temporal answers {error.status.name}: {error.message}"
         return None
 

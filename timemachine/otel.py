@@ -3,7 +3,7 @@
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
@@ -21,7 +21,7 @@ from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
 
-_PATH = re.compile(r"(url: |POST )\S+|\w+:/\S+")
+_PATH = re.compile(r"(url: |POST )\S+|\b\w{1,20}:/\S+")
 """Of a request, as urllib3 tells it, and a whole URL, as it tells one that it cannot read."""
 
 
@@ -79,18 +79,20 @@ class OpenTelemetryTracer(Tracer):
         closing.join(timeout)
 
 
-def exporting_tracer(service: str) -> Tracer:
+def exporting_tracer(service: str, *, hidden: Iterable[str]) -> Tracer:
     """Return a tracer that exports as the variables of OpenTelemetry say: in a thread, from a queue that is bounded.
 
     Args:
         service: Name of the program, if the variables give none.
+        hidden: Parts of the collector's address that no log line may have.
 
     Raises:
         ValueError: They are wrong.
     """
     logging.getLogger("opentelemetry.util.re").addFilter(_hide_header)
+    hide = _hiding(hidden)
     for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(_hide_path)
+        logging.getLogger(name).addFilter(hide)
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -104,10 +106,22 @@ def _hide_header(record: logging.LogRecord) -> bool:
     return True
 
 
-def _hide_path(record: logging.LogRecord) -> bool:
-    """Let a line about the collector pass without the path that was asked for: with some, a token stands in it."""
-    record.msg, record.args = _PATH.sub(rf"\1{HIDDEN}", record.getMessage()), ()
-    return True
+def _hiding(paths: Iterable[str]) -> Callable[[logging.LogRecord], bool]:
+    """Return what lets a line about the collector pass without the path that was asked for: it may have a token in it.
+
+    Args:
+        paths: Those that are known, which the collector may repeat in words of its own.
+    """
+    known = list(paths)
+
+    def hide(record: logging.LogRecord) -> bool:
+        told = _PATH.sub(rf"\1{HIDDEN}", record.getMessage())
+        for path in known:
+            told = told.replace(path, HIDDEN)
+        record.msg, record.args = told, ()
+        return True
+
+    return hide
 
 
 @contextmanager

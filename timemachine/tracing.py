@@ -6,7 +6,7 @@ While they are off, nothing of OpenTelemetry is imported, and a span does nothin
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from timemachine.domain.traces import trace_id_of
 
@@ -14,6 +14,7 @@ Attributes = Mapping[str, str | int]
 
 EXPORTER = "OTEL_TRACES_EXPORTER"
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 FLUSH_TIME = 3.0
@@ -105,7 +106,7 @@ def start(env: Mapping[str, str], *, service: str) -> None:
         check(env)
         from timemachine.otel import exporting_tracer
 
-        use(exporting_tracer(service))
+        use(exporting_tracer(service, hidden=endpoint_paths(env)))
     except ImportError as error:
         reason = f"the extra `otel` of timemachine is not installed: {error}"
         log.warning("traces are off", extra={"reason": reason})
@@ -145,7 +146,8 @@ def check(env: Mapping[str, str]) -> None:
     """Refuse what the extra cannot do.
 
     Raises:
-        ValueError: Another exporter than `otlp`, another protocol than `http/protobuf`, or an endpoint that is no URL.
+        ValueError: Another exporter than `otlp`, another protocol than `http/protobuf`, an endpoint that is no URL, or
+            a header that cannot be sent. Its value is a secret, and whoever tries to send it would tell it.
     """
     exporter = env.get(EXPORTER, "").strip() or "otlp"
     if exporter != "otlp":
@@ -157,6 +159,10 @@ def check(env: Mapping[str, str]) -> None:
         if env.get(name) and not _is_url(env[name]):
             raise ValueError(f"{name}: it must be `http://` or `https://`, and a host, with a port where it needs one")
 
+    for name in HEADERS:
+        if any(ord(character) < ord(" ") for character in unquote(env.get(name, ""))):
+            raise ValueError(f"{name}: there is a control character in it")
+
 
 def _is_url(text: str) -> bool:
     try:
@@ -164,3 +170,10 @@ def _is_url(text: str) -> bool:
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         return False
+
+
+def endpoint_paths(env: Mapping[str, str]) -> list[str]:
+    """Return the paths and queries of the endpoints, as they are and decoded, without those that tell nothing."""
+    urls = [urlsplit(env[name]) for name in ENDPOINTS if env.get(name)]
+    given = [part for url in urls for part in (url.path.rstrip("/").removesuffix("/v1/traces"), url.query) if part]
+    return [*given, *map(unquote, given)]

@@ -44,7 +44,7 @@ ANSWER_AFTER = 1.0
 
 _MS = {"s": 1000, "m": 60_000, "h": 3_600_000}
 _WAIT = re.compile(r"(?<=for: )(\d+)([smh])")
-_WINDOW = re.compile(r"(?<=\[)(\d+)([smh])(?=\])|(?<=offset )(\d+)([smh])")
+_WINDOW = re.compile(r"(?<=[\[:])(\d+)([smh])(?=[\]:])|(?<=offset )(\d+)([smh])")
 
 
 def shortened(rules: str, by: int = FASTER) -> str:

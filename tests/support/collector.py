@@ -1,7 +1,7 @@
 """A collector of OpenTelemetry, to which spans are exported over HTTP."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,6 +16,8 @@ class Collector(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.received: list[ExportTraceServiceRequest] = []
+        self.refuse: Callable[[str], str] | None = None
+        """Returns the words in which a path is refused, if all are."""
         super().__init__((LOOPBACK, 0), Handler)
 
     @property
@@ -41,7 +43,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
         self.server.received.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
+        if self.server.refuse:
+            self.send_response(404, self.server.refuse(self.path))
+            self.send_header("content-length", "0")
+        else:
+            self.send_response(200)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class

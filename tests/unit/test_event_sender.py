@@ -142,6 +142,17 @@ async def test_one_that_cannot_be_sent_is_kept_and_keeps_no_other(error: Excepti
     assert [job.id for job in temporal.started.values()] == [str(good.id)]
 
 
+async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_look() -> None:
+    later = [an_event(kind="job.cancelled") for _ in range(3 * events.AT_A_TIME)]
+    good, temporal = an_event(), Temporal()
+    store = Waiting(*later, good)
+
+    await sending(store, temporal).look()
+
+    assert [job.id for job in temporal.started.values()] == [str(good.id)]
+    assert store.claimed == later
+
+
 async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:
     later, temporal = an_event(kind="job.cancelled"), Temporal()
     store = Waiting(later)

@@ -133,7 +133,7 @@ def test_each_alert_has_a_test_in_which_it_fires_and_one_in_which_nothing_does()
 
     assert fires(well) == set()
     assert set().union(*(fires(test) for test in others)) == {alert.name for alert in ALERTS}
-    assert all(len(fires(test)) == 1 for test in others)
+    assert all(len(fires(test)) <= 1 for test in others)
 
 
 def test_the_service_that_is_well_has_all_that_alerts_look_at() -> None:

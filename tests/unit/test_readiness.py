@@ -55,7 +55,9 @@ async def test_a_temporal_that_takes_no_more_requests_answers(monkeypatch: pytes
     await Readiness(nothing, nothing, Settings()).check()
 
 
-async def test_what_temporal_answers_instead_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_temporal_answers_instead_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def gone(*_: object, **__: object) -> None:
         raise RPCError("no such namespace", RPCStatusCode.NOT_FOUND, b"")
 
@@ -67,6 +69,9 @@ async def test_what_temporal_answers_instead_is_told(monkeypatch: pytest.MonkeyP
     nothing: Any = None
     with pytest.raises(UnavailableError, match="Temporal answers NOT_FOUND: no such namespace; Postgres answers"):
         await Readiness(nothing, nothing, Settings()).check()
+
+    (line,) = map(vars, caplog.records)  # a worker's probes are told no more than that it is not ready
+    assert (line["message"], line["reason"]) == ("Temporal does not answer", "RPCError: no such namespace")
 
 
 async def test_it_is_ready_until_it_is_told_to_stop() -> None:

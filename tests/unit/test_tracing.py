@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from urllib.parse import unquote
 
 import pytest
 
@@ -93,6 +94,14 @@ def test_which_variables_ask_for_traces(env: dict[str, str], wanted: bool) -> No
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http:///a"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: it must be"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1/a"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it must be"),
         ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_BSP_MAX_QUEUE_SIZE": "1"}, "max_export_batch_size"),
+        *(
+            (
+                {"OTEL_TRACES_EXPORTER": "otlp", name: f"authorization=Basic%20abc{end}a-secret"},
+                f"{name}: there is a",
+            )
+            for name in tracing.HEADERS
+            for end in ("%0A", "\n", "%0d")
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_them_off(
@@ -124,6 +133,7 @@ def test_a_token_in_the_collectors_address_is_not_shown(
     """Neither when it cannot be reached nor in the lines of `debug`."""
     monkeypatch.setattr(tracing, "FLUSH_TIME", 0.3)
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "4")  # until it says that it tries again
     url = collector.url if is_there else f"http://{LOOPBACK}:{free_port()}"
     start({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{url}/a-secret/v1/traces?api-key=a-secret"}, monkeypatch)
     make_span()
@@ -134,11 +144,25 @@ def test_a_token_in_the_collectors_address_is_not_shown(
     assert "a-secret" not in caplog.text
 
 
+@pytest.mark.parametrize("path", ["/a-secret", "/a-secret/v1/traces", "/v1/traces?key=a-secret", "/a%2Dsecret/"])
+def test_a_token_that_the_collector_repeats_in_its_own_words_is_not_shown(
+    path: str, collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector.refuse = lambda asked: f"The URL {asked} was not found, nor was {unquote(asked)}"
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.url}{path}"}, monkeypatch)
+    make_span()
+
+    tracing.stop()
+
+    assert "was not found" in caplog.text
+    assert "secret" not in caplog.text
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/a-secret", "http:///a-secret", "http://u:a-secret@/x"])
 def test_a_token_in_an_address_that_is_none_is_not_shown(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it comes to be asked for, as by a redirect."""
+    """Also where it comes to be asked for."""
     start({"OTEL_EXPORTER_OTLP_ENDPOINT": url}, monkeypatch)
     start({"OTEL_TRACES_EXPORTER": "otlp"}, monkeypatch)
     logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("Failed to parse: %s", url)
