@@ -5,6 +5,7 @@ Every worker exports what was counted last, so that no figure stays behind on on
 
 import asyncio
 import logging
+import math
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -78,11 +79,13 @@ class ServiceCounting:
 
     async def _count(self) -> ServiceCounts:
         jobs = await count_open_jobs(self._client, datetime.now(UTC))
+        overdue = await self._overdue.count()
         return ServiceCounts(
             scheduled=jobs[ListedState.SCHEDULED],
             due=jobs[ListedState.DUE],
             held=jobs[ListedState.HELD],
-            overdue=await self._overdue.count(),
+            overdue=overdue or 0,
+            overdue_known=overdue is not None,
             keys_expiring=await self._keys.count_expiring(KEY_WARNING),
             routes=await self._routes.count_by_state(),
         )
@@ -92,7 +95,7 @@ def _export(counts: ServiceCounts, counted_at: datetime) -> None:
     metrics.JOBS.set(counts.scheduled, ListedState.SCHEDULED)
     metrics.JOBS.set(counts.due, ListedState.DUE)
     metrics.JOBS.set(counts.held, ListedState.HELD)
-    metrics.JOBS_OVERDUE.set(counts.overdue)
+    metrics.JOBS_OVERDUE.set(counts.overdue if counts.overdue_known else math.nan)
     for state, count in counts.routes.items():
         metrics.ROUTES.set(count, state)
     metrics.KEYS_EXPIRING.set(counts.keys_expiring)

@@ -92,6 +92,5 @@ async def test_jobs_that_are_at_work_are_not_overdue() -> None:
 async def test_a_count_that_is_cut_tells_of_those_it_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overdue, "COUNT_TIME", 0.05)
 
-    assert await overdue_jobs(found(), has_end=False).count() > 0
-    with pytest.raises(TimeoutError):  # as none is what it would say of a healthy service
-        await overdue_jobs(found(), "r", has_end=False).count()
+    assert await overdue_jobs(found(), has_end=False).count()
+    assert await overdue_jobs(found(), "r", has_end=False).count() is None  # 0 is what it says of a healthy service

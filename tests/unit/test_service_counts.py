@@ -1,17 +1,20 @@
 """One worker counts, and all export what was counted last."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from math import isnan
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 from temporalio.common import MetricMeter
 
 from activities.service_counts import ServiceCounting
 from tests.support.meters import Counted
 from timemachine import metrics
 from timemachine.domain.errors import UnavailableError
+from timemachine.domain.job_filter import ListedState
 from timemachine.domain.routes import RouteState
 from timemachine.domain.service_counts import ServiceCounts
 
@@ -100,6 +103,32 @@ async def test_the_others_export_the_same_and_count_nothing(counted: Counted) ->
 
     assert counting.counted == 0
     assert exported(counted) == ([1], [2], [3], [4], [5], [], [], [], [AT.timestamp()])
+
+
+async def test_what_is_not_known_to_be_overdue_is_exported_as_no_number_and_all_else_is_counted(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def open_jobs(*_: object) -> dict[ListedState, int]:
+        return {ListedState.SCHEDULED: 6, ListedState.DUE: 7, ListedState.HELD: 8}
+
+    class Found:
+        async def count(self) -> int | None:
+            return None
+
+        async def count_expiring(self, _: timedelta) -> int:
+            return 10
+
+        async def count_by_state(self) -> Mapping[RouteState, int]:
+            return NOW.routes
+
+    monkeypatch.setattr("activities.service_counts.count_open_jobs", open_jobs)
+    store, found = Store(is_my_turn=True), cast(Any, Found())
+
+    await ServiceCounting(cast(Any, None), found, found, found, cast(Any, store)).look()
+
+    assert store.kept == replace(NOW, overdue=0, overdue_known=False)
+    assert isnan(counted.values("timemachine_jobs_overdue")[-1])
+    assert counted.values("timemachine_jobs", state="due")[-1] == 7
 
 
 async def test_before_the_first_count_nothing_is_exported(counted: Counted) -> None:

@@ -17,6 +17,8 @@ class ServiceCounts(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     overdue: int
     """Jobs that are late, not held, not spread by a resume, and neither under way nor between two attempts."""
+    overdue_known: bool = True
+    """Whether `overdue` is a count. It is none where that was cut before it found one."""
     keys_expiring: int
     """Valid keys that expire soon."""
     routes: Mapping[RouteState, int] = {}
