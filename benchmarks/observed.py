@@ -17,8 +17,8 @@ from benchmarks.testbed import Testbed
 from devstack.parts import Part
 from devstack.ports import LOOPBACK, free_port
 
-SCRAPED_EVERY = 5.0
-"""Seconds. Prometheus' own default is a minute."""
+SCRAPED_EVERY = 15.0
+"""Seconds, as `deploy/prometheus/prometheus.yml` has it. Prometheus' own default is a minute."""
 
 _WARM_UP = 1.0
 """Seconds, for programs that have just begun."""
