@@ -31,12 +31,10 @@ class LogWatch(logging.Handler):
         """Begin with none found."""
         super().__init__(logging.INFO)
         self.setFormatter(JsonFormatter())
-        self.lines = 0
         self.found: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look into a line."""
-        self.lines += 1
         self.found += leaks_in(self.format(record))
 
     def taken(self) -> list[str]:
