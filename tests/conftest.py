@@ -48,6 +48,9 @@ TOGETHER = ("tests/contract/", "tests/e2e/", "tests/cluster/")
 FIRST = (*TOGETHER, "tests/integration/test_cancel_many.py", "tests/integration/test_operations.py")
 """What takes longest, so that no process is left with it in the end. Half of it is busy, and half of it waits."""
 
+GIVEN_POSTGRES, GIVEN_TEMPORAL = "TESTS_POSTGRES_DSN", "TESTS_TEMPORAL_ADDRESS"
+"""Names of environment variables: the servers of the process that runs a test in one of its own."""
+
 ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
 """For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
 
@@ -73,14 +76,23 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     A job of theirs that is tried again is counted, too. And where a thread of Temporal's SDK enters Python 3.11 while
     `tracemalloc` is being started or stopped, it may crash.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ or not pyfuncitem.get_closest_marker("own_process"):
+    if not _is_run_apart(pyfuncitem):
         return None
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    for server in pyfuncitem.funcargs.values():
+        if isinstance(server, Settings):
+            env[GIVEN_POSTGRES] = server.postgres_dsn or ""
+        elif isinstance(server, Temporal | TemporalCluster):
+            env[GIVEN_TEMPORAL] = server.address
     servers = ("--cluster",) if pyfuncitem.config.getoption("--cluster") else ()
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *servers, pyfuncitem.nodeid)
     ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
     return True
+
+
+def _is_run_apart(item: pytest.Item) -> bool:
+    return "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("own_process") is not None
 
 
 _LOG_WATCH = pytest.StashKey[LogWatch]()
@@ -117,9 +129,14 @@ def pytest_xdist_setupnodes() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out, and put all into their order."""
+    """Mark each test with its folder's name, so that `-m "not e2e"` leaves those out, and put all into their order.
+
+    Of what is run in a process of its own, only the servers are started here. A worker that was would stand still.
+    """
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
+        if isinstance(item, pytest.Function) and _is_run_apart(item):
+            item.fixturenames = [name for name in item.fixturenames if name in ("settings", "temporal")]
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
@@ -206,16 +223,28 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-async def postgres(data_folder: Path) -> AsyncIterator[Postgres]:
+async def postgres(data_folder: Path) -> AsyncIterator[Postgres | None]:
+    """Our own Postgres; none where one is given."""
+    if GIVEN_POSTGRES in os.environ:
+        yield None
+        return
     async with embedded_postgres(data_folder, max_connections=MAX_CONNECTIONS) as postgres:
         yield postgres
 
 
 @pytest.fixture(scope="session")
+def postgres_dsn(postgres: Postgres | None) -> str:
+    return postgres.dsn if postgres else os.environ[GIVEN_POSTGRES]
+
+
+@pytest.fixture(scope="session")
 async def temporal(
-    data_folder: Path, postgres: Postgres, pytestconfig: pytest.Config
+    data_folder: Path, postgres: Postgres | None, pytestconfig: pytest.Config
 ) -> AsyncIterator[Temporal | TemporalCluster]:
     """A Temporal that is set up: readiness asks for the search attributes, also where a test has no client."""
+    if not postgres:
+        yield TemporalCluster(address=os.environ[GIVEN_TEMPORAL], parts={})
+        return
     on_postgres = pytestconfig.getoption("--cluster")
     async with _temporal_on_postgres(data_folder, postgres) if on_postgres else _dev_server(data_folder) as temporal:
         await ensure_search_attributes(await _connected(temporal))
@@ -255,9 +284,9 @@ async def _connected(temporal: Temporal | TemporalCluster) -> Client:
 
 
 @pytest.fixture(scope="session")
-async def settings(postgres: Postgres) -> Settings:
+async def settings(postgres_dsn: str) -> Settings:
     settings = service_settings(
-        postgres_dsn=postgres.dsn,
+        postgres_dsn=postgres_dsn,
         task_queue="tests",
         default_scheme="http",
         allow_private_targets=True,
