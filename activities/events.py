@@ -10,9 +10,11 @@ import random
 from datetime import timedelta
 from enum import Enum, auto
 
+import msgspec
 from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
 
 from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.domain.events import WaitingEvent, event_job
@@ -46,7 +48,7 @@ class _End(Enum):
 
     DONE = auto()
     REFUSED = auto()
-    """Temporal does not answer, or takes no more."""
+    """Temporal does not answer, takes no more, or refuses whatever it is asked."""
     FAULTY = auto()
     """The event is one that this version cannot send."""
 
@@ -79,11 +81,15 @@ class EventSender:
         Raises:
             UnavailableError: Postgres does not answer.
         """
+        faulty = 0
         while events := await self._events.claim(AT_A_TIME, lease=LEASE):
             ends = await asyncio.gather(*(self._send(event) for event in events))
             await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is _End.DONE])
+            faulty += ends.count(_End.FAULTY)
             if _End.REFUSED in ends:
-                return
+                break
+        if faulty:
+            log.warning("events not sent, which are those of a later version", extra={"events": faulty})
 
     async def _send(self, event: WaitingEvent) -> _End:
         """Start the job of an event, where somebody asks for it still."""
@@ -94,12 +100,15 @@ class EventSender:
             run_id = await self._start(event, event.route_id)
         except WorkflowAlreadyStartedError:
             return _End.DONE
-        except (UnavailableError, BusyError) as error:
+        except (UnavailableError, BusyError, RPCError) as error:
             log.warning("event not sent yet", extra=extra | {"reason": str(error)})
             return _End.REFUSED
-        except Exception:
-            log.exception("event not sent", extra=extra)
+        except (ValueError, msgspec.ValidationError) as error:
+            log.debug("event not sent", extra=extra | {"reason": str(error)})
             return _End.FAULTY
+        except Exception:
+            log.exception("event not sent yet", extra=extra)
+            return _End.REFUSED
         log.info("event sent", extra=extra | {"run_id": run_id})
         return _End.DONE
 
@@ -109,6 +118,7 @@ class EventSender:
         Raises:
             WorkflowAlreadyStartedError: Somebody has started it before, and died, or was not told in time.
             UnavailableError, BusyError: Temporal does not answer, or takes no more.
+            RPCError: It refuses, as where the namespace is gone.
             ValueError, msgspec.ValidationError: The event is one of a later version.
         """
         async with temporal_timeout(ANSWER_TIME):

@@ -9,7 +9,7 @@ from timemachine.domain.errors import BusyError, UnavailableError
 from timemachine.outages import OutageLog
 from timemachine.postgres.pool import Pool, ping
 from timemachine.settings import Settings
-from timemachine.temporal.client import check_access, check_namespace, temporal_timeout
+from timemachine.temporal.client import asked_together, check_access, check_namespace, temporal_timeout
 from timemachine.temporal.registered_attributes import check_search_attributes
 
 _OUTAGES = OutageLog("Temporal does not answer")
@@ -40,12 +40,10 @@ class Readiness:
 
     async def _fault_of_temporal(self) -> str | None:
         try:
-            async with temporal_timeout(self._limit):
-                await asyncio.gather(
-                    check_namespace(self._client, retry=False),
-                    check_search_attributes(self._client),
-                    check_access(self._client),
-                )
+            async with temporal_timeout(self._limit), asked_together() as tasks:
+                tasks.create_task(check_namespace(self._client, retry=False))
+                tasks.create_task(check_search_attributes(self._client))
+                tasks.create_task(check_access(self._client))
         except BusyError:
             # It answers. If all APIs were out of the balancer for it, clients would be told that none is there.
             return None

@@ -28,8 +28,8 @@ COUNT_EVERY = timedelta(seconds=30)
 LOOK_EVERY = 15.0
 """Seconds between two looks of a worker at what was counted, give or take a third."""
 
-COUNT_LIMIT = 25.0
-"""Seconds that a count may take, so that it ends before the next one begins."""
+COUNT_LIMIT = 19.0
+"""Seconds that a count may take without that of overdue jobs, so that both end before the next one begins."""
 
 KEY_WARNING = timedelta(days=7)
 """Time before its end at which a key counts as about to expire."""
@@ -69,8 +69,7 @@ class ServiceCounting:
         """
         await self._export_last()
         if await self._store.claim(COUNT_EVERY):
-            async with asyncio.timeout(COUNT_LIMIT):
-                await self._store.write(await self._count())
+            await self._store.write(await self._count())
             await self._export_last()
 
     async def _export_last(self) -> None:
@@ -78,7 +77,10 @@ class ServiceCounting:
             _export(*found)
 
     async def _count(self) -> ServiceCounts:
-        jobs = await count_open_jobs(self._client, datetime.now(UTC))
+        async with asyncio.timeout(COUNT_LIMIT):
+            jobs = await count_open_jobs(self._client, datetime.now(UTC))
+            keys_expiring = await self._keys.count_expiring(KEY_WARNING)
+            routes = await self._routes.count_by_state()
         overdue = await self._overdue.count()
         return ServiceCounts(
             scheduled=jobs[ListedState.SCHEDULED],
@@ -86,8 +88,8 @@ class ServiceCounting:
             held=jobs[ListedState.HELD],
             overdue=overdue or 0,
             overdue_known=overdue is not None,
-            keys_expiring=await self._keys.count_expiring(KEY_WARNING),
-            routes=await self._routes.count_by_state(),
+            keys_expiring=keys_expiring,
+            routes=routes,
         )
 
 

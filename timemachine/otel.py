@@ -1,9 +1,8 @@
 """Spans by OpenTelemetry. Imported only once traces are asked for: its libraries are the optional extra `otel`."""
 
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from opentelemetry import trace
@@ -21,8 +20,12 @@ from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
 
-_PATH = re.compile(r"(url: |POST )\S+|\b\w{1,20}:/\S+")
-"""Of a request, as urllib3 tells it, and a whole URL, as it tells one that it cannot read."""
+_OF_THE_COLLECTOR = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.util.re",
+    "urllib3.connectionpool",
+)
+"""Loggers of libraries that tell its address, its headers and its answers."""
 
 
 class OpenTelemetrySpan(Span):
@@ -79,20 +82,17 @@ class OpenTelemetryTracer(Tracer):
         closing.join(timeout)
 
 
-def exporting_tracer(service: str, *, hidden: Iterable[str]) -> Tracer:
+def exporting_tracer(service: str) -> Tracer:
     """Return a tracer that exports as the variables of OpenTelemetry say: in a thread, from a queue that is bounded.
 
     Args:
         service: Name of the program, if the variables give none.
-        hidden: Parts of the collector's address that no log line may have.
 
     Raises:
         ValueError: They are wrong.
     """
-    logging.getLogger("opentelemetry.util.re").addFilter(_hide_header)
-    hide = _hiding(hidden)
-    for name in ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "urllib3.connectionpool"):
-        logging.getLogger(name).addFilter(hide)
+    for name in _OF_THE_COLLECTOR:
+        logging.getLogger(name).addFilter(_hide_words)
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -100,28 +100,21 @@ def exporting_tracer(service: str, *, hidden: Iterable[str]) -> Tracer:
     return OpenTelemetryTracer(provider)
 
 
-def _hide_header(record: logging.LogRecord) -> bool:
-    """Let the warning about a malformed header pass, without the header: its value is often a secret."""
-    record.args = (HIDDEN,) * len(record.args or ())
+def _hide_words(record: logging.LogRecord) -> bool:
+    """Let a line about the collector pass with its numbers and the kinds of its errors, and with no other word.
+
+    Its address and headers often have a token in them. It comes back in more forms than anybody can list: in errors, in
+    what the collector answers, and in malformed headers.
+    """
+    given = record.args if isinstance(record.args, tuple) else ()
+    record.args = tuple(_without_words(argument) for argument in given)
     return True
 
 
-def _hiding(paths: Iterable[str]) -> Callable[[logging.LogRecord], bool]:
-    """Return what lets a line about the collector pass without the path that was asked for: it may have a token in it.
-
-    Args:
-        paths: Those that are known, which the collector may repeat in words of its own.
-    """
-    known = list(paths)
-
-    def hide(record: logging.LogRecord) -> bool:
-        told = _PATH.sub(rf"\1{HIDDEN}", record.getMessage())
-        for path in known:
-            told = told.replace(path, HIDDEN)
-        record.msg, record.args = told, ()
-        return True
-
-    return hide
+def _without_words(argument: object) -> object:
+    if isinstance(argument, BaseException):
+        return type(argument).__qualname__
+    return argument if isinstance(argument, int | float) or argument == "span" else HIDDEN
 
 
 @contextmanager

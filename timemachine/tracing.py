@@ -106,7 +106,7 @@ def start(env: Mapping[str, str], *, service: str) -> None:
         check(env)
         from timemachine.otel import exporting_tracer
 
-        use(exporting_tracer(service, hidden=endpoint_paths(env)))
+        use(exporting_tracer(service))
     except ImportError as error:
         reason = f"the extra `otel` of timemachine is not installed: {error}"
         log.warning("traces are off", extra={"reason": reason})
@@ -159,9 +159,16 @@ def check(env: Mapping[str, str]) -> None:
         if env.get(name) and not _is_url(env[name]):
             raise ValueError(f"{name}: it must be `http://` or `https://`, and a host, with a port where it needs one")
 
-    for name in HEADERS:
-        if any(ord(character) < ord(" ") for character in unquote(env.get(name, ""))):
-            raise ValueError(f"{name}: there is a control character in it")
+    name, headers = next(((name, env[name]) for name in HEADERS if env.get(name)), ("", ""))
+    if any(ord(character) < ord(" ") for part in _parts_of(headers) for character in part):
+        raise ValueError(f"{name}: there is a control character in it")
+
+
+def _parts_of(headers: str) -> Iterator[str]:
+    """Return names and values as OpenTelemetry reads them: decoded, and without the space around them."""
+    for header in headers.split(","):
+        for part in header.partition("="):
+            yield unquote(part).strip()
 
 
 def _is_url(text: str) -> bool:
@@ -170,10 +177,3 @@ def _is_url(text: str) -> bool:
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         return False
-
-
-def endpoint_paths(env: Mapping[str, str]) -> list[str]:
-    """Return the paths and queries of the endpoints, as they are and decoded, without those that tell nothing."""
-    urls = [urlsplit(env[name]) for name in ENDPOINTS if env.get(name)]
-    given = [part for url in urls for part in (url.path.rstrip("/").removesuffix("/v1/traces"), url.query) if part]
-    return [*given, *map(unquote, given)]

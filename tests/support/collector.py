@@ -16,6 +16,8 @@ class Collector(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.received: list[ExportTraceServiceRequest] = []
+        self.authorization: str | None = None
+        """What the last request was let in by."""
         self.refuse: Callable[[str], str] | None = None
         """Returns the words in which a path is refused, if all are."""
         super().__init__((LOOPBACK, 0), Handler)
@@ -42,6 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.authorization = self.headers["authorization"]
         self.server.received.append(ExportTraceServiceRequest.FromString(body))
         if self.server.refuse:
             self.send_response(404, self.server.refuse(self.path))

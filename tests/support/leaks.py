@@ -1,8 +1,10 @@
 """Looks for what is secret in whatever the programs write while the tests run."""
 
 import base64
+import binascii
 import logging
 import re
+from urllib.parse import unquote
 
 from timemachine.domain.keys import KEY_PATTERN
 from timemachine.telemetry import JsonFormatter
@@ -10,8 +12,14 @@ from timemachine.telemetry import JsonFormatter
 PAYLOAD = "only-the-receiver-reads-this"
 """In the `meta` of the jobs of tests, which is for their receiver only."""
 
-_WEBHOOK_SECRET = re.compile(r"whsec_([A-Za-z0-9+/]{32,}={0,2})")
-_OTHERS = re.compile(rf"{KEY_PATTERN}|{PAYLOAD}|[Bb]earer \S+|://[^\s/@]*:[^\s/@*]+@")
+_WEBHOOK_SECRET = re.compile(r"whsec_((?:[A-Za-z0-9+/]|%2[BbFf]){32,}={0,2})")
+
+_PAYLOADS = "|".join([PAYLOAD, *(base64.b64encode(bytes(at) + PAYLOAD.encode())[4:-4].decode() for at in range(3))])
+"""In text, and in the base64 of bytes that begin with it or have it anywhere, but for its ends."""
+
+_TOKEN = r"(?i:bearer(?:\s|%20)+)(?!token\b)[\w.~+/=%-]+"
+_PASSWORD = r"""://[^\s/@",]*:[^\s/@*",]+@"""
+_OTHERS = re.compile(f"{KEY_PATTERN}|{_PAYLOADS}|{_TOKEN}|{_PASSWORD}")
 
 
 def leaks_in(text: str) -> list[str]:
@@ -21,7 +29,11 @@ def leaks_in(text: str) -> list[str]:
 
 
 def _is_example(secret: str) -> bool:
-    return b"not a real one" in base64.b64decode(secret + "=" * (-len(secret) % 4))
+    text = unquote(secret).rstrip("=")
+    try:
+        return b"not a real one" in base64.b64decode(text + "=" * (-len(text) % 4))
+    except binascii.Error:
+        return False  # cut off
 
 
 class LogWatch(logging.Handler):

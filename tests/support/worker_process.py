@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from tests.support.leaks import leaks_in
 from timemachine.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -39,4 +40,4 @@ async def worker_process(settings: Settings, temporal_address: str) -> AsyncIter
             process.kill()
         await process.wait()
         if reading is not None:
-            await reading
+            assert leaks_in((await reading).decode()) == []

@@ -87,11 +87,20 @@ async def test_each_event_is_sent_as_a_job_of_its_own_and_then_forgotten() -> No
     assert {option["id_reuse_policy"] for option in temporal.options} == {WorkflowIDReusePolicy.REJECT_DUPLICATE}
 
 
-async def test_a_temporal_that_takes_nothing_is_not_asked_for_all() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnavailableError(),
+        RPCError("no such namespace", RPCStatusCode.NOT_FOUND, b""),
+        RPCError("no such attribute", RPCStatusCode.INVALID_ARGUMENT, b""),
+        RuntimeError("unforeseen"),
+    ],
+)
+async def test_a_temporal_that_takes_nothing_is_not_asked_for_all(error: Exception) -> None:
     waiting = [an_event() for _ in range(3 * events.AT_A_TIME)]
     store, temporal = Waiting(*waiting), Temporal()
     for event in waiting:
-        temporal.errors[str(event.id)] = UnavailableError()
+        temporal.errors[str(event.id)] = error
 
     await sending(store, temporal).look()
 
@@ -142,7 +151,9 @@ async def test_one_that_cannot_be_sent_is_kept_and_keeps_no_other(error: Excepti
     assert [job.id for job in temporal.started.values()] == [str(good.id)]
 
 
-async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_look() -> None:
+async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_look(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     later = [an_event(kind="job.cancelled") for _ in range(3 * events.AT_A_TIME)]
     good, temporal = an_event(), Temporal()
     store = Waiting(*later, good)
@@ -151,6 +162,8 @@ async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_l
 
     assert [job.id for job in temporal.started.values()] == [str(good.id)]
     assert store.claimed == later
+    (warned,) = (vars(record) for record in caplog.records if record.levelno >= logging.WARNING)
+    assert warned["events"] == len(later)
 
 
 async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:

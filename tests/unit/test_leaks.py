@@ -1,5 +1,6 @@
 """What the tests' logs are searched for is found there, in every form in which it could be written."""
 
+import base64
 import logging
 import sys
 
@@ -19,8 +20,27 @@ from timemachine.domain.signing import encode_secret
         PAYLOAD,
         "Bearer abc",
         "postgresql://someone:a-password@",
+        encode_secret(bytes(range(32)))[:39],
+        encode_secret(b"\xff" * 32).replace("/", "%2F"),
+        *(base64.b64encode(b'{"a":"'[at:] + PAYLOAD.encode() + b'"}').decode() for at in range(4)),
+        "BEARER abc",
+        "authorization=Bearer%20abc",
     ],
-    ids=["secret", "key", "payload", "token", "password"],
+    ids=[
+        "secret",
+        "key",
+        "payload",
+        "token",
+        "password",
+        "cut",
+        "encoded",
+        "base64-6",
+        "base64-5",
+        "base64-4",
+        "base64-3",
+        "upper",
+        "query",
+    ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
     assert leaks_in(f'{{"message": "asked with {secret}host", "n": 1}}') != []
@@ -28,7 +48,16 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
 
 @pytest.mark.parametrize(
     "harmless",
-    [EXAMPLE_SECRET, "whsec_***", "tm_0123456789AB", "postgresql://someone:***@host", "http://127.0.0.1:80/a@b"],
+    [
+        EXAMPLE_SECRET,
+        "whsec_***",
+        "tm_0123456789AB",
+        "postgresql://someone:***@host",
+        "http://127.0.0.1:80/a@b",
+        '{"target":"http://127.0.0.1:80","job_id":"a@b"}',
+        "no bearer token was given",
+        "Bearer ***",
+    ],
 )
 def test_what_only_looks_like_one_is_none(harmless: str) -> None:
     assert leaks_in(f"asked with {harmless}") == []

@@ -10,6 +10,7 @@ import pytest
 from temporalio.api.common.v1 import Memo
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities import overdue
 from activities.overdue import OverdueJobs
@@ -94,3 +95,15 @@ async def test_a_count_that_is_cut_tells_of_those_it_has_found(monkeypatch: pyte
 
     assert await overdue_jobs(found(), has_end=False).count()
     assert await overdue_jobs(found(), "r", has_end=False).count() is None  # 0 is what it says of a healthy service
+
+
+async def test_a_temporal_that_refuses_tells_of_no_overdue_jobs(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Visibility):
+        async def fetch_next_page(self) -> None:
+            raise RPCError("too many requests", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+
+    client: Any = Refusing(found(), has_end=True)
+    ledger: Any = Ledger()
+
+    assert await OverdueJobs(client, ledger, Settings()).count() is None
+    assert [record.__dict__["reason"] for record in caplog.records] == ["too many requests"]

@@ -55,6 +55,35 @@ async def test_a_temporal_that_takes_no_more_requests_answers(monkeypatch: pytes
     await Readiness(nothing, nothing, Settings()).check()
 
 
+async def test_when_one_look_at_temporal_fails_none_of_the_others_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = 0
+
+    async def away(*_: object, **__: object) -> None:
+        await asyncio.sleep(0)
+        raise UnavailableError("Temporal does not answer")
+
+    async def hang(*_: object) -> None:
+        nonlocal looking
+        looking += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            looking -= 1
+
+    async def well(*_: object) -> None: ...
+
+    monkeypatch.setattr("activities.readiness.check_namespace", away)
+    for name in ("check_search_attributes", "check_access"):
+        monkeypatch.setattr(f"activities.readiness.{name}", hang)
+    monkeypatch.setattr("activities.readiness.ping", well)
+    nothing: Any = None
+
+    with pytest.raises(UnavailableError, match="Temporal does not answer"):
+        await Readiness(nothing, nothing, Settings()).check()
+
+    assert looking == 0
+
+
 async def test_what_temporal_answers_instead_is_told(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -102,6 +102,7 @@ def test_which_variables_ask_for_traces(env: dict[str, str], wanted: bool) -> No
             for name in tracing.HEADERS
             for end in ("%0A", "\n", "%0d")
         ),
+        ({"OTEL_TRACES_EXPORTER": "otlp", tracing.HEADERS[0]: "a=b,c=d\te"}, f"{tracing.HEADERS[0]}: there is a"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_them_off(
@@ -113,6 +114,26 @@ def test_what_cannot_be_done_is_said_and_leaves_them_off(
     assert (record.message, record.levelno) == ("traces are off", logging.WARNING)
     assert reason in record.__dict__["reason"]
     assert make_span() is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {tracing.HEADERS[1]: "authorization=Bearer%20abc\n"},
+        {tracing.HEADERS[1]: "authorization=Bearer%20abc,\n\tx=y\n"},
+        {tracing.HEADERS[1]: "authorization=Bearer%20abc%0A"},
+        {tracing.HEADERS[0]: "authorization=Bearer%20abc", tracing.HEADERS[1]: "a=b%0Ac"},
+    ],
+)
+def test_headers_are_sent_as_opentelemetry_reads_them(
+    headers: dict[str, str], collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url} | headers, monkeypatch)
+    make_span()
+
+    tracing.stop()
+
+    assert collector.authorization == "Bearer abc"
 
 
 def test_a_malformed_header_is_warned_of_and_not_shown(
@@ -144,18 +165,23 @@ def test_a_token_in_the_collectors_address_is_not_shown(
     assert "a-secret" not in caplog.text
 
 
-@pytest.mark.parametrize("path", ["/a-secret", "/a-secret/v1/traces", "/v1/traces?key=a-secret", "/a%2Dsecret/"])
+@pytest.mark.parametrize("path", ["/a-secret", "/v1/traces?key=a-secret&b=c", "/otlp/a%2fsecret/", "/a|secret"])
+@pytest.mark.parametrize("in_words", [unquote, str.upper, lambda asked: asked.replace("/", " "), lambda asked: asked])
 def test_a_token_that_the_collector_repeats_in_its_own_words_is_not_shown(
-    path: str, collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    in_words: Callable[[str], str],
+    collector: Collector,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    collector.refuse = lambda asked: f"The URL {asked} was not found, nor was {unquote(asked)}"
+    collector.refuse = lambda asked: f"The URL {in_words(asked)} was not found"
     start({"OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.url}{path}"}, monkeypatch)
     make_span()
 
     tracing.stop()
 
-    assert "was not found" in caplog.text
-    assert "secret" not in caplog.text
+    assert "code: 404" in caplog.text
+    assert "secret" not in caplog.text.lower()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/a-secret", "http:///a-secret", "http://u:a-secret@/x"])

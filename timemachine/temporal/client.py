@@ -262,3 +262,17 @@ def _away(error: Exception) -> UnavailableError:
     """Return what clients are told, which is the same whatever the reason, and log the reason."""
     _OUTAGES.note(error)
     return UnavailableError("Temporal does not answer")
+
+
+@asynccontextmanager
+async def asked_together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Ask several things at a time. If one fails, so does the whole, and Temporal is not kept busy with the others.
+
+    Raises:
+        Exception: The first one, by itself.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None

@@ -1,8 +1,6 @@
 """Lists and counts of jobs, from Temporal's visibility: it needs no worker, and describes no workflow."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
@@ -12,6 +10,7 @@ from temporalio.client import Client, WorkflowExecution
 from timemachine.domain.due_order import BEGINNING, END, DuePosition, Found, next_due_first
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
+from timemachine.temporal.client import asked_together
 from timemachine.temporal.visibility import (
     RUNNING,
     all_due_jobs_query,
@@ -180,7 +179,7 @@ async def count_jobs(client: Client, wanted: JobFilter, now: datetime) -> JobCou
     Raises:
         RPCError: Temporal does not answer.
     """
-    async with _counting() as tasks:
+    async with asked_together() as tasks:
         states = tasks.create_task(_count_by_state(client, wanted, now))
         soon = {within: tasks.create_task(_count_due_within(client, wanted, within, now)) for within in DUE_WITHIN}
     return JobCounts(states=states.result(), due_within={within: task.result() for within, task in soon.items()})
@@ -215,25 +214,11 @@ def _by_state(by_status: dict[str, int], *, held: int, due: int) -> dict[ListedS
 async def _count_by_state(client: Client, wanted: JobFilter, now: datetime) -> dict[ListedState, int]:
     if wanted.state is not None:
         return dict.fromkeys(ListedState, 0) | {wanted.state: await _count(client, wanted, wanted.state, now)}
-    async with _counting() as tasks:
+    async with asked_together() as tasks:
         by_status = tasks.create_task(_count_by_status(client, wanted))
         held = tasks.create_task(_count(client, wanted, ListedState.HELD, now))
         due = tasks.create_task(_count(client, wanted, ListedState.DUE, now))
     return _by_state(by_status.result(), held=held.result(), due=due.result())
-
-
-@asynccontextmanager
-async def _counting() -> AsyncIterator[asyncio.TaskGroup]:
-    """Ask several things at a time. If one fails, so does the whole, and Temporal is not kept busy with the others.
-
-    Raises:
-        Exception: The first one, by itself.
-    """
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            yield tasks
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
 
 
 async def _count(client: Client, wanted: JobFilter, state: ListedState, now: datetime) -> int:

@@ -1,6 +1,5 @@
 """The door to jobs as Temporal runs them: what a job's latest run is, and how one is started."""
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,6 +21,7 @@ from timemachine.domain.events import JobFacts
 from timemachine.domain.jobs import Job, message_id, split_workflow_id, to_ms
 from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.traces import with_links
+from timemachine.temporal.client import asked_together
 from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
@@ -159,9 +159,10 @@ async def latest_run(client: Client, workflow_id: str) -> JobRun:
     """
     handle = client.get_workflow_handle(workflow_id)
     try:
-        description, (started_run, job) = await asyncio.gather(
-            describe_job(client, workflow_id), _started_with(client, handle)
-        )
+        async with asked_together() as tasks:
+            described = tasks.create_task(describe_job(client, workflow_id))
+            started = tasks.create_task(_started_with(client, handle))
+        description, (started_run, job) = described.result(), started.result()
         if started_run != description.run_id:
             _, job = await _started_with(client, client.get_workflow_handle(workflow_id, run_id=description.run_id))
         if stored_names.CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:

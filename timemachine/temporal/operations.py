@@ -3,7 +3,6 @@
 None of it needs a worker.
 """
 
-import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TypeVar
@@ -36,6 +35,7 @@ from timemachine.domain.operations import (
 )
 from timemachine.domain.redelivery import Progress
 from timemachine.domain.releases import Released
+from timemachine.temporal.client import asked_together
 from timemachine.temporal.search_attributes import CREATED_BY, DB, ROUTE
 from timemachine.temporal.visibility import operations_query
 
@@ -148,8 +148,9 @@ async def list_operations(
     listed = client.list_workflows(operations_query(db), page_size=limit, next_page_token=page_token)
     await listed.fetch_next_page()
     runs = [run for run in listed.current_page or () if run.typed_search_attributes.get(DB) == db]
-    shown = await asyncio.gather(*(_shown_in_list(client, run) for run in runs))
-    return [operation for operation in shown if operation], listed.next_page_token
+    async with asked_together() as tasks:
+        shown = [tasks.create_task(_shown_in_list(client, run)) for run in runs]
+    return [operation for task in shown if (operation := task.result())], listed.next_page_token
 
 
 async def stop_operation(client: Client, db: str, operation_id: str) -> None:
