@@ -49,8 +49,12 @@ class _End(Enum):
     DONE = auto()
     REFUSED = auto()
     """Temporal does not answer, takes no more, or refuses whatever it is asked."""
-    FAULTY = auto()
-    """The event is one that this version cannot send."""
+
+
+class _Faulty(msgspec.Struct, frozen=True):
+    """An event that this version cannot send."""
+
+    reason: str
 
 
 class EventSender:
@@ -81,17 +85,17 @@ class EventSender:
         Raises:
             UnavailableError: Postgres does not answer.
         """
-        faulty = 0
+        faulty = list[_Faulty]()
         while events := await self._events.claim(AT_A_TIME, lease=LEASE):
             ends = await asyncio.gather(*(self._send(event) for event in events))
             await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is _End.DONE])
-            faulty += ends.count(_End.FAULTY)
+            faulty += [end for end in ends if isinstance(end, _Faulty)]
             if _End.REFUSED in ends:
                 break
         if faulty:
-            log.warning("events not sent, which are those of a later version", extra={"events": faulty})
+            log.warning("events not sent", extra={"events": len(faulty), "reason": faulty[0].reason})
 
-    async def _send(self, event: WaitingEvent) -> _End:
+    async def _send(self, event: WaitingEvent) -> _End | _Faulty:
         """Start the job of an event, where somebody asks for it still."""
         if event.route_id is None:
             return _End.DONE
@@ -104,8 +108,7 @@ class EventSender:
             log.warning("event not sent yet", extra=extra | {"reason": str(error)})
             return _End.REFUSED
         except (ValueError, msgspec.ValidationError) as error:
-            log.debug("event not sent", extra=extra | {"reason": str(error)})
-            return _End.FAULTY
+            return _Faulty(f"{event.kind} {event.id}: {error}")
         except Exception:
             log.exception("event not sent yet", extra=extra)
             return _End.REFUSED

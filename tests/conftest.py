@@ -51,6 +51,9 @@ FIRST = (*TOGETHER, "tests/integration/test_cancel_many.py", "tests/integration/
 GIVEN_POSTGRES, GIVEN_TEMPORAL = "TESTS_POSTGRES_DSN", "TESTS_TEMPORAL_ADDRESS"
 """Names of environment variables: the servers of the process that runs a test in one of its own."""
 
+NEEDED_APART = ("_no_settings_from_outside", "settings", "temporal")
+"""Fixtures of the process that runs a test in one of its own."""
+
 ONE_PARTITION = {"matching.numTaskqueueReadPartitions": "1", "matching.numTaskqueueWritePartitions": "1"}
 """For the hundreds of task queues of the tests. The stacks that they start have Temporal's default: four for each."""
 
@@ -88,6 +91,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *servers, pyfuncitem.nodeid)
     ended = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, check=False)
     assert ended.returncode == 0, (ended.stdout + ended.stderr).decode()
+    assert b"1 passed" in ended.stdout, ended.stdout.decode()
     return True
 
 
@@ -136,7 +140,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(item.path.relative_to(Path(__file__).parent).parts[0])
         if isinstance(item, pytest.Function) and _is_run_apart(item):
-            item.fixturenames = [name for name in item.fixturenames if name in ("settings", "temporal")]
+            item.fixturenames = [name for name in item.fixturenames if name in NEEDED_APART]
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 

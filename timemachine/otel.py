@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -20,12 +21,10 @@ from timemachine.tracing import Attributes, Span, Tracer
 
 _W3C = TraceContextTextMapPropagator()
 
-_OF_THE_COLLECTOR = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.util.re",
-    "urllib3.connectionpool",
-)
-"""Loggers of libraries that tell its address, its headers and its answers."""
+_LIBRARIES = ("opentelemetry", "requests", "urllib3")
+"""Those whose loggers tell of a collector's address, its headers and its answers."""
+
+_HARMLESS = {"spans", None, *(status.phrase for status in HTTPStatus)}
 
 
 class OpenTelemetrySpan(Span):
@@ -91,8 +90,9 @@ def exporting_tracer(service: str) -> Tracer:
     Raises:
         ValueError: They are wrong.
     """
-    for name in _OF_THE_COLLECTOR:
-        logging.getLogger(name).addFilter(_hide_words)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(_LIBRARIES):
+            logging.getLogger(name).addFilter(_hide_words)
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -107,6 +107,9 @@ def _hide_words(record: logging.LogRecord) -> bool:
     what the collector answers, and in malformed headers.
     """
     given = record.args if isinstance(record.args, tuple) else ()
+    if record.exc_info and record.exc_info[1]:
+        record.msg, given = f"{record.msg}: %s", (*given, record.exc_info[1])
+    record.exc_info = record.exc_text = None
     record.args = tuple(_without_words(argument) for argument in given)
     return True
 
@@ -114,7 +117,7 @@ def _hide_words(record: logging.LogRecord) -> bool:
 def _without_words(argument: object) -> object:
     if isinstance(argument, BaseException):
         return type(argument).__qualname__
-    return argument if isinstance(argument, int | float) or argument == "span" else HIDDEN
+    return argument if isinstance(argument, int | float) or argument in _HARMLESS else HIDDEN
 
 
 @contextmanager

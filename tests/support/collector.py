@@ -20,6 +20,8 @@ class Collector(ThreadingHTTPServer):
         """What the last request was let in by."""
         self.refuse: Callable[[str], str] | None = None
         """Returns the words in which a path is refused, if all are."""
+        self.malformed: str | None = None
+        """A line among the headers of its answers that is none."""
         super().__init__((LOOPBACK, 0), Handler)
 
     @property
@@ -51,7 +53,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("content-length", "0")
         else:
             self.send_response(200)
-        self.end_headers()
+        if self.server.malformed:
+            self.flush_headers()
+            self.wfile.write(f"{self.server.malformed}\r\n\r\n".encode())
+        else:
+            self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         """Log nothing."""

@@ -164,6 +164,7 @@ async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_l
     assert store.claimed == later
     (warned,) = (vars(record) for record in caplog.records if record.levelno >= logging.WARNING)
     assert warned["events"] == len(later)
+    assert warned["reason"].startswith(f"job.cancelled {later[0].id}: ")
 
 
 async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:

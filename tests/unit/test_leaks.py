@@ -25,21 +25,13 @@ from timemachine.domain.signing import encode_secret
         *(base64.b64encode(b'{"a":"'[at:] + PAYLOAD.encode() + b'"}').decode() for at in range(4)),
         "BEARER abc",
         "authorization=Bearer%20abc",
+        "Bearer token-abc",
+        'Bearer "abc"',
+        'postgresql://someone:a,pass"word@',
     ],
     ids=[
-        "secret",
-        "key",
-        "payload",
-        "token",
-        "password",
-        "cut",
-        "encoded",
-        "base64-6",
-        "base64-5",
-        "base64-4",
-        "base64-3",
-        "upper",
-        "query",
+        *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
+        *("base64-3", "upper", "query", "begins-token", "quoted", "comma"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
@@ -57,6 +49,9 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
         '{"target":"http://127.0.0.1:80","job_id":"a@b"}',
         "no bearer token was given",
         "Bearer ***",
+        "the bearer of the token",
+        'Bearer realm="arena"',
+        "://" + ":" * 100_000,
     ],
 )
 def test_what_only_looks_like_one_is_none(harmless: str) -> None:

@@ -184,6 +184,21 @@ def test_a_token_that_the_collector_repeats_in_its_own_words_is_not_shown(
     assert "secret" not in caplog.text.lower()
 
 
+def test_a_token_in_a_traceback_about_a_collector_is_not_shown(
+    collector: Collector, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As urllib3 logs one for an answer whose headers cannot be read."""
+    collector.malformed = "broken /a-secret"
+    start({"OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.url}/a-secret"}, monkeypatch)
+    make_span()
+
+    tracing.stop()
+
+    assert "Failed to parse headers" in caplog.text
+    assert "HeaderParsingError" in caplog.text
+    assert "secret" not in caplog.text
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/a-secret", "http:///a-secret", "http://u:a-secret@/x"])
 def test_a_token_in_an_address_that_is_none_is_not_shown(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
