@@ -6,9 +6,9 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 RUN := $(VENV)/bin/python -m
 
-# Most tests wait, so that there may be more processes than cores. Each starts servers of its own; a file's tests share
+# Most tests wait, so that there may be more processes than cores, five or as many as BESIDE says. Each starts servers of its own; a file's tests share
 # them, and the long ones come first.
-BESIDE_EACH_OTHER := -n 5 --dist loadfile --no-loadscope-reorder
+BESIDE_EACH_OTHER := -n $(or $(BESIDE),5) --dist loadfile --no-loadscope-reorder
 
 # Else Python does not find what it is run in, or finds another's packages before those of the virtual environment; and
 # each of the many processes that are started would compile all of the code anew, for a second or two.

@@ -65,9 +65,12 @@ async def measuring(settings: Settings, temporal: Temporal, receiver: Receiver, 
         env.setattr(service_counts, "COUNT_EVERY", timedelta(0))
         async with serving(create_app(own)) as api, asyncio.TaskGroup() as tasks:
             tasks.create_task(run(own, stop))
-            service = Service(api, db)
-            await service.add_route(receiver.url)
-            yield Measured(service, own)
+            measured = Measured(Service(api, db), own)
+            # The worker exports from when it has begun to connect: what was counted before is not there. And it shares
+            # the API's loop, which its start holds up for seconds on a busy machine.
+            await measured.scrape(lambda text: "timemachine_counted_timestamp_seconds" in text)
+            await measured.service.add_route(receiver.url)
+            yield measured
             stop.set()
 
 
@@ -76,8 +79,6 @@ async def measured(
     settings: Settings, temporal: Temporal, client: Client, receiver: Receiver, db: str
 ) -> AsyncIterator[Measured]:
     async with measuring(settings, temporal, receiver, db) as measured:
-        # The worker exports from when it has begun to connect: what was counted before is not there.
-        await measured.scrape(lambda text: "timemachine_counted_timestamp_seconds" in text)
         yield measured
 
 

@@ -60,13 +60,13 @@ class Service:
 
     async def add_route(self, url: str, route: str = ROUTE, **fields: Any) -> None:
         body = {"id": route, "type": "REST", "webhook_url": url} | fields
-        answer = await self.api.post(f"/route/{self.db}", json=body)
+        answer = await repeated(lambda: self.api.post(f"/route/{self.db}", json=body))
         assert answer.json() == {"status": "ok"}, answer.text
         await self.secret(route)
 
     async def secret(self, route: str = ROUTE) -> Any:
         """Return the secret of a route, and those of before."""
-        return self._noted(await self.api.get(f"/route/{self.db}/{route}/secret"))
+        return self._noted(await repeated(lambda: self.api.get(f"/route/{self.db}/{route}/secret")))
 
     async def rotate(self, route: str = ROUTE, **body: Any) -> Any:
         """Give a route a new secret, and return what signs now."""
