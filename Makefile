@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.ready-bench
 RUN := $(VENV)/bin/python -m
 
-# Most tests wait, so that there may be more processes than cores, five or as many as BESIDE says. Each starts servers of its own; a file's tests share
-# them, and the long ones come first.
+# Most tests wait, so that there may be more processes than cores: five, or as many as BESIDE says. Each starts servers of
+# its own; a file's tests share them, and the long ones come first.
 BESIDE_EACH_OTHER := -n $(or $(BESIDE),5) --dist loadfile --no-loadscope-reorder
 
 # Else Python does not find what it is run in, or finds another's packages before those of the virtual environment; and

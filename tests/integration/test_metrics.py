@@ -4,7 +4,6 @@ import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,35 +50,28 @@ class Measured:
         return answer.text
 
 
-@asynccontextmanager
-async def measuring(settings: Settings, temporal: Temporal, receiver: Receiver, db: str) -> AsyncIterator[Measured]:
-    """Run the API, and the worker's program, which serves the metrics of both: they share a process here."""
+@pytest.fixture
+async def measured(
+    settings: Settings, temporal: Temporal, client: Client, receiver: Receiver, db: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Measured]:
+    """The API, and the worker's program, which serves the metrics of both: they share a process here."""
     address = f"{LOOPBACK}:{free_port()}"
     own = replace(
         settings, task_queue=f"metrics-{uuid.uuid4().hex}", metrics_address=address, metrics_routes=f"{db}/named"
     )
     stop = asyncio.Event()
-    with pytest.MonkeyPatch.context() as env:
-        env.setenv("TEMPORAL_ADDRESS", temporal.address)
-        env.setattr(service_counts, "LOOK_EVERY", 0.3)
-        env.setattr(service_counts, "COUNT_EVERY", timedelta(0))
-        async with serving(create_app(own)) as api, asyncio.TaskGroup() as tasks:
-            tasks.create_task(run(own, stop))
-            measured = Measured(Service(api, db), own)
-            # The worker exports from when it has begun to connect: what was counted before is not there. And it shares
-            # the API's loop, which its start holds up for seconds on a busy machine.
-            await measured.scrape(lambda text: "timemachine_counted_timestamp_seconds" in text)
-            await measured.service.add_route(receiver.url)
-            yield measured
-            stop.set()
-
-
-@pytest.fixture
-async def measured(
-    settings: Settings, temporal: Temporal, client: Client, receiver: Receiver, db: str
-) -> AsyncIterator[Measured]:
-    async with measuring(settings, temporal, receiver, db) as measured:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", temporal.address)
+    monkeypatch.setattr(service_counts, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(service_counts, "COUNT_EVERY", timedelta(0))
+    async with serving(create_app(own)) as api, asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(own, stop))
+        measured = Measured(Service(api, db), own)
+        # The worker exports from when it has begun to connect: what was counted before is not there. And it shares the
+        # API's loop, which its start holds up for seconds on a busy machine.
+        await measured.scrape(lambda text: "timemachine_counted_timestamp_seconds" in text)
+        await measured.service.add_route(receiver.url)
         yield measured
+        stop.set()
 
 
 def value(text: str, name: str, *labels: str) -> float:
