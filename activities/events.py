@@ -7,8 +7,8 @@ the start leaves nothing behind but a start to be repeated in vain.
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from datetime import timedelta
-from enum import Enum, auto
 
 import msgspec
 from temporalio.client import Client
@@ -38,23 +38,28 @@ LEASE = timedelta(seconds=30)
 """Time after which others try to send an event that a worker has not sent. Longer than it tries itself."""
 
 PATIENCE = 5.0
-"""Seconds after which a worker looks again where Postgres has not answered."""
+"""Seconds that a worker waits beside where Postgres or Temporal has not answered."""
 
 log = logging.getLogger(__name__)
 
 
-class _End(Enum):
-    """What became of the start of an event's job."""
+_FAULTS = (ValueError, msgspec.ValidationError)
+"""How an event of a later version fails."""
 
-    DONE = auto()
-    REFUSED = auto()
-    """Temporal does not answer, takes no more, or refuses whatever it is asked."""
+_REFUSALS = (UnavailableError, BusyError, RPCError)
+"""How a Temporal fails that does not answer, takes no more, or refuses all, as where its namespace is gone."""
 
 
-class _Faulty(msgspec.Struct, frozen=True):
-    """An event that this version cannot send."""
+class _Unsent(msgspec.Struct, frozen=True):
+    """An event whose job was not started."""
 
-    reason: str
+    event: WaitingEvent
+    error: Exception
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether others may be sent still, as it is this one that this version cannot send."""
+        return isinstance(self.error, _FAULTS)
 
 
 class EventSender:
@@ -71,7 +76,8 @@ class EventSender:
         while True:
             await asyncio.sleep(LOOK_EVERY * random.uniform(2 / 3, 4 / 3))  # noqa: S311 - guards nothing
             try:
-                await self.look()
+                if not await self.look():
+                    await asyncio.sleep(PATIENCE)
             except UnavailableError as error:
                 log.warning("events not looked for", extra={"reason": str(error)})
                 await asyncio.sleep(PATIENCE)
@@ -79,41 +85,36 @@ class EventSender:
                 log.exception("events not looked for")
                 await asyncio.sleep(PATIENCE)
 
-    async def look(self) -> None:
+    async def look(self) -> bool:
         """Send what is to be sent, until Temporal takes no more. What is left is tried again by whoever looks later.
+
+        Returns:
+            Whether Temporal answers, and takes more.
 
         Raises:
             UnavailableError: Postgres does not answer.
         """
-        faulty = list[_Faulty]()
-        while events := await self._events.claim(AT_A_TIME, lease=LEASE):
+        unsent = list[_Unsent]()
+        while all(left.is_faulty for left in unsent) and (events := await self._events.claim(AT_A_TIME, lease=LEASE)):
             ends = await asyncio.gather(*(self._send(event) for event in events))
-            await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is _End.DONE])
-            faulty += [end for end in ends if isinstance(end, _Faulty)]
-            if _End.REFUSED in ends:
-                break
-        if faulty:
-            log.warning("events not sent", extra={"events": len(faulty), "reason": faulty[0].reason})
+            await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is None])
+            unsent += [end for end in ends if end is not None]
+        _report(unsent)
+        return not any(isinstance(left.error, UnavailableError | BusyError) for left in unsent)
 
-    async def _send(self, event: WaitingEvent) -> _End | _Faulty:
-        """Start the job of an event, where somebody asks for it still."""
+    async def _send(self, event: WaitingEvent) -> _Unsent | None:
+        """Start the job of an event, where somebody asks for it still. None means that there is nothing left to do."""
         if event.route_id is None:
-            return _End.DONE
-        extra = log_fields_of(workflow_id(event.db, EVENTS_COLLECTION, str(event.id))) | {"event": event.kind}
+            return None
         try:
             run_id = await self._start(event, event.route_id)
         except WorkflowAlreadyStartedError:
-            return _End.DONE
-        except (UnavailableError, BusyError, RPCError) as error:
-            log.warning("event not sent yet", extra=extra | {"reason": str(error)})
-            return _End.REFUSED
-        except (ValueError, msgspec.ValidationError) as error:
-            return _Faulty(f"{event.kind} {event.id}: {error}")
-        except Exception:
-            log.exception("event not sent yet", extra=extra)
-            return _End.REFUSED
-        log.info("event sent", extra=extra | {"run_id": run_id})
-        return _End.DONE
+            return None
+        except Exception as error:
+            return _Unsent(event, error)
+        extra = log_fields_of(workflow_id(event.db, EVENTS_COLLECTION, str(event.id)))
+        log.info("event sent", extra=extra | {"event": event.kind, "run_id": run_id})
+        return None
 
     async def _start(self, event: WaitingEvent, route_id: str) -> str:
         """Start the job of an event, and return the id of its run.
@@ -131,3 +132,15 @@ class EventSender:
                 task_queue=self._task_queue,
                 reuse=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             )
+
+
+def _report(unsent: Sequence[_Unsent]) -> None:
+    """Log what was not sent in one line, as there may be thousands, and first of all why others are kept back."""
+    if not unsent:
+        return
+    told = next((left for left in unsent if not left.is_faulty), unsent[0])
+    log.warning(
+        "events not sent",
+        extra={"events": len(unsent), "reason": f"{told.event.kind} {told.event.id}: {told.error}"},
+        exc_info=None if isinstance(told.error, _FAULTS + _REFUSALS) else told.error,
+    )

@@ -22,9 +22,9 @@ from timemachine.tracing import Attributes, Span, Tracer
 _W3C = TraceContextTextMapPropagator()
 
 _LIBRARIES = ("opentelemetry", "requests", "urllib3")
-"""Those whose loggers tell of a collector's address, its headers and its answers."""
+"""Those whose loggers tell of a collector's address, its headers and its answers. Many are made late."""
 
-_HARMLESS = {"spans", None, *(status.phrase for status in HTTPStatus)}
+_HARMLESS = {"spans", *(status.phrase for status in HTTPStatus)}
 
 
 class OpenTelemetrySpan(Span):
@@ -90,9 +90,9 @@ def exporting_tracer(service: str) -> Tracer:
     Raises:
         ValueError: They are wrong.
     """
-    for name in logging.root.manager.loggerDict:
-        if name.startswith(_LIBRARIES):
-            logging.getLogger(name).addFilter(_hide_words)
+    for name in _LIBRARIES:
+        logger = logging.getLogger(name)
+        logger.propagate, logger.handlers = False, [_WordsHidden()]
     given = OTELResourceDetector().detect().attributes
     resource = Resource.create({SERVICE_NAME: service, SERVICE_VERSION: VERSION, **given})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -100,24 +100,29 @@ def exporting_tracer(service: str) -> Tracer:
     return OpenTelemetryTracer(provider)
 
 
-def _hide_words(record: logging.LogRecord) -> bool:
-    """Let a line about the collector pass with its numbers and the kinds of its errors, and with no other word.
+class _WordsHidden(logging.Handler):
+    """Hands on what a library logs about the collector, with numbers and the kinds of errors, and with no other word.
 
     Its address and headers often have a token in them. It comes back in more forms than anybody can list: in errors, in
     what the collector answers, and in malformed headers.
     """
-    given = record.args if isinstance(record.args, tuple) else ()
-    if record.exc_info and record.exc_info[1]:
-        record.msg, given = f"{record.msg}: %s", (*given, record.exc_info[1])
-    record.exc_info = record.exc_text = None
-    record.args = tuple(_without_words(argument) for argument in given)
-    return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line on to the program's own handlers."""
+        given = record.args if isinstance(record.args, tuple) else ()
+        if record.exc_info and record.exc_info[1]:
+            message = record.msg if given else str(record.msg).replace("%", "%%")
+            record.msg, given = f"{message}: %s", (*given, record.exc_info[1])
+        record.exc_info = record.exc_text = None
+        record.args = tuple(_without_words(argument) for argument in given)
+        logging.getLogger().handle(record)
 
 
 def _without_words(argument: object) -> object:
     if isinstance(argument, BaseException):
         return type(argument).__qualname__
-    return argument if isinstance(argument, int | float) or argument in _HARMLESS else HIDDEN
+    is_harmless = isinstance(argument, str) and argument in _HARMLESS
+    return argument if argument is None or is_harmless or isinstance(argument, int | float) else HIDDEN
 
 
 @contextmanager

@@ -93,19 +93,56 @@ async def test_each_event_is_sent_as_a_job_of_its_own_and_then_forgotten() -> No
         UnavailableError(),
         RPCError("no such namespace", RPCStatusCode.NOT_FOUND, b""),
         RPCError("no such attribute", RPCStatusCode.INVALID_ARGUMENT, b""),
-        RuntimeError("unforeseen"),
+        KeyError("unforeseen"),
     ],
 )
-async def test_a_temporal_that_takes_nothing_is_not_asked_for_all(error: Exception) -> None:
-    waiting = [an_event() for _ in range(3 * events.AT_A_TIME)]
-    store, temporal = Waiting(*waiting), Temporal()
+async def test_a_temporal_that_takes_nothing_is_not_asked_for_all_and_that_is_one_line(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    later, waiting = an_event(kind="job.cancelled"), [an_event() for _ in range(3 * events.AT_A_TIME)]
+    store, temporal = Waiting(later, *waiting), Temporal()
     for event in waiting:
         temporal.errors[str(event.id)] = error
 
     await sending(store, temporal).look()
 
     assert len(store.claimed) == events.AT_A_TIME
-    assert len(store.waiting) == 2 * events.AT_A_TIME
+    assert len(store.waiting) == 2 * events.AT_A_TIME + 1
+    (warned,) = (record for record in caplog.records if record.name == events.log.name)
+    assert vars(warned)["events"] == events.AT_A_TIME
+    assert vars(warned)["reason"] == f"route.disabled {waiting[0].id}: {error}"
+    assert (warned.exc_info is not None) is isinstance(error, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("code", "answers"),
+    [
+        (RPCStatusCode.UNAVAILABLE, False),
+        (RPCStatusCode.RESOURCE_EXHAUSTED, False),
+        (RPCStatusCode.INVALID_ARGUMENT, True),
+    ],
+)
+async def test_a_look_tells_whether_temporal_answers(code: RPCStatusCode, answers: bool) -> None:
+    event, temporal = an_event(), Temporal()
+    temporal.errors[str(event.id)] = RPCError("no", code, b"")
+
+    assert await sending(Waiting(event), temporal).look() is answers
+    assert await sending(Waiting(), temporal).look()
+
+
+async def test_a_temporal_that_does_not_answer_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LOOK_EVERY", 0.0)
+    waiting, temporal = [an_event() for _ in range(3 * events.AT_A_TIME)], Temporal()
+    store = Waiting(*waiting)
+    for event in waiting:
+        temporal.errors[str(event.id)] = UnavailableError()
+    watching = asyncio.create_task(sending(store, temporal).watch())
+
+    for _ in range(1000):
+        await asyncio.sleep(0)
+
+    assert len(store.claimed) == events.AT_A_TIME
+    watching.cancel()
 
 
 async def test_the_log_tells_which_job_sends_an_event(caplog: pytest.LogCaptureFixture) -> None:

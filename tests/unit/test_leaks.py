@@ -28,10 +28,12 @@ from timemachine.domain.signing import encode_secret
         "Bearer token-abc",
         'Bearer "abc"',
         'postgresql://someone:a,pass"word@',
+        "postgresql://someone:pa*ss@",
+        r"{\"asked\": \"Bearer \\\"abc\\\"\"}",
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
-        *("base64-3", "upper", "query", "begins-token", "quoted", "comma"),
+        *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "json"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
@@ -47,7 +49,12 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
         "postgresql://someone:***@host",
         "http://127.0.0.1:80/a@b",
         '{"target":"http://127.0.0.1:80","job_id":"a@b"}',
+        '{"target":["http://127.0.0.1:80"],"job_id":"a@b"}',
+        '[{"target":"http://127.0.0.1:80"},{"job_id":"a@b"}]',
+        r'"{\"target\":\"http://127.0.0.1:80\",\"job_id\":\"a@b\"}"',
         "no bearer token was given",
+        '"no bearer token"',
+        "no bearer token, and no other",
         "Bearer ***",
         "the bearer of the token",
         'Bearer realm="arena"',

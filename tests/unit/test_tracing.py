@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import unquote
@@ -197,6 +198,35 @@ def test_a_token_in_a_traceback_about_a_collector_is_not_shown(
     assert "Failed to parse headers" in caplog.text
     assert "HeaderParsingError" in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("message", "given", "shown"),
+    [
+        ("Resetting %s", ("a-secret",), "Resetting ***"),
+        ("certificate %s of %s", ({"a-secret": 1}, ["a-secret"]), "certificate *** of ***"),
+        ("%(host)s is gone", ({"host": "a-secret"},), "%(host)s is gone"),
+        ("100% of it", (), "100% of it"),
+        ("%d spans of %s after %.1f s", (3, None, 0.5), "3 spans of None after 0.5 s"),
+    ],
+)
+@pytest.mark.parametrize("error", [None, OSError("a-secret")])
+def test_a_token_in_a_line_of_a_library_that_comes_late_is_not_shown(
+    message: str,
+    given: tuple[object, ...],
+    shown: str,
+    error: Exception | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start({"OTEL_TRACES_EXPORTER": "otlp"}, monkeypatch)
+    caplog.clear()
+
+    logging.getLogger(f"urllib3.{uuid.uuid4()}").warning(message, *given, exc_info=error)
+
+    (line,) = caplog.records
+    assert line.getMessage() == (f"{shown}: OSError" if error else shown)
+    assert "a-secret" not in repr(vars(line))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:99999/a-secret", "http:///a-secret", "http://u:a-secret@/x"])
