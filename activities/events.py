@@ -7,7 +7,7 @@ the start leaves nothing behind but a start to be repeated in vain.
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+import time
 from datetime import timedelta
 
 import msgspec
@@ -94,13 +94,19 @@ class EventSender:
         Raises:
             UnavailableError: Postgres does not answer.
         """
-        unsent = list[_Unsent]()
-        while all(left.is_faulty for left in unsent) and (events := await self._events.claim(AT_A_TIME, lease=LEASE)):
+        unsent, told, refused = 0, None, list[_Unsent]()
+        until = time.monotonic() + LEASE.total_seconds() / 2  # as what is faulty comes back
+        while not refused and time.monotonic() < until and (events := await self._events.claim(AT_A_TIME, lease=LEASE)):
             ends = await asyncio.gather(*(self._send(event) for event in events))
             await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is None])
-            unsent += [end for end in ends if end is not None]
-        _report(unsent)
-        return not any(isinstance(left.error, UnavailableError | BusyError) for left in unsent)
+            left = [end for end in ends if end is not None]
+            refused = [end for end in left if not end.is_faulty]
+            unsent += len(left)
+            if refused or not told:
+                told = next(iter(refused or left), None)
+        if told:
+            _report(told, unsent)
+        return not any(isinstance(end.error, UnavailableError | BusyError) for end in refused)
 
     async def _send(self, event: WaitingEvent) -> _Unsent | None:
         """Start the job of an event, where somebody asks for it still. None means that there is nothing left to do."""
@@ -134,13 +140,10 @@ class EventSender:
             )
 
 
-def _report(unsent: Sequence[_Unsent]) -> None:
-    """Log what was not sent in one line, as there may be thousands, and first of all why others are kept back."""
-    if not unsent:
-        return
-    told = next((left for left in unsent if not left.is_faulty), unsent[0])
+def _report(told: _Unsent, unsent: int) -> None:
+    """Log in one line that so many events were not sent, with what became of one of them."""
     log.warning(
         "events not sent",
-        extra={"events": len(unsent), "reason": f"{told.event.kind} {told.event.id}: {told.error}"},
+        extra={"events": unsent, "reason": f"{told.event.kind} {told.event.id}: {told.error}"},
         exc_info=None if isinstance(told.error, _FAULTS + _REFUSALS) else told.error,
     )

@@ -101,7 +101,7 @@ def _is_run_apart(item: pytest.Item) -> bool:
     return "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("own_process") is not None
 
 
-_LOG_WATCH = pytest.StashKey[LogWatch]()
+_LOG_WATCH, _DATA_FOLDER = pytest.StashKey[LogWatch](), pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -129,8 +129,8 @@ def pytest_runtest_makereport(
 
 def _ends_of_logs(item: pytest.Item) -> list[tuple[str, str]]:
     """Return what Temporal and Postgres wrote last: a test that fails may do so because of them."""
-    folder = item.funcargs.get("data_folder") if isinstance(item, pytest.Function) else None
-    logs = sorted(folder.rglob("*.log")) if isinstance(folder, Path) else []
+    folder = item.config.stash.get(_DATA_FOLDER, None)
+    logs = sorted((folder / "logs").glob("*.log")) if folder else []
     return [(f"end of {log.name}", "\n".join(log.read_text(errors="replace").splitlines()[-20:])) for log in logs]
 
 
@@ -233,8 +233,9 @@ async def delivering(client: Client, settings: Settings) -> AsyncIterator[None]:
 
 
 @pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
+def data_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    folder = pytestconfig.stash[_DATA_FOLDER] = tmp_path_factory.mktemp("data")
+    return folder
 
 
 @pytest.fixture(scope="session")

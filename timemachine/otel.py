@@ -108,14 +108,14 @@ class _WordsHidden(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand a line on to the program's own handlers."""
+        """Hand a line on to the program's own handlers, as another one: whatever else is in this one is left out."""
+        message = str(record.msg if isinstance(record.msg, str) else _without_words(record.msg))
         given = record.args if isinstance(record.args, tuple) else ()
         if record.exc_info and record.exc_info[1]:
-            message = record.msg if given else str(record.msg).replace("%", "%%")
-            record.msg, given = f"{message}: %s", (*given, record.exc_info[1])
-        record.exc_info = record.exc_text = None
-        record.args = tuple(_without_words(argument) for argument in given)
-        logging.getLogger().handle(record)
+            message = f"{message if given else message.replace('%', '%%')}: %s"
+            given = (*given, record.exc_info[1])
+        place, hidden = (record.pathname, record.lineno), tuple(_without_words(argument) for argument in given)
+        logging.getLogger().handle(logging.LogRecord(record.name, record.levelno, *place, message, hidden, None))
 
 
 def _without_words(argument: object) -> object:

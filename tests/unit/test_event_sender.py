@@ -204,6 +204,22 @@ async def test_however_many_cannot_be_sent_one_that_can_be_is_sent_in_the_same_l
     assert warned["reason"].startswith(f"job.cancelled {later[0].id}: ")
 
 
+async def test_a_look_ends_and_is_told_of_where_what_cannot_be_sent_comes_back_meanwhile(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Returning(Waiting):
+        async def claim(self, limit: int, *, lease: timedelta) -> list[WaitingEvent]:
+            await asyncio.sleep(0)
+            return self.waiting
+
+    monkeypatch.setattr(events, "LEASE", timedelta(milliseconds=20))
+
+    async with asyncio.timeout(5):
+        assert await sending(Returning(an_event(kind="job.cancelled")), Temporal()).look()
+
+    assert [record.getMessage() for record in caplog.records] == ["events not sent"]
+
+
 async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:
     later, temporal = an_event(kind="job.cancelled"), Temporal()
     store = Waiting(later)

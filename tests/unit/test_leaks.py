@@ -30,10 +30,16 @@ from timemachine.domain.signing import encode_secret
         'postgresql://someone:a,pass"word@',
         "postgresql://someone:pa*ss@",
         r"{\"asked\": \"Bearer \\\"abc\\\"\"}",
+        "Bearer token.abc",
+        "authorization=Bearer+abc",
+        r"Bearer\tabc",
+        "Bearer 'abc'",
+        r"postgresql://someone:a\",b@",
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
         *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "json"),
+        *("dotted", "form", "tab", "quoted-once", "json-comma"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
@@ -55,6 +61,10 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
         "no bearer token was given",
         '"no bearer token"',
         "no bearer token, and no other",
+        "no bearer token.",
+        '{"http://127.0.0.1:80":"a@b"}',
+        "['http://127.0.0.1:80','a@b']",
+        "http://127.0.0.1:80?mail=a@b",
         "Bearer ***",
         "the bearer of the token",
         'Bearer realm="arena"',

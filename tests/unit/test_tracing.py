@@ -207,12 +207,13 @@ def test_a_token_in_a_traceback_about_a_collector_is_not_shown(
         ("certificate %s of %s", ({"a-secret": 1}, ["a-secret"]), "certificate *** of ***"),
         ("%(host)s is gone", ({"host": "a-secret"},), "%(host)s is gone"),
         ("100% of it", (), "100% of it"),
+        (OSError("a-secret"), (), "OSError"),
         ("%d spans of %s after %.1f s", (3, None, 0.5), "3 spans of None after 0.5 s"),
     ],
 )
 @pytest.mark.parametrize("error", [None, OSError("a-secret")])
 def test_a_token_in_a_line_of_a_library_that_comes_late_is_not_shown(
-    message: str,
+    message: object,
     given: tuple[object, ...],
     shown: str,
     error: Exception | None,
@@ -222,7 +223,7 @@ def test_a_token_in_a_line_of_a_library_that_comes_late_is_not_shown(
     start({"OTEL_TRACES_EXPORTER": "otlp"}, monkeypatch)
     caplog.clear()
 
-    logging.getLogger(f"urllib3.{uuid.uuid4()}").warning(message, *given, exc_info=error)
+    logging.getLogger(f"urllib3.{uuid.uuid4()}").warning(message, *given, exc_info=error, extra={"host": "a-secret"})
 
     (line,) = caplog.records
     assert line.getMessage() == (f"{shown}: OSError" if error else shown)
