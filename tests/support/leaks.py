@@ -18,7 +18,7 @@ _PAYLOADS = "|".join([PAYLOAD, *(base64.b64encode(bytes(at) + PAYLOAD.encode())[
 """In text, and in the base64 of bytes that begin with it or have it anywhere, but for its ends."""
 
 _TOKEN = r"""(?i:bearer(?:\s|\+|%20|%09|\\[nt])+\\*["']?)(?!token(?:\.?[^\w.~+/=%-]|\.?$)|realm=)[\w.~+/=%-]{3,}"""
-_PASSWORD = r"""://[^\s/@:"]{0,200}:(?!\*{3}@|\d{1,5}[^\w\s@])[^\s/@]{1,200}@"""
+_PASSWORD = r"""://[^\s/@:"]{0,200}:(?!\*{3}@|\d{1,5}[]"'\\?#;,}])[^\s/@]{1,200}@"""
 _OTHERS = re.compile(f"{KEY_PATTERN}|{_PAYLOADS}|{_TOKEN}|{_PASSWORD}")
 
 

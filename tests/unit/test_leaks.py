@@ -29,6 +29,7 @@ from timemachine.domain.signing import encode_secret
         'Bearer "abc"',
         'postgresql://someone:a,pass"word@',
         "postgresql://someone:pa*ss@",
+        "postgresql://someone:12!ss@",
         r"{\"asked\": \"Bearer \\\"abc\\\"\"}",
         "Bearer token.abc",
         "authorization=Bearer+abc",
@@ -38,7 +39,7 @@ from timemachine.domain.signing import encode_secret
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
-        *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "json"),
+        *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "digits", "json"),
         *("dotted", "form", "tab", "quoted-once", "json-comma"),
     ],
 )
