@@ -55,6 +55,7 @@ class Part:
         self._ready = ready
         self._processes = processes
         self._process: asyncio.subprocess.Process | None = None
+        self._restarting = asyncio.Lock()
         self._log_start = 0
 
     @property
@@ -81,8 +82,13 @@ class Part:
             await asyncio.sleep(0.2)
 
     async def wait(self) -> int:
-        """Wait until the program ends, and return its status (negative: the signal that killed it)."""
-        return await self._last.wait()
+        """Wait until the program ends without being restarted, and return its status (negative: the signal)."""
+        while True:
+            process = self._last
+            status = await process.wait()
+            async with self._restarting:
+                if process is self._last:
+                    return status
 
     async def stop(self) -> None:
         """Stop the program, if it runs: by its signal, and by SIGKILL when it takes too long or we are cancelled."""
@@ -104,8 +110,9 @@ class Part:
         Raises:
             LocalStackError: As `start` does.
         """
-        await self.stop()
-        await self.start()
+        async with self._restarting:
+            await self.stop()
+            await self.start()
 
     @property
     def _last(self) -> asyncio.subprocess.Process:

@@ -16,6 +16,7 @@ from temporalio.service import RPCError
 from devstack.parts import Part, Program, running
 from devstack.ports import LOOPBACK, free_port, url
 from devstack.running_processes import RunningProcesses
+from devstack.stuck_sqlite import started_anew_when_stuck
 from devstack.visibility_indexes import drop_unasked_indexes
 
 NAMESPACE = "default"
@@ -41,6 +42,9 @@ _DYNAMIC_CONFIG = {
 # WAL with synchronous=NORMAL: three times as fast, and keeps everything through a killed process, though a power cut
 # may lose the last moments. Its own writes wait while we change the file, too, and do not fail.
 _PRAGMAS = ("journal_mode=wal", "synchronous=1", "busy_timeout=5000")
+
+# Of a look whether it is up. A call that is given up early may be what SQLite gets stuck by.
+_PATIENCE = timedelta(seconds=10)
 
 # Let garbage grow to twice of what is in use before it is collected, and not to as much: for a quarter more memory, 7 %
 # less of the server's CPU, which is what all else waits for.
@@ -68,6 +72,8 @@ async def embedded_temporal(
 ) -> AsyncIterator[Temporal]:
     """Run the dev server on loopback with its database in `folder`/temporal.db, and stop it in the end.
 
+    It is started anew when its connection to SQLite is stuck.
+
     Args:
         cli: The `temporal` program, from `find_temporal_cli`.
         port: Port of its gRPC service; 0 takes a free one.
@@ -92,7 +98,8 @@ async def embedded_temporal(
             await asyncio.to_thread(drop_unasked_indexes, database)
             made.touch()
         await _keep_ended_jobs(address)
-        yield Temporal(part, address, url(LOOPBACK, ui_port))
+        async with started_anew_when_stuck(part, address, NAMESPACE):
+            yield Temporal(part, address, url(LOOPBACK, ui_port))
 
 
 def _server(
@@ -126,10 +133,10 @@ async def _answers(address: str) -> bool:
     with suppress(RPCError, RuntimeError):
         client = await Client.connect(address, namespace=NAMESPACE)
         await client.workflow_service.describe_namespace(
-            DescribeNamespaceRequest(namespace=NAMESPACE), timeout=timedelta(seconds=2)
+            DescribeNamespaceRequest(namespace=NAMESPACE), timeout=_PATIENCE
         )
         # Asks the part of the server that keeps the jobs, which is the last to come up.
-        await client.count_workflows("WorkflowType = 'Job'", rpc_timeout=timedelta(seconds=2))
+        await client.count_workflows("WorkflowType = 'Job'", rpc_timeout=_PATIENCE)
         return True
     return False
 

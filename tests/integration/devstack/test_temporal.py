@@ -1,9 +1,12 @@
 """The embedded Temporal: workflows stay through a kill -9, and ended ones for a month."""
 
+import asyncio
 import os
+import random
 import signal
 import sqlite3
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +15,7 @@ from uuid import uuid4
 import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from devstack.temporal import NAMESPACE, RETENTION, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
@@ -34,6 +38,40 @@ async def test_a_kill_loses_no_workflow(tmp_path: Path, cli: Path) -> None:
         await temporal.part.restart()
         for id_ in ids:
             assert (await client.get_workflow_handle(id_).describe()).id == id_
+
+
+async def test_a_server_whose_connection_to_sqlite_is_stuck_is_started_anew(
+    tmp_path: Path, cli: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with embedded_temporal(cli, tmp_path) as temporal:
+        client = await Client.connect(temporal.address)
+        await client.start_workflow("Waiting", id="there", task_queue="none")
+        stuck, ended = temporal.part.pid, asyncio.create_task(temporal.part.wait())
+
+        await asyncio.gather(*(give_up_calls(client, lambda: temporal.part.pid != stuck) for _ in range(32)))
+
+        described = await eventually(partial(describe, client, "there"))
+        assert described == "there"
+        assert not ended.done()  # which `make run` would end for
+        ended.cancel()
+    assert "Temporal answers nothing but 'interrupted (9)'" in capsys.readouterr().out
+
+
+async def give_up_calls(client: Client, enough: Callable[[], bool]) -> None:
+    """Make calls, and give each up about when it is answered."""
+    async with asyncio.timeout(120):
+        while not enough():
+            patience = timedelta(milliseconds=random.uniform(1, 25))
+            with suppress(RPCError):
+                request = DescribeNamespaceRequest(namespace=NAMESPACE)
+                await client.workflow_service.describe_namespace(request, timeout=patience)
+            await asyncio.sleep(0)
+
+
+async def describe(client: Client, id_: str) -> str | None:
+    with suppress(RPCError):
+        return (await client.get_workflow_handle(id_).describe()).id
+    return None
 
 
 async def test_ended_jobs_stay_for_a_month(tmp_path: Path, cli: Path) -> None:
