@@ -96,17 +96,22 @@ class EventSender:
         """
         unsent, told, refused = 0, None, list[_Unsent]()
         until = time.monotonic() + LEASE.total_seconds() / 2  # as what is faulty comes back
-        while not refused and time.monotonic() < until and (events := await self._events.claim(AT_A_TIME, lease=LEASE)):
-            ends = await asyncio.gather(*(self._send(event) for event in events))
-            await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is None])
-            left = [end for end in ends if end is not None]
-            refused = [end for end in left if not end.is_faulty]
-            unsent += len(left)
-            if refused or not told:
-                told = next(iter(refused or left), None)
-        if told:
-            _report(told, unsent)
+        try:
+            while not refused and time.monotonic() < until and (events := await self._claim()):
+                ends = await asyncio.gather(*(self._send(event) for event in events))
+                left = [end for end in ends if end is not None]
+                refused = [end for end in left if not end.is_faulty]
+                unsent += len(left)
+                if refused or not told:
+                    told = next(iter(refused or left), None)
+                await self._events.discard([event.id for event, end in zip(events, ends, strict=True) if end is None])
+        finally:
+            if told:
+                _report(told, unsent)
         return not any(isinstance(end.error, UnavailableError | BusyError) for end in refused)
+
+    async def _claim(self) -> list[WaitingEvent]:
+        return await self._events.claim(AT_A_TIME, lease=LEASE)
 
     async def _send(self, event: WaitingEvent) -> _Unsent | None:
         """Start the job of an event, where somebody asks for it still. None means that there is nothing left to do."""

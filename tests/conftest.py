@@ -28,6 +28,7 @@ from tests.support.collector import Collector, collecting
 from tests.support.leaks import LogWatch, leaks_in
 from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Receiver, receiving
+from tests.support.server_logs import ends_of_logs
 from tests.support.service import Service
 from tests.support.settings import service_settings
 from tests.support.spans import Spans, recording
@@ -101,7 +102,7 @@ def _is_run_apart(item: pytest.Item) -> bool:
     return "PYTEST_XDIST_WORKER" in os.environ and item.get_closest_marker("own_process") is not None
 
 
-_LOG_WATCH, _DATA_FOLDER = pytest.StashKey[LogWatch](), pytest.StashKey[Path]()
+_LOG_WATCH = pytest.StashKey[LogWatch]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -118,20 +119,13 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test during which something secret was logged or printed, by this process or by those that it started."""
     report = yield
-    if report.failed:
-        report.sections += _ends_of_logs(item)
-    if report.when == "teardown":
-        printed = [leak for _, text in report.sections for leak in leaks_in(text)]
-        if leaks := {*item.config.stash[_LOG_WATCH].taken(), *printed}:
-            report.outcome, report.longrepr = "failed", f"logged or printed, and secret: {sorted(leaks)}"
+    printed = [leak for _, text in report.sections for leak in leaks_in(text)]
+    if report.failed and isinstance(item, pytest.Function):
+        report.sections += ends_of_logs(item.funcargs)
+    if report.when == "teardown" and (leaks := {*item.config.stash[_LOG_WATCH].taken(), *printed}):
+        secret = f"logged or printed, and secret: {sorted(leaks)}"
+        report.outcome, report.longrepr = "failed", "\n".join(filter(None, [report.longreprtext, secret]))
     return report
-
-
-def _ends_of_logs(item: pytest.Item) -> list[tuple[str, str]]:
-    """Return what Temporal and Postgres wrote last: a test that fails may do so because of them."""
-    folder = item.config.stash.get(_DATA_FOLDER, None)
-    logs = sorted((folder / "logs").glob("*.log")) if folder else []
-    return [(f"end of {log.name}", "\n".join(log.read_text(errors="replace").splitlines()[-20:])) for log in logs]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -233,9 +227,8 @@ async def delivering(client: Client, settings: Settings) -> AsyncIterator[None]:
 
 
 @pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    folder = pytestconfig.stash[_DATA_FOLDER] = tmp_path_factory.mktemp("data")
-    return folder
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="session")

@@ -220,6 +220,17 @@ async def test_a_look_ends_and_is_told_of_where_what_cannot_be_sent_comes_back_m
     assert [record.getMessage() for record in caplog.records] == ["events not sent"]
 
 
+async def test_what_was_not_sent_is_told_of_though_postgres_dies_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    class Dying(Waiting):
+        async def discard(self, ids: Sequence[uuid.UUID]) -> None:
+            raise UnavailableError("Postgres does not answer")
+
+    with pytest.raises(UnavailableError):
+        await sending(Dying(an_event(kind="job.cancelled")), Temporal()).look()
+
+    assert [record.getMessage() for record in caplog.records] == ["events not sent"]
+
+
 async def test_one_of_a_later_version_is_kept_for_its_workers() -> None:
     later, temporal = an_event(kind="job.cancelled"), Temporal()
     store = Waiting(later)

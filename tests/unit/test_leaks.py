@@ -36,11 +36,13 @@ from timemachine.domain.signing import encode_secret
         r"Bearer\tabc",
         "Bearer 'abc'",
         r"postgresql://someone:a\",b@",
+        "postgresql://host/db?password=",
+        "postgresql://host/db?sslmode=require&password=a",
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
         *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "digits", "json"),
-        *("dotted", "form", "tab", "quoted-once", "json-comma"),
+        *("dotted", "form", "tab", "quoted-once", "json-comma", "parameter", "second-parameter"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
@@ -69,6 +71,12 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
         "Bearer ***",
         "the bearer of the token",
         'Bearer realm="arena"',
+        'Bearer error="invalid_token"',
+        "bearer tokens are refused",
+        "no bearer token...",
+        "postgresql://someone:xxxxx@host",
+        "postgresql://host/db?password=***",
+        '{"target":"http://[::1]:80","job_id":"a@b"}',
         "://" + ":" * 100_000,
     ],
 )

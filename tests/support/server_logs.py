@@ -1,0 +1,28 @@
+"""What the servers that a test used wrote last: a test that fails may do so because of them."""
+
+from collections.abc import Iterable, Mapping
+
+from devstack.parts import Part
+from devstack.postgres import Postgres
+from devstack.stack import Stack
+from devstack.temporal import Temporal
+from devstack.temporal_cluster import TemporalCluster
+
+_LINES = 20
+
+
+def ends_of_logs(fixtures: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Return a heading and the last lines of the log of each server among the fixtures of a test."""
+    logs = {part.program.log for fixture in fixtures.values() for part in _parts_of(fixture)}
+    there = sorted(log for log in logs if log and log.exists())
+    return [(f"end of {log}", "\n".join(log.read_text(errors="replace").splitlines()[-_LINES:])) for log in there]
+
+
+def _parts_of(fixture: object) -> Iterable[Part]:
+    match fixture:
+        case Temporal() | Postgres():
+            return [fixture.part]
+        case Stack() | TemporalCluster():
+            return fixture.parts.values()
+        case _:
+            return []
