@@ -16,10 +16,11 @@ _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class HttpLoad:
     """Kept connections to one server; as many as there are requests in flight."""
 
-    def __init__(self, url: str) -> None:
-        """Name the server, as `http://host:port`."""
+    def __init__(self, url: str, *, key: str | None = None) -> None:
+        """Name the server, as `http://host:port`, and the key that it wants, if it does."""
         parts = urlsplit(url)
         self._host, self._port = parts.hostname, parts.port
+        self._authorization = f"authorization: Bearer {key}\r\n" if key else ""
         self._idle: list[tuple[_Connection, float]] = []
 
     async def send(self, method: str, path: str, body: bytes = b"") -> int:
@@ -29,7 +30,8 @@ class HttpLoad:
             OSError, asyncio.IncompleteReadError: There was no answer.
         """
         head = (
-            f"{method} {path} HTTP/1.1\r\nhost: load\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+            f"{method} {path} HTTP/1.1\r\nhost: load\r\n{self._authorization}"
+            f"content-type: application/json\r\ncontent-length: {len(body)}"
         )
         connection = await self._connection()
         try:
@@ -46,7 +48,10 @@ class HttpLoad:
         Raises:
             OSError: There was no answer.
         """
-        head = f"POST {path} HTTP/1.1\r\nhost: load\r\nconnection: close\r\ncontent-type: {content_type}\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: load\r\n{self._authorization}"
+            f"connection: close\r\ncontent-type: {content_type}\r\n"
+        )
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
             writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)

@@ -2,15 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from itertools import cycle, islice, permutations
 from typing import cast
 
 import httpx
-import msgspec
 
 from benchmarks import scenarios
+from benchmarks.other_settings import restarted_in
 from benchmarks.results import METRICS, OBSERVED, TRACES, UNOBSERVED, Measurement
 from benchmarks.run import begun
 from benchmarks.testbed import Testbed
@@ -54,16 +54,20 @@ async def _looked_into(place: Testbed, way: str, collector: str) -> AsyncIterato
     """Run API and worker so that they export what they are to, and have somebody take it."""
     parts = [*place.processes("api"), *place.processes("worker")]
     addresses = [f"{LOOPBACK}:{free_port()}" for _ in parts] if way == METRICS else []
-    with _told(parts, [{_METRICS_ADDRESS: address} for address in addresses] or [_traces(way, collector)] * len(parts)):
-        for part in parts:
-            await part.restart()
+    exports = [{_METRICS_ADDRESS: address} for address in addresses] or [_traces(way, collector)] * len(parts)
+    environments = [(part, _without_metrics(part) | more) for part, more in zip(parts, exports, strict=True)]
+    async with restarted_in(environments):
         scraping = asyncio.create_task(_scrape(addresses))
-        yield
-        scraping.cancel()
-        with suppress(asyncio.CancelledError):
-            await scraping  # and fail with it, where it did
-    for part in parts:
-        await part.restart()
+        try:
+            yield
+        finally:
+            scraping.cancel()
+            with suppress(asyncio.CancelledError):
+                await scraping  # and fail with it, where it did
+
+
+def _without_metrics(part: Part) -> dict[str, str]:
+    return {name: value for name, value in part.program.env.items() if name != _METRICS_ADDRESS}
 
 
 def _traces(way: str, collector: str) -> dict[str, str]:
@@ -74,18 +78,6 @@ def _traces(way: str, collector: str) -> dict[str, str]:
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": "0.1",
     }
-
-
-@contextmanager
-def _told(parts: list[Part], more: list[Mapping[str, str]]) -> Iterator[None]:
-    """Have programs started with more in their environment, and not with what the stack has for metrics."""
-    before = [part.program for part in parts]
-    for part, variables in zip(parts, more, strict=True):
-        kept = {name: value for name, value in part.program.env.items() if name != _METRICS_ADDRESS}
-        part.program = msgspec.structs.replace(part.program, env=kept | dict(variables))
-    yield
-    for part, program in zip(parts, before, strict=True):
-        part.program = program
 
 
 async def _scrape(addresses: list[str]) -> None:

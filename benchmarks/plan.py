@@ -5,6 +5,7 @@ from statistics import median
 
 from benchmarks import capacity, scenarios
 from benchmarks.implementations import Implementation
+from benchmarks.keyed import keyed
 from benchmarks.observed import observed
 from benchmarks.results import BATCH, BURST, HALF, NODE_COUNTS, OURS, Measurement, Run, nodes_scenario
 from benchmarks.run import begun
@@ -80,6 +81,12 @@ class Round:
             run = await begun(self._place, implementation, f"slow receiver, {SLOW_RATE:g} jobs/s", self._n)
             yield await scenarios.slow(run, seconds=self._size.steady_seconds)
 
+    async def keyed(self) -> AsyncIterator[Measurement]:
+        """Creates alone, of ours, with keys and without."""
+        turns, count = self._size.keyed_turns, self._size.keyed_creates
+        async for one in keyed(self._place, self._n, turns, count):
+            yield one
+
     async def observed(self) -> AsyncIterator[Measurement]:
         """As many jobs as can be delivered, by ours alone, with metrics, with traces, and without."""
         turns, seconds = self._size.observed_turns, self._size.observed_seconds
@@ -94,6 +101,7 @@ CONTESTED: dict[str, Callable[[Round], AsyncIterator[Measurement]]] = {
     "steady": Round.steady,
     "failing": Round.failing,
     "slow": Round.slow,
+    "keys": Round.keyed,
     "observed": Round.observed,
 }
 """What is measured in each round, in this order."""

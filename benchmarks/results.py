@@ -23,6 +23,9 @@ BURST = "burst of"
 SINGLE, BATCH = "creates, 16 in flight", "creates, in a batch"
 """The scenarios in which single creates are compared with those of a batch."""
 
+UNKEYED, KEYED = "creates, without keys", "creates, with keys"
+"""The scenarios in which the API wants no keys, and in which it does."""
+
 HALF = "steady, half of sustained"
 """The scenario at half the rate that the straightforward implementation sustains."""
 

@@ -12,6 +12,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     rates: tuple[float, ...]
     steady_seconds: float
     sustained_seconds: float
+    keyed_turns: int
+    keyed_creates: int
+    """Creates in each turn with keys, and in each without."""
     observed_turns: int
     observed_seconds: float
     """How long each way of looking inside is measured in a turn."""
@@ -36,6 +39,8 @@ FULL = Size(
     rates=(5, 15, 30),
     steady_seconds=8,
     sustained_seconds=8,
+    keyed_turns=4,
+    keyed_creates=400,
     observed_turns=6,
     observed_seconds=15,
     waiting=(1_000, 10_000, 50_000),
@@ -53,6 +58,8 @@ QUICK = Size(
     rates=(15,),
     steady_seconds=4,
     sustained_seconds=4,
+    keyed_turns=1,
+    keyed_creates=60,
     observed_turns=1,
     observed_seconds=4,
     waiting=(300, 1_500),

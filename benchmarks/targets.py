@@ -11,6 +11,7 @@ from benchmarks.results import (
     BURST,
     EMPTY,
     HALF,
+    KEYED,
     METRICS,
     NODE_COUNTS,
     OBSERVED,
@@ -20,6 +21,7 @@ from benchmarks.results import (
     SINGLE,
     STRAIGHTFORWARD,
     TRACES,
+    UNKEYED,
     UNOBSERVED,
     WAITING,
     Measurement,
@@ -61,8 +63,8 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 def targets(run: Run) -> list[Target]:
     """Return all targets with what a run has reached."""
     if run.on_cluster:
-        return [*_cluster(run), *_lateness(run), *_observed(run), *_lists(run)]
-    return [*_rates(run), *_costs(run), *_lateness(run), *_observed(run), *_lists(run), *_limits(run)]
+        return [*_cluster(run), *_lateness(run), _keyed(run), *_observed(run), *_lists(run)]
+    return [*_rates(run), *_costs(run), *_lateness(run), _keyed(run), *_observed(run), *_lists(run), *_limits(run)]
 
 
 def _cluster(run: Run) -> list[Target]:
@@ -118,6 +120,15 @@ def _nodes(run: Run) -> list[Target]:
         )
         for nodes in more
     ]
+
+
+def _keyed(run: Run) -> Target:
+    """Return that it costs next to nothing to look for keys."""
+    return Target(
+        what="creates a second, with keys / without",
+        values=_between(run.of(UNKEYED, OURS), run.of(KEYED, OURS), _per_second),
+        at_least=0.97,
+    )
 
 
 def _observed(run: Run) -> list[Target]:

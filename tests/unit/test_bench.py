@@ -242,6 +242,16 @@ def test_the_plots_are_small_and_always_the_same(run: Run, tmp_path: Path, *, on
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
+def test_creates_with_keys_are_compared_with_those_without_by_turns() -> None:
+    turns = [("creates, without keys", (100, 50)), ("creates, with keys", (97, 49))]
+    run = run_of(*(one(scenario, OURS, rate, n=n) for scenario, rates in turns for n, rate in enumerate(rates)))
+
+    (found,) = [each for each in targets(run) if "with keys" in each.what]
+
+    assert (found.values, found.at_least) == ((0.97, 0.98), 0.97)
+    assert "| creates, with keys | timemachine | 73 (49 to 97) |" in report(run)
+
+
 def test_the_command_line() -> None:
     assert arguments([]).only == everything(cluster=False)
     assert arguments(["--cluster"]).only == everything(cluster=False) | {"nodes"}
