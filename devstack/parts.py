@@ -111,8 +111,21 @@ class Part:
             LocalStackError: As `start` does.
         """
         async with self._restarting:
-            await self.stop()
-            await self.start()
+            await self._restart()
+
+    async def restart_process(self, pid: int) -> None:
+        """Do so where this process still runs, and not where it has ended or another one has taken its place.
+
+        Raises:
+            LocalStackError: As `start` does.
+        """
+        async with self._restarting:
+            if self.pid == pid and self._last.returncode is None:
+                await self._restart()
+
+    async def _restart(self) -> None:
+        await self.stop()
+        await self.start()
 
     @property
     def _last(self) -> asyncio.subprocess.Process:
@@ -180,8 +193,12 @@ async def run_to_end(program: Program, *, processes: RunningProcesses | None = N
 
 async def _noted_spawn(program: Program, processes: RunningProcesses | None) -> asyncio.subprocess.Process:
     process = await _spawn(program, processes.mark if processes else {})
-    if processes:
-        processes.add(program.name, process.pid, program.stop_signal, program.stop_limit)
+    try:
+        if processes:
+            processes.add(program.name, process.pid, program.stop_signal, program.stop_limit)
+    except OSError as error:  # and nobody would stop it later
+        await _kill_group(process)
+        raise LocalStackError(f"{program.name} cannot be noted as running: {error}") from error
     return process
 
 

@@ -50,20 +50,24 @@ async def started_anew_when_stuck(part: Part, address: str, namespace: str) -> A
 async def _restart_when_stuck(part: Part, address: str, namespace: str) -> None:
     client = await Client.connect(address, namespace=namespace, lazy=True)
     while True:
-        await _until_stuck(client)
+        stuck = await _stuck_process(part, client)
         say(f"{part.name} answers nothing but '{_STUCK}', a fault of its SQLite; starting it anew")
         try:
-            await part.restart()
-        except LocalStackError as error:
+            await part.restart_process(stuck)
+        except (LocalStackError, OSError) as error:
             say(str(error))
             return
 
 
-async def _until_stuck(client: Client) -> None:
-    looks = 0
+async def _stuck_process(part: Part, client: Client) -> int:
+    """Wait until a process of the server is stuck, and return its id."""
+    pid, looks = part.pid, 0
     while looks < _LOOKS_TO_BE_SURE:
         await asyncio.sleep(_LOOK_EVERY)
+        if part.pid != pid:
+            pid, looks = part.pid, 0
         looks = looks + 1 if await _is_stuck(client) else 0
+    return pid
 
 
 async def _is_stuck(client: Client) -> bool:
@@ -73,4 +77,6 @@ async def _is_stuck(client: Client) -> bool:
         await client.workflow_service.describe_namespace(request, timeout=_PATIENCE)
     except RPCError as error:
         return _STUCK in error.message
+    except RuntimeError:
+        return False  # the first look of all, where nobody listens
     return False

@@ -1,12 +1,9 @@
 """What the servers that a test used wrote last: a test that fails may do so because of them."""
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 
 from devstack.parts import Part
-from devstack.postgres import Postgres
-from devstack.stack import Stack
-from devstack.temporal import Temporal
-from devstack.temporal_cluster import TemporalCluster
 
 _LINES = 20
 
@@ -20,9 +17,11 @@ def ends_of_logs(fixtures: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def _parts_of(fixture: object) -> Iterable[Part]:
     match fixture:
-        case Temporal() | Postgres():
-            return [fixture.part]
-        case Stack() | TemporalCluster():
-            return fixture.parts.values()
-        case _:
-            return []
+        case Part():
+            yield fixture
+        case tuple() | list():
+            yield from chain.from_iterable(map(_parts_of, fixture))
+        case object(part=part):
+            yield from _parts_of(part)
+        case object(parts=dict() as parts):
+            yield from chain.from_iterable(map(_parts_of, parts.values()))

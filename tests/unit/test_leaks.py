@@ -37,12 +37,16 @@ from timemachine.domain.signing import encode_secret
         "Bearer 'abc'",
         r"postgresql://someone:a\",b@",
         "postgresql://host/db?password=",
+        "postgresql://host/db?password=***a",
+        "postgresql://[u]:pw@",
+        "Bearer error=a",
         "postgresql://host/db?sslmode=require&password=a",
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
         *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "digits", "json"),
         *("dotted", "form", "tab", "quoted-once", "json-comma", "parameter", "second-parameter"),
+        *("stars", "brackets", "error"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:

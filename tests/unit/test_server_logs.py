@@ -27,7 +27,7 @@ def test_the_last_lines_of_each_server_of_a_test_are_shown_once(tmp_path: Path) 
     cluster = TemporalCluster(address="", parts={"temporal-history": history})
     unstarted = Temporal(a_part(tmp_path / "temporal.log"), "", "")
 
-    shown = dict(ends_of_logs({"a": postgres, "b": stack, "c": cluster, "d": unstarted, "e": "another"}))
+    shown = dict(ends_of_logs({"a": postgres, "b": stack, "c": (cluster, unstarted), "d": "another"}))
 
     assert shown == {
         f"end of {tmp_path / 'postgres.log'}": "\n".join(f"line {number}" for number in range(10, 30)),
