@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.__main__ import arguments, everything, write
 from benchmarks.load import at_rate, timed_all
@@ -250,6 +251,18 @@ def test_creates_with_keys_are_compared_with_those_without_by_turns() -> None:
 
     assert (found.values, found.at_least) == ((0.97, 0.98), 0.97)
     assert "| creates, with keys | timemachine | 73 (49 to 97) |" in report(run)
+
+
+def test_what_it_costs_to_look_inside_is_told_by_rates_and_by_cpu() -> None:
+    by_metrics = replace(one("observed, by metrics", OURS, 90), cpu_ms_per_job={"worker": 10.5, "load": 9})
+    run = run_of(one("observed, by nobody", OURS, 100), by_metrics)
+
+    found = {each.what: each.values for each in targets(run) if each.what.startswith("observed by metrics")}
+
+    assert found == {
+        "observed by metrics, jobs a second / by nobody": (0.9,),
+        "observed by metrics, jobs a second of CPU / by nobody": (pytest.approx(10 / 10.5),),
+    }
 
 
 def test_the_command_line() -> None:
