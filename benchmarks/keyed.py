@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import closing
+from http import HTTPStatus
 
 from benchmarks import scenarios
 from benchmarks.http_load import HttpLoad
@@ -36,10 +37,18 @@ async def keyed(place: Testbed, n: int, turns: int, count: int) -> AsyncIterator
             for scenario, auth, ours in ways[:: 1 if turn % 2 else -1]:
                 apis = place.processes("api")
                 async with restarted_in([(api, api.program.env | {"TIMEMACHINE_AUTH": auth}) for api in apis]):
+                    await _check(place.ours, auth)
                     warming = await begun(place, ours, scenario, turn)
                     await scenarios.creates(warming, in_flight=IN_FLIGHT, count=_WARM_UP)
                     run = await begun(place, ours, scenario, turn)
                     yield await scenarios.creates(run, in_flight=IN_FLIGHT, count=count)
+
+
+async def _check(without_key: Ours, auth: Auth) -> None:
+    """Raise RuntimeError where the API does not treat a caller without a key as it is to."""
+    status = await without_key.count()
+    if (status == HTTPStatus.UNAUTHORIZED) is not (auth is Auth.KEYS):
+        raise RuntimeError(f"with TIMEMACHINE_AUTH={auth}, a request without a key was answered {status}")
 
 
 async def _admin_key(place: Testbed) -> str:

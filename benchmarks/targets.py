@@ -134,7 +134,7 @@ def _keyed(run: Run) -> Target:
 def _observed(run: Run) -> list[Target]:
     """Return that it costs next to nothing to look inside.
 
-    Jobs a second of CPU are what a machine that does nothing else can do at most. They vary less than jobs a second.
+    Jobs for each second of one core's CPU say how many a busy machine can do. They vary less than jobs a second.
     """
     alone = run.of(f"{OBSERVED}{UNOBSERVED}", OURS)
     return [
@@ -271,9 +271,10 @@ def _per_second(one: Measurement) -> float:
     return one.per_second
 
 
-def _per_cpu_second(one: Measurement) -> float:
+def _per_cpu_second(one: Measurement) -> float | None:
     """Return jobs by the CPU of all processes but the benchmark's own."""
-    return 1000 / sum(ms for name, ms in one.cpu_ms_per_job.items() if name != "load")
+    used = sum(ms for name, ms in one.cpu_ms_per_job.items() if name != "load")
+    return 1000 / used if used else None
 
 
 def _closed(one: Measurement) -> float | None:

@@ -113,15 +113,20 @@ class Part:
         async with self._restarting:
             await self._restart()
 
-    async def restart_process(self, pid: int) -> None:
+    async def restart_process(self, pid: int) -> bool:
         """Do so where this process still runs, and not where it has ended or another one has taken its place.
+
+        Returns:
+            Whether it was restarted.
 
         Raises:
             LocalStackError: As `start` does.
         """
         async with self._restarting:
-            if self.pid == pid and self._last.returncode is None:
-                await self._restart()
+            if self.pid != pid or self._last.returncode is not None:
+                return False
+            await self._restart()
+            return True
 
     async def _restart(self) -> None:
         await self.stop()
@@ -196,9 +201,11 @@ async def _noted_spawn(program: Program, processes: RunningProcesses | None) -> 
     try:
         if processes:
             processes.add(program.name, process.pid, program.stop_signal, program.stop_limit)
-    except OSError as error:  # and nobody would stop it later
+    except BaseException as error:  # and nobody would stop it later
         await _kill_group(process)
-        raise LocalStackError(f"{program.name} cannot be noted as running: {error}") from error
+        if isinstance(error, OSError):
+            raise LocalStackError(f"{program.name} cannot be noted as running: {error}") from error
+        raise
     return process
 
 

@@ -26,13 +26,14 @@ _PATIENCE = timedelta(seconds=60)
 _LOOKS_TO_BE_SURE = 3
 
 _STUCK = "interrupted (9)"
+_ANSWERED = f"answered nothing but '{_STUCK}', a fault of its SQLite"
 
 
 @asynccontextmanager
 async def started_anew_when_stuck(part: Part, address: str, namespace: str) -> AsyncIterator[None]:
     """Look each second whether a dev server is stuck, and restart it then. Its data are in a file, and stay.
 
-    A line says so. Where it does not start again, another one has the reason, and the part has ended.
+    A line says so. Where it does not start again, the line has the reason, and the part has ended.
 
     Args:
         part: The server.
@@ -45,18 +46,21 @@ async def started_anew_when_stuck(part: Part, address: str, namespace: str) -> A
     finally:
         watch.cancel()
         await asyncio.wait([watch])
+        if not watch.cancelled():
+            watch.result()  # has ended before, and raises what ended it
 
 
 async def _restart_when_stuck(part: Part, address: str, namespace: str) -> None:
     client = await Client.connect(address, namespace=namespace, lazy=True)
     while True:
         stuck = await _stuck_process(part, client)
-        say(f"{part.name} answers nothing but '{_STUCK}', a fault of its SQLite; starting it anew")
         try:
-            await part.restart_process(stuck)
+            restarted = await part.restart_process(stuck)
         except (LocalStackError, OSError) as error:
-            say(str(error))
+            say(f"{part.name} {_ANSWERED}: {error}")
             return
+        if restarted:
+            say(f"{part.name} {_ANSWERED}; it was started anew")
 
 
 async def _stuck_process(part: Part, client: Client) -> int:

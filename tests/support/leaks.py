@@ -17,10 +17,12 @@ _WEBHOOK_SECRET = re.compile(r"whsec_((?:[A-Za-z0-9+/]|%2[BbFf]){32,}={0,2})")
 _PAYLOADS = "|".join([PAYLOAD, *(base64.b64encode(bytes(at) + PAYLOAD.encode())[4:-4].decode() for at in range(3))])
 """In text, and in the base64 of bytes that begin with it or have it anywhere, but for its ends."""
 
-_NO_TOKEN = r"""tokens?(?:\.*[^\w.~+/=%-]|\.*$)|(?:realm|error)=\""""
-_TOKEN = rf"""(?i:bearer(?:\s|\+|%20|%09|\\[nt])+\\*["']?)(?!{_NO_TOKEN})[\w.~+/=%-]{{3,}}"""
-_PASSWORD = r"""://(?!\[[\da-fA-F:.%]+\])[^\s/@:"]{0,200}:(?!\*{3}@|xxxxx@|\d{1,5}[]"'\\?#;,}])[^\s/@]{1,200}@"""
-_PARAMETER = r"""[?&]password=(?!\*{3}(?:[\s&"'\\]|$))[^\s&"'\\]+"""
+_NO_TOKEN = r"""tokens?(?:\.*[^\w.~+/=%-]|\.*$)|(?:realm|error)=\\*\""""
+_TOKEN = rf"""(?i:bearer(?:\s|\+|%20|%09|\\[nt])+\\*["']?(?!{_NO_TOKEN}))[\w.~+/=%-]{{3,}}"""
+_PASSWORD = (
+    r"""://(?!\[[\da-fA-F:.]+(?:%\w+)?\])[^\s/@:"]{0,200}:(?!\*{3}@|xxxxx@|\d{1,5}[]"'\\?#;,}])[^\s/@]{1,200}@"""
+)
+_PARAMETER = r"""(?:[?&;]|u0026)password=(?!\*{3}(?![\w*]))[^\s&"'\\]+"""
 _OTHERS = re.compile(f"{KEY_PATTERN}|{_PAYLOADS}|{_TOKEN}|{_PASSWORD}|{_PARAMETER}")
 
 

@@ -21,7 +21,7 @@ def _parts_of(fixture: object) -> Iterable[Part]:
             yield fixture
         case tuple() | list():
             yield from chain.from_iterable(map(_parts_of, fixture))
-        case object(part=part):
-            yield from _parts_of(part)
+        case object(part=Part() as part):
+            yield part
         case object(parts=dict() as parts):
             yield from chain.from_iterable(map(_parts_of, parts.values()))

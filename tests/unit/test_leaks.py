@@ -40,13 +40,15 @@ from timemachine.domain.signing import encode_secret
         "postgresql://host/db?password=***a",
         "postgresql://[u]:pw@",
         "Bearer error=a",
+        r"postgresql://host/db?a=b\u0026password=a",
+        "postgresql://host/db?a=b&amp;password=a",
         "postgresql://host/db?sslmode=require&password=a",
     ],
     ids=[
         *("secret", "key", "payload", "token", "password", "cut", "encoded", "base64-0", "base64-1", "base64-2"),
         *("base64-3", "upper", "query", "begins-token", "quoted", "comma", "star", "digits", "json"),
         *("dotted", "form", "tab", "quoted-once", "json-comma", "parameter", "second-parameter"),
-        *("stars", "brackets", "error"),
+        *("stars", "brackets", "error", "escaped-parameter", "parameter-in-html"),
     ],
 )
 def test_a_secret_is_found_within_a_line(secret: str) -> None:
@@ -76,6 +78,11 @@ def test_a_secret_is_found_within_a_line(secret: str) -> None:
         "the bearer of the token",
         'Bearer realm="arena"',
         'Bearer error="invalid_token"',
+        r'{"challenge":"Bearer error=\"invalid_token\""}',
+        r'{"challenge":"Bearer realm=\"arena\""}',
+        "no Bearer Token was given",
+        "(postgresql://host/db?password=***)",
+        '{"target":"http://[fe80::1%eth0]:80","job_id":"a@b"}',
         "bearer tokens are refused",
         "no bearer token...",
         "postgresql://someone:xxxxx@host",

@@ -43,6 +43,8 @@ async def test_a_kill_loses_no_workflow(tmp_path: Path, cli: Path) -> None:
 async def test_a_server_whose_connection_to_sqlite_is_stuck_is_started_anew(
     tmp_path: Path, cli: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if "Server 1.29." not in await version_of(cli):
+        pytest.skip("another version than is tested may not get stuck")
     async with embedded_temporal(cli, tmp_path) as temporal:
         client = await Client.connect(temporal.address)
         await client.start_workflow("Waiting", id="there", task_queue="none")
@@ -50,11 +52,23 @@ async def test_a_server_whose_connection_to_sqlite_is_stuck_is_started_anew(
 
         await asyncio.gather(*(give_up_calls(client, lambda: temporal.part.pid != stuck) for _ in range(32)))
 
-        described = await eventually(partial(describe, client, "there"))
-        assert described == "there"
+        said = list[str]()
+        await eventually(partial(all_said, capsys, said), lambda text: "it was started anew" in text)
+        assert "Temporal answered nothing but 'interrupted (9)'" in "".join(said)
+        assert (await client.get_workflow_handle("there").describe()).id == "there"
         assert not ended.done()  # which `make run` would end for
         ended.cancel()
-    assert "Temporal answers nothing but 'interrupted (9)'" in capsys.readouterr().out
+
+
+async def all_said(capsys: pytest.CaptureFixture[str], said: list[str]) -> str:
+    said.append(capsys.readouterr().out)
+    return "".join(said)
+
+
+async def version_of(cli: Path) -> str:
+    process = await asyncio.create_subprocess_exec(cli, "--version", stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return output.decode()
 
 
 async def give_up_calls(client: Client, enough: Callable[[], bool]) -> None:
@@ -66,12 +80,6 @@ async def give_up_calls(client: Client, enough: Callable[[], bool]) -> None:
                 request = DescribeNamespaceRequest(namespace=NAMESPACE)
                 await client.workflow_service.describe_namespace(request, timeout=patience)
             await asyncio.sleep(0)
-
-
-async def describe(client: Client, id_: str) -> str | None:
-    with suppress(RPCError):
-        return (await client.get_workflow_handle(id_).describe()).id
-    return None
 
 
 async def test_ended_jobs_stay_for_a_month(tmp_path: Path, cli: Path) -> None:
