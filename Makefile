@@ -65,7 +65,7 @@ chaos: temporal temporal-server ## Kill processes of a cluster under load, in fo
 mutants: temporal ## Undo each mend, one at a time, and see its tests fail, for a quarter of an hour (some: make mutants ARGS="ledger")
 	@$(RUN) tests.mutants $(ARGS)
 
-bench: temporal $(BENCH_READY) ## Measure against others, for half an hour (for 3 minutes: make bench QUICK=1)
+bench: temporal $(BENCH_READY) ## Measure against others, for over an hour (for 5 minutes: make bench QUICK=1)
 	@$(RUN) benchmarks $(if $(QUICK),--quick) $(ARGS)
 
 format: $(READY) ## Put the code into the house format
