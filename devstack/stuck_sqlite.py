@@ -79,8 +79,6 @@ async def _is_stuck(client: Client) -> bool:
         # Reads the database each time, and needs no other service of the server.
         request = DescribeNamespaceRequest(namespace=client.namespace)
         await client.workflow_service.describe_namespace(request, timeout=_PATIENCE)
-    except RPCError as error:
-        return _STUCK in error.message
-    except RuntimeError:
-        return False  # the first look of all, where nobody listens
+    except (RPCError, RuntimeError) as error:  # the latter where nobody has ever listened
+        return _STUCK in str(error)
     return False
