@@ -1,7 +1,8 @@
 """The door to jobs as Temporal runs them: what a job's latest run is, and how one is started."""
 
+from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from temporalio.client import (
@@ -23,6 +24,8 @@ from timemachine.domain.outcomes import LedgerRow, RowState
 from timemachine.domain.traces import with_links
 from timemachine.temporal.client import asked_together
 from timemachine.temporal.search_attributes import COLLECTION, CREATED_BY, DB, LABELS, ROUTE, TRIGGER_TIME
+
+T = TypeVar("T")
 
 _ENDED = (WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT)
 CANCELLED = (WorkflowExecutionStatus.CANCELED, WorkflowExecutionStatus.TERMINATED)
@@ -160,9 +163,12 @@ async def latest_run(client: Client, workflow_id: str) -> JobRun:
     handle = client.get_workflow_handle(workflow_id)
     try:
         async with asked_together() as tasks:
-            described = tasks.create_task(describe_job(client, workflow_id))
-            started = tasks.create_task(_started_with(client, handle))
-        description, (started_run, job) = described.result(), started.result()
+            described = tasks.create_task(_unless_missing(describe_job(client, workflow_id)))
+            started = tasks.create_task(_unless_missing(_started_with(client, handle)))
+        description, begun = described.result(), started.result()
+        if description is None or begun is None:
+            raise NoSuchJobError
+        started_run, job = begun
         if started_run != description.run_id:
             _, job = await _started_with(client, client.get_workflow_handle(workflow_id, run_id=description.run_id))
         if stored_names.CHANGED_JOB in description.raw_description.workflow_execution_info.memo.fields:
@@ -172,6 +178,22 @@ async def latest_run(client: Client, workflow_id: str) -> JobRun:
             raise NoSuchJobError from error
         raise
     return JobRun(job, description)
+
+
+async def _unless_missing(asking: Awaitable[T]) -> T | None:
+    """Return the answer, or None where there is no such job.
+
+    It is no failure, as the other question would be given up then, which a dev server may get stuck by: see
+    docs/decisions/0036-stuck-sqlite.md.
+    """
+    try:
+        return await asking
+    except NoSuchJobError:
+        return None
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
 
 
 async def _started_with(client: Client, handle: WorkflowHandle[object, object]) -> tuple[str, Job]:
