@@ -36,6 +36,8 @@ class Store:
         self.jobs = {number: a_job(number, at) for number, at in enumerate(due)}
         self.created = len(self.jobs)
         self.looks = self.counts = 0
+        self.sizes: list[int] = []
+        self.read = 0
 
     def add(self, due: int) -> None:
         self.jobs[self.created] = a_job(self.created, due)
@@ -46,9 +48,11 @@ class Store:
 
     async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
         self.looks += 1
+        self.sizes.append(size)
         before = int(token) if token else self.created
         found = sorted((number for number in self._within(since, until) if number < before), reverse=True)[:size]
         token = str(found[-1]).encode() if len(found) == size else b""
+        self.read += len(found)
         return Found([self.jobs[number] for number in found], token)
 
     async def count(self, since: int, until: int) -> int:
@@ -242,6 +246,45 @@ async def test_a_first_window_of_a_few_pages_is_read_whole() -> None:
     # All of them; up to now; for five minutes; and the hour, in two parts.
     assert (store.looks, store.counts) == (5, 1)
     assert position
+
+
+async def test_what_was_counted_is_read_in_one_look() -> None:
+    store = Store([NOW + 2 * DAY + number * DAY // 7 for number in range(206)])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert [job.id for job in page] == [str(number) for number in range(50)]
+    # All; up to now, for five minutes, an hour and a day; the rest, which is counted; and half of it, which is, too.
+    assert (store.looks, store.counts) == (7, 2)
+
+
+async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_much() -> None:
+    store = Store([NOW + DAY - 5 * MINUTE + number for number in range(1400)])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert [job.id for job in page] == [str(number) for number in range(50)]
+    # All; up to now, for five minutes, an hour and a day.
+    assert store.sizes[:5] == [51] * 5
+
+
+async def test_no_more_is_read_of_a_window_that_was_not_counted_than_tells_that_it_holds_too_many() -> None:
+    crowds = [NOW + day * DAY for day in range(1, 60) for _ in range(201)]
+    store = Store([*crowds, *(NOW + hour * 60 * MINUTE + 1 for hour in range(60 * 24))])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert page
+    assert store.read <= 400
+
+
+async def test_four_pages_that_were_counted_are_read_in_one_look() -> None:
+    store = Store([NOW + 2 * DAY + number for number in range(200)] + [NOW + 300 * DAY + number for number in range(9)])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert [job.id for job in page] == [str(number) for number in range(50)]
+    assert store.sizes[-1] == 201
 
 
 async def test_a_few_jobs_take_one_look() -> None:

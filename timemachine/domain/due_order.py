@@ -79,14 +79,20 @@ async def next_due_first(
     page: dict[str, ListedJob] = {}
     position: DuePosition | None = at
     looks = 0
+    counted: _Window | None = None
     while position and len(page) < limit and looks < LOOKS:
         step = _Step(store, position, until, wanted=limit - len(page), limit=limit, now=now, is_first=looks == 0)
-        found, position = await step.take()
+        found, position = await step.take(counted)
+        counted = step.counted or counted
         for job in found:
             page.pop(job.workflow_id, None)
             page[job.workflow_id] = job
         looks += 1
     return list(page.values()), position
+
+
+_Window = tuple[int, int]
+"""From when on, and before when, in milliseconds since the epoch."""
 
 
 class _Step:
@@ -103,9 +109,9 @@ class _Step:
         self._now = now
         # Without a window the store has its jobs in order. It would have to sort all that are due from a time on.
         self._looks_at_all = is_first and not at.width and (at.since, until) == (BEGINNING, END)
-        # All jobs are of use only where they are no more than a page.
-        self._size = limit + 1 if self._looks_at_all else 2 * limit
         self._end = self._window_end()
+        self.counted: _Window | None = None
+        """A later window, where it was counted and holds no more than is read whole."""
 
     def _window_end(self) -> int:
         if self._looks_at_all:
@@ -115,11 +121,23 @@ class _Step:
         ends = (self._now + end for end in _WINDOW_ENDS)
         return min(next((end for end in ends if end > self._at.since), self._until), self._until)
 
-    async def take(self) -> tuple[Sequence[ListedJob], DuePosition | None]:
-        """Return the next jobs of the page, and where to go on; None at the end."""
+    def _look_size(self, counted: _Window | None) -> int:
+        """Return how many jobs to ask for: so many that it is all, or enough to tell that they are to be counted."""
+        if counted == (self._at.since, self._end):
+            return READ_WHOLE * self._limit + 1
+        # All jobs are of use only where they are no more than a page; and what is due soon is few or very many.
+        is_soon = not self._at.width and self._end < self._until
+        return self._limit + 1 if self._looks_at_all or is_soon else 2 * self._limit
+
+    async def take(self, counted: _Window | None) -> tuple[Sequence[ListedJob], DuePosition | None]:
+        """Return the next jobs of the page, and where to go on; None at the end.
+
+        Args:
+            counted: A window that was counted and holds no more than is read whole. It may be another one.
+        """
         if self._at.token is not None:
             return await self._one_millisecond(self._at.token)
-        found = await self._store.look(self._at.since, self._end, size=self._size)
+        found = await self._store.look(self._at.since, self._end, size=self._look_size(counted))
         if not found.token:
             return self._whole_window(found.jobs)
         seen = sorted(map(_due, found.jobs))
@@ -159,6 +177,7 @@ class _Step:
             middle = (since + end) // 2
             if not division:
                 middle = min(middle, since + self._width(end - since, count))
+        self.counted = (since, end) if count <= READ_WHOLE * self._limit else None
         empty = since - self._at.since
         return DuePosition(self._at.since, empty or end - since, next_width=end - since if empty else 0)
 
