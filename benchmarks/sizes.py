@@ -14,7 +14,10 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     sustained_seconds: float
     keyed_turns: int
     keyed_creates: int
-    """Creates in each turn with keys, and in each without."""
+    """Creates in each turn with keys, and in each without: so many that a turn takes as long as a key is remembered.
+
+    A shorter one has a look-up of its own, which is more than its share.
+    """
     observed_turns: int
     observed_seconds: float
     """How long each way of looking inside is measured in a turn."""
@@ -39,8 +42,8 @@ FULL = Size(
     rates=(5, 15, 30),
     steady_seconds=8,
     sustained_seconds=8,
-    keyed_turns=4,
-    keyed_creates=400,
+    keyed_turns=3,
+    keyed_creates=1_500,
     observed_turns=6,
     observed_seconds=15,
     waiting=(1_000, 10_000, 50_000),
