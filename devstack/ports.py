@@ -28,18 +28,17 @@ def choose_port(host: str, port: int, setting: str) -> int:
     return port
 
 
-_given = set[int]()
-
-
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port that nothing listens on, and that was not returned before: who got it may not listen yet.
+    """Return a port that nothing listens on, and reserve it until this process ends.
+
+    Who gets it may listen much later, or be killed and started again: meanwhile no other call returns it, in no process
+    of this machine.
 
     Raises:
         LocalStackError: None was found; most likely `host` is no address of this machine.
     """
-    for port in random.sample(_FREE_RANGE, 200):
-        if port not in _given and _can_listen(host, port):
-            _given.add(port)
+    for port in random.sample(_FREE_RANGE, len(_FREE_RANGE)):
+        if _can_listen(host, port) and _reserve(port):
             return port
     raise LocalStackError(f"no free port on {host}: is it an address of this machine? (TIMEMACHINE_HTTP_HOST)")
 
@@ -53,6 +52,18 @@ def url(host: str, port: int) -> str:
     """Return the `http://` address of a server that listens on `host` and `port`."""
     near = reachable(host)
     return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
+
+
+def _reserve(port: int) -> bool:
+    """Take the UDP port of this number, if nobody has it: no part uses it, and it is ours until this process ends."""
+    mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        mark.bind((LOOPBACK, port))
+    except OSError:
+        mark.close()
+        return False
+    mark.detach()  # open for as long as the process is
+    return True
 
 
 def _can_listen(host: str, port: int) -> bool:

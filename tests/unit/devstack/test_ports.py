@@ -1,11 +1,18 @@
 """Ports are checked before anything is started on them."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
+from devstack import ports
+from devstack.children import ROOT
 from devstack.ports import LOOPBACK, choose_port, free_port, url
 from timemachine.domain.errors import LocalStackError
+
+TAKES_ONE = "from devstack.ports import free_port; print(free_port(), flush=True); input()"
+"""A program that takes a port, listens on nothing, and goes on until it is told to end."""
 
 
 def test_a_port_in_use_is_refused_with_the_setting_that_changes_it() -> None:
@@ -22,7 +29,31 @@ def test_0_takes_a_free_one() -> None:
 
 
 def test_a_free_port_stays_out_of_the_kernels_own_range() -> None:
-    assert all(free_port() < 32_768 for _ in range(100))
+    assert all(free_port() < 32_768 for _ in range(20))
+
+
+def test_a_port_that_another_process_took_is_free_again_when_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = (sys.executable, "-c", TAKES_ONE)
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        taken = int(other.stdout.readline())
+        monkeypatch.setattr(ports, "_FREE_RANGE", range(taken, taken + 1))
+        with pytest.raises(LocalStackError, match="no free port"):
+            free_port()
+        other.communicate("end\n")
+    assert free_port() == taken
+
+
+def test_a_port_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = free_port()
+    monkeypatch.setattr(ports, "_FREE_RANGE", range(given, given + 1))
+    with pytest.raises(LocalStackError, match="no free port"):
+        free_port()
+
+
+def test_a_part_can_listen_on_the_port_that_was_reserved_for_it() -> None:
+    with socket.create_server((LOOPBACK, free_port())) as server:
+        assert server.getsockname()[1] in ports._FREE_RANGE
 
 
 def test_a_foreign_address_is_refused() -> None:
