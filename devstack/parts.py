@@ -38,7 +38,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     stop_limit: float = 15.0
 
     passing: str | None = None
-    """Text in the log after which a failed start is worth another try."""
+    """Text in the message or the log of a failed start that makes it worth another try. An empty one is in all."""
 
 
 class Part:
@@ -77,7 +77,7 @@ class Part:
         deadline = time.monotonic() + _RETRY_FOR
         while failure := await self._try_start():
             reason = f"{failure}{_log_tail(self.program.log, self._log_start)}"
-            if time.monotonic() > deadline or not (self.program.passing and self.program.passing in reason):
+            if time.monotonic() > deadline or self.program.passing is None or self.program.passing not in reason:
                 raise LocalStackError(reason)
             await asyncio.sleep(0.2)
 

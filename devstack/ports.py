@@ -25,6 +25,7 @@ def choose_port(host: str, port: int, setting: str) -> int:
             f"port {port} on {host} is in use: stop the program that has it, "
             f"or set {setting} to another port (0 takes a free one)"
         )
+    _reserve(host, port)
     return port
 
 
@@ -38,7 +39,7 @@ def free_port(host: str = LOOPBACK) -> int:
         LocalStackError: None was found; most likely `host` is no address of this machine.
     """
     for port in random.sample(_FREE_RANGE, len(_FREE_RANGE)):
-        if _can_listen(host, port) and _reserve(port):
+        if _reserve(host, port):
             return port
     raise LocalStackError(f"no free port on {host}: is it an address of this machine? (TIMEMACHINE_HTTP_HOST)")
 
@@ -54,15 +55,19 @@ def url(host: str, port: int) -> str:
     return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
 
 
-def _reserve(port: int) -> bool:
-    """Take the UDP port of this number, if nobody has it: no part uses it, and it is ours until this process ends."""
-    mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        mark.bind((LOOPBACK, port))
-    except OSError:
-        mark.close()
-        return False
-    mark.detach()  # open for as long as the process is
+def _reserve(host: str, port: int) -> bool:
+    """Take a port until this process ends, if it can be listened on and nobody else has taken it so.
+
+    It is taken by the UDP port of the same number, which no part uses.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mark:
+        try:
+            mark.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        if not _can_listen(host, port):
+            return False
+        mark.detach()  # which leaves it open
     return True
 
 

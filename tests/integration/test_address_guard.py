@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from temporalio.client import Client
 
 from api.app import create_app
+from devstack.ports import free_port
 from devstack.temporal import Temporal
 from tests.conftest import serving
 from tests.support.dns_server import DnsServer, dns_serving
@@ -153,12 +154,11 @@ async def assert_blocked(webhooks: WebhookClient, url: str) -> None:
 
 
 def port_of_both() -> int:
-    """A port that is free inside and in public, and not of the range that connections take theirs from."""
+    """A port that is free inside and in public."""
     while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as one, socket.socket() as other, suppress(OSError):
-            one.bind((INSIDE, port))
-            other.bind((PUBLIC, port))
+        port = free_port(INSIDE)
+        with socket.socket() as public, suppress(OSError):
+            public.bind((PUBLIC, port))
             return port
 
 

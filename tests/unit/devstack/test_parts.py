@@ -13,6 +13,13 @@ from timemachine.domain.errors import LocalStackError
 
 WAITS = (sys.executable, "-c", "import signal; signal.pause()")
 
+FAILS_ONCE = (
+    sys.executable,
+    "-c",
+    "import pathlib, signal, sys; tried = pathlib.Path(sys.argv[1]);"
+    "tried.exists() or (tried.touch(), sys.exit('busy')); tried.with_name('works').touch(); signal.pause()",
+)
+
 
 async def is_ready() -> bool:
     return True
@@ -62,3 +69,25 @@ async def test_a_program_that_cannot_be_noted_is_not_left_running(
 
     with pytest.raises(ProcessLookupError):
         os.kill(noted[0], 0)
+
+
+@pytest.mark.parametrize(
+    ("passing", "is_tried_again"), [(None, False), ("other words", False), ("busy", True), ("", True)]
+)
+async def test_a_start_that_fails_is_tried_again_where_that_may_pass(
+    tmp_path: Path, passing: str | None, is_tried_again: bool
+) -> None:
+    program = Program(
+        name="one that fails once",
+        argv=(*FAILS_ONCE, str(tmp_path / "tried")),
+        env={},
+        log=tmp_path / "log",
+        passing=passing,
+    )
+    part = Part(program, lambda: asyncio.sleep(0, (tmp_path / "works").exists()))
+    if is_tried_again:
+        async with running(part):
+            assert part.pid
+    else:
+        with pytest.raises(LocalStackError, match=r"ended with status 1 before it was ready(.|\n)*busy"):
+            await part.start()
