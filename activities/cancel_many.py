@@ -19,7 +19,7 @@ from activities.cancel import Cancels
 from activities.rate_limit import RateLimiter
 from timemachine.domain import stored_names
 from timemachine.domain.cancels import CancelProgress, OpenJobs
-from timemachine.domain.job_filter import ListedState
+from timemachine.domain.job_filter import DECIDED_AS, ListedState
 from timemachine.domain.jobs import log_fields_of
 from timemachine.domain.outcomes import RowState
 from timemachine.postgres.delivery_ledger import GRACE, DeliveryLedger
@@ -46,12 +46,6 @@ EMPTY_LOOKS = 2
 
 BETWEEN_LOOKS = GRACE
 """Seconds. Who has seen an expired claim in one look may take it over in the next."""
-
-_OUTCOMES = {
-    RowState.CANCELLED: ListedState.CANCELLED,
-    RowState.TAKEN: ListedState.DELIVERED,
-    RowState.FAILED: ListedState.FAILED,
-}
 
 
 class CancelsOfMany:
@@ -167,7 +161,7 @@ class _Cancel:
             return
         self._found = True
         if row.is_decided:
-            self._decided[run.id] = _OUTCOMES[row.state]
+            self._decided[run.id] = DECIDED_AS[row.state]
         if row.state is RowState.CANCELLED:
             log.info("job cancelled", extra=log_fields_of(run.id) | {"run_id": first_run})
 
@@ -225,7 +219,7 @@ class _Cancel:
         # After a stop, this is another run of the activity than the one that cancelled.
         described = await self._latest(run)
         row = await self._cancels.find(described) if described else None
-        return _OUTCOMES[row.state] if row and row.is_decided else None
+        return DECIDED_AS[row.state] if row and row.is_decided else None
 
     def _heartbeat(self) -> None:
         since = Counter(self._decided.values())

@@ -17,11 +17,12 @@ from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedState
 from timemachine.domain.jobs import split_workflow_id, to_ms
 from timemachine.domain.keys import Role
+from timemachine.domain.outcomes import RowState
 from timemachine.postgres.attempt_log import AttemptLog
 from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
-from timemachine.temporal.job_lists import without_later_runs
+from timemachine.temporal.job_lists import decisions, without_later_runs
 from timemachine.temporal.search_attributes import ROUTE, TRIGGER_TIME
 from timemachine.temporal.visibility import job_query, listed_job
 from timemachine.vault import Vault
@@ -58,8 +59,8 @@ class FailedJobs:
             await listed.fetch_next_page()
             found = [run for run in listed.current_page or () if wanted.includes(listed_job(run, now))]
             runs = await without_later_runs(self._client, found)
-        taken = await self._ledger.taken([run.run_id for run in runs])
-        runs = [run for run in runs if run.run_id not in taken]
+            decided = await decisions(self._client, self._ledger.states, runs)
+        runs = [run for run in runs if decided.get(run.run_id, RowState.FAILED) is RowState.FAILED]
         errors = await self._log.last_errors(db, ((*split_workflow_id(run.id)[1:], run.run_id) for run in runs))
         return FailedPage(
             failed=[_show(run, errors.get(run.run_id)) for run in runs],
@@ -107,6 +108,7 @@ class FailedController(Controller):
     ) -> FailedPage:
         """List the jobs of a db that failed for good, the latest first, while Temporal keeps them.
 
-        A job that was redelivered or created again since is left out, so a page may be short: follow `next` to the end.
+        A job that was redelivered or created again since is left out, and so is one that turned out to be delivered or
+        cancelled. So a page may be short: follow `next` to the end.
         """
         return await failed.page(db, route, collection, limit, cursor)

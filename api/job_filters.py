@@ -13,7 +13,15 @@ from timemachine.domain.jobs import MAX_JOB_ID, MAX_LABEL, MAX_NAME
 _NAME = name_schema(MAX_NAME)
 OfRoute = Annotated[str | None, QueryParameter(description="Only jobs on this route.", schema_extra=_NAME)]
 InCollection = Annotated[str | None, QueryParameter(description="Only jobs in this collection.", schema_extra=_NAME)]
-InState = Annotated[ListedState | None, QueryParameter(name="state", description="Only jobs in this state.")]
+InState = Annotated[
+    ListedState | None,
+    QueryParameter(
+        name="state",
+        description=(
+            "Only jobs in this state. One that Temporal closed otherwise than it ended is in the list of all jobs only."
+        ),
+    ),
+]
 WithLabel = Annotated[
     str | None,
     QueryParameter(description="Only jobs with this label.", schema_extra={"min_length": 1, "max_length": MAX_LABEL}),

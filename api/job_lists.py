@@ -1,4 +1,7 @@
-"""Lists and counts of jobs. They ask Temporal's visibility, which lags behind by a fraction of a second."""
+"""Lists and counts of jobs. They ask Temporal's visibility, which lags behind by a fraction of a second.
+
+Of jobs that have failed or were terminated a list asks the ledger, too.
+"""
 
 import asyncio
 from contextvars import Context
@@ -19,6 +22,7 @@ from timemachine.domain.errors import ForbiddenNameError, MalformedError
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
 from timemachine.domain.keys import Role
+from timemachine.postgres.delivery_ledger import DeliveryLedger
 from timemachine.settings import Settings
 from timemachine.temporal.client import temporal_timeout
 from timemachine.temporal.job_lists import DUE_WITHIN, JobCounts, ListPosition, count_jobs, list_jobs
@@ -34,12 +38,14 @@ MAX_COUNTS_KEPT = 1000
 class JobLists:
     """Lists and counts of the jobs of a db.
 
-    Every method raises UnavailableError when Temporal does not answer in time, and BusyError when it takes no more.
+    Every method raises UnavailableError when Temporal or Postgres does not answer in time, and BusyError when Temporal
+    takes no more.
     """
 
-    def __init__(self, client: Client, vault: Vault, settings: Settings) -> None:
-        """Take the client of Temporal, and the vault that seals cursors."""
+    def __init__(self, client: Client, ledger: DeliveryLedger, vault: Vault, settings: Settings) -> None:
+        """Take the client of Temporal, the ledger, and the vault that seals cursors."""
         self._client = client
+        self._ledger = ledger
         self._vault = vault
         self._limit = settings.request_timeout
         self._counted: dict[JobFilter, tuple[float, asyncio.Task[CountsOut]]] = {}
@@ -52,7 +58,7 @@ class JobLists:
         """
         at = open_cursor(self._vault, wanted, cursor, ListPosition)
         async with temporal_timeout(self._limit):
-            page = await list_jobs(self._client, wanted, at, limit=limit, now=datetime.now(UTC))
+            page = await list_jobs(self._client, self._ledger.states, wanted, at, limit=limit, now=datetime.now(UTC))
         return JobsPage(
             jobs=[_show(job) for job in page.jobs],
             next=seal_cursor(self._vault, wanted, page.next) if page.next else UNSET,

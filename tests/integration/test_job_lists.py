@@ -13,6 +13,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes, Workfl
 from api import job_lists
 from api.job_lists import JobLists
 from tests.support.holds import hold
+from tests.support.ledger import AnotherWorker
 from tests.support.receiver import Received, Receiver, response
 from tests.support.refusals import MALFORMED
 from tests.support.service import ROUTE, Service, new_id, now_ms, refused
@@ -271,7 +272,9 @@ class Counting:
         return await self._client.count_workflows(query)
 
 
-async def test_a_page_takes_a_few_queries_and_no_describe(service: Service, client: Client) -> None:
+async def test_a_page_takes_a_few_queries_and_no_describe(
+    service: Service, client: Client, another: AnotherWorker
+) -> None:
     for number in range(6):
         await service.create(60 * number + 60)
     done = await service.create(0)
@@ -279,16 +282,22 @@ async def test_a_page_takes_a_few_queries_and_no_describe(service: Service, clie
     await listed(service, [done], state="delivered")
     counting: Any = Counting(client)
 
-    whole = await list_jobs(counting, JobFilter(db=service.db), None, limit=50, now=datetime.now(UTC))
+    whole = await list_jobs(
+        counting, another.ledger.states, JobFilter(db=service.db), None, limit=50, now=datetime.now(UTC)
+    )
     assert (len(whole.jobs), whole.next, counting.asked) == (7, None, 3)
 
     counting.asked = 0
-    part = await list_jobs(counting, JobFilter(db=service.db), None, limit=2, now=datetime.now(UTC))
+    part = await list_jobs(
+        counting, another.ledger.states, JobFilter(db=service.db), None, limit=2, now=datetime.now(UTC)
+    )
     assert len(part.jobs) == 2
     assert part.next
     assert counting.asked <= 8
     counting.asked = 0
-    await list_jobs(counting, JobFilter(db=service.db), part.next, limit=2, now=datetime.now(UTC))
+    await list_jobs(
+        counting, another.ledger.states, JobFilter(db=service.db), part.next, limit=2, now=datetime.now(UTC)
+    )
     assert counting.asked <= 3
 
 
@@ -449,10 +458,10 @@ async def test_a_list_knows_who_created_a_job(alone: Alone, client: Client) -> N
 
 
 async def test_counts_are_shared_by_those_who_ask_at_once_and_kept_for_some_filters_only(
-    client: Client, settings: Settings, db: str, monkeypatch: pytest.MonkeyPatch
+    client: Client, settings: Settings, db: str, another: AnotherWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counting: Any = Counting(client)
-    lists = JobLists(counting, Vault(settings), settings)
+    lists = JobLists(counting, another.ledger, Vault(settings), settings)
 
     counts = await asyncio.gather(*(lists.counts(JobFilter(db=db)) for _ in range(20)))
 

@@ -9,9 +9,14 @@ from temporalio.client import Client
 
 from timemachine.domain.due_order import Found
 from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
+from timemachine.domain.outcomes import RowState
 from timemachine.temporal import job_lists
 
 NOW = datetime(2026, 11, 26, 8, tzinfo=UTC)
+
+
+async def no_rows(_: object) -> dict[str, RowState]:
+    return {}
 
 
 def a_run(run_id: str) -> ListedJob:
@@ -38,6 +43,6 @@ async def test_a_job_is_on_a_page_once_although_a_later_query_does_not_know_of_i
 
     monkeypatch.setattr(job_lists, "_ended", ended)
     wanted = JobFilter(db="arena", state=ListedState.CANCELLED)
-    page = await job_lists.list_jobs(cast("Client", None), wanted, None, limit=2, now=NOW)
+    page = await job_lists.list_jobs(cast("Client", None), no_rows, wanted, None, limit=2, now=NOW)
 
     assert [job.run_id for job in page.jobs] == ["latest"]

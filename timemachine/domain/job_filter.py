@@ -14,6 +14,7 @@ from timemachine.domain.jobs import (
     seconds_given,
     workflow_id,
 )
+from timemachine.domain.outcomes import RowState
 
 
 class ListedState(StrEnum):
@@ -30,6 +31,14 @@ class ListedState(StrEnum):
     def is_open(self) -> bool:
         """Whether the job has not ended."""
         return self in (ListedState.SCHEDULED, ListedState.DUE, ListedState.HELD)
+
+
+DECIDED_AS = {
+    RowState.TAKEN: ListedState.DELIVERED,
+    RowState.FAILED: ListedState.FAILED,
+    RowState.CANCELLED: ListedState.CANCELLED,
+}
+"""State of a job that the ledger has decided."""
 
 
 class ListedJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -254,11 +254,11 @@ class DeliveryLedger:
             raise UnavailableError("the ledger's row went away")
         return row
 
-    async def taken(self, run_ids: Sequence[str]) -> set[str]:
-        """Return those of some runs of which a receiver took the job."""
-        query = "SELECT run_id FROM delivery_ledger WHERE run_id = ANY($1) AND state = 'taken'"
+    async def states(self, run_ids: Sequence[str]) -> dict[str, RowState]:
+        """Return the state of each run's row, of those that have one."""
+        query = "SELECT run_id, state FROM delivery_ledger WHERE run_id = ANY($1)"
         async with connection(self._pool) as postgres:
-            return {row["run_id"] for row in await postgres.fetch(query, list(run_ids))}
+            return {row["run_id"]: RowState(row["state"]) for row in await postgres.fetch(query, list(run_ids))}
 
     async def at_work(self, run_ids: Sequence[str], *, since: timedelta) -> set[str]:
         """Return those of some runs whose claim expires, or whose next attempt may begin, later than `since` ago."""

@@ -1,16 +1,20 @@
-"""Lists and counts of jobs, from Temporal's visibility: it needs no worker, and describes no workflow."""
+"""Lists and counts of jobs, from Temporal's visibility. They need no worker, and describe hardly a workflow."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 from msgspec.structs import replace
-from temporalio.client import Client, WorkflowExecution
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
 
 from timemachine.domain.due_order import BEGINNING, END, DuePosition, Found, next_due_first
-from timemachine.domain.job_filter import JobFilter, ListedJob, ListedState
+from timemachine.domain.job_filter import DECIDED_AS, JobFilter, ListedJob, ListedState
 from timemachine.domain.jobs import to_ms
+from timemachine.domain.outcomes import DECIDED, RowState
 from timemachine.temporal.client import asked_together
+from timemachine.temporal.job_runs import first_run_id
 from timemachine.temporal.visibility import (
     RUNNING,
     all_due_jobs_query,
@@ -30,6 +34,12 @@ MAX_PAGE = 1000
 
 ENDED_LOOKS = 3
 """Times that a page asks for ended jobs at most. With fewer than it should have by then, the page is short."""
+
+
+DESCRIBED_AT_ONCE = 10
+"""Runs that are described at a time, for one page."""
+
+_OTHERWISE = (WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT, WorkflowExecutionStatus.TERMINATED)
 
 
 class ListPosition(msgspec.Struct, frozen=True, array_like=True):
@@ -58,21 +68,26 @@ class JobCounts(msgspec.Struct, frozen=True, kw_only=True):
     """How many that are not due yet will be within a time from now."""
 
 
+States = Callable[[Sequence[str]], Awaitable[Mapping[str, RowState]]]
+"""Returns what the ledger has of some runs, by their first run's id."""
+
 DUE_WITHIN = (timedelta(minutes=5), timedelta(hours=1), timedelta(hours=24))
 
 
 async def list_jobs(
-    client: Client, wanted: JobFilter, at: ListPosition | None, *, limit: int, now: datetime
+    client: Client, states: States, wanted: JobFilter, at: ListPosition | None, *, limit: int, now: datetime
 ) -> JobPage:
     """Return a page of the jobs of a filter: those that have not ended, the next due first, and then the others.
 
     Of those that have ended the latest is the first. A job that was created again is listed once, as it is now.
 
     Args:
+        states: Asked of runs that have failed or were terminated.
         at: Where the page before this one ended.
 
     Raises:
         RPCError: Temporal does not answer.
+        UnavailableError: The ledger does not answer.
     """
     at = at or _beginning(wanted, now)
     jobs: list[ListedJob] = []
@@ -88,7 +103,7 @@ async def list_jobs(
     for _ in range(ENDED_LOOKS):
         if len(jobs) == limit:
             return JobPage(jobs, at)
-        found = await _ended(client, wanted, at, size=limit - len(jobs), now=now)
+        found = await _ended(client, states, wanted, at, size=limit - len(jobs), now=now)
         # The store may not have known yet that a job has ended, or has another run, and know it now.
         listed = {job.workflow_id for job in jobs}
         jobs += [job for job in found.jobs if job.workflow_id not in listed]
@@ -134,11 +149,56 @@ class _WaitingJobs:
         )
 
 
-async def _ended(client: Client, wanted: JobFilter, at: ListPosition, *, size: int, now: datetime) -> Found:
+async def _ended(
+    client: Client, states: States, wanted: JobFilter, at: ListPosition, *, size: int, now: datetime
+) -> Found:
     within = replace(wanted, ended_to=at.began + 1 if wanted.ended_to is None else min(at.began + 1, wanted.ended_to))
     runs, more = await _look(client, ended_jobs_query(within, now), size, at.token)
     latest = await without_later_runs(client, runs)
-    return Found([job for job in _included(latest, within, now) if not job.state.is_open], more)
+    decided = await decisions(client, states, latest)
+    jobs = [_as_decided(listed_job(run, now), decided.get(run.run_id)) for run in latest]
+    return Found([job for job in jobs if within.includes(job) and not job.state.is_open], more)
+
+
+def _as_decided(job: ListedJob, decision: RowState | None) -> ListedJob:
+    return replace(job, state=DECIDED_AS[decision]) if decision else job
+
+
+async def decisions(client: Client, states: States, runs: Sequence[WorkflowExecution]) -> dict[str, RowState]:
+    """Return what the ledger has decided about some runs that have ended, by run id.
+
+    Only of those that Temporal may have ended otherwise: an attempt can tell that its receiver took the job after the
+    run has failed, or was terminated. A run completes, or is closed as canceled, by what the ledger has decided.
+
+    Raises:
+        RPCError: Temporal does not answer.
+        UnavailableError: The ledger does not answer.
+    """
+    asked = [run for run in runs if run.status in _OTHERWISE]
+    found = dict(await states([run.run_id for run in asked])) if asked else {}
+    # One that was continued or reset has its row under its first run, which visibility does not know.
+    first = await _first_runs(client, [run for run in asked if run.run_id not in found])
+    by_first = await states(list(first.values())) if first else {}
+    found |= {run_id: by_first[first_run] for run_id, first_run in first.items() if first_run in by_first}
+    return {run_id: state for run_id, state in found.items() if state in DECIDED}
+
+
+async def _first_runs(client: Client, runs: Sequence[WorkflowExecution]) -> dict[str, str]:
+    """Return the first of the runs that each of some runs goes on from, of those that have another one before."""
+    turns = asyncio.Semaphore(DESCRIBED_AT_ONCE)
+
+    async def first_run(run: WorkflowExecution) -> str:
+        try:
+            async with turns:
+                return first_run_id(await client.get_workflow_handle(run.id, run_id=run.run_id).describe())
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:  # its retention has ended
+                return run.run_id
+            raise
+
+    async with asked_together() as tasks:
+        asking = {run.run_id: tasks.create_task(first_run(run)) for run in runs}
+    return {run_id: task.result() for run_id, task in asking.items() if task.result() != run_id}
 
 
 async def _look(client: Client, query: str, size: int, token: bytes) -> tuple[list[WorkflowExecution], bytes]:
