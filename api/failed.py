@@ -108,7 +108,7 @@ class FailedController(Controller):
     ) -> FailedPage:
         """List the jobs of a db that failed for good, the latest first, while Temporal keeps them.
 
-        A job that was redelivered or created again since is left out, and so is one that turned out to be delivered or
-        cancelled. So a page may be short: follow `next` to the end.
+        A job that was redelivered or created again since is left out, and so is one that turned out to be delivered.
+        So a page may be short: follow `next` to the end.
         """
         return await failed.page(db, route, collection, limit, cursor)

@@ -34,6 +34,7 @@ def broken(
         also: What is promised of this job beyond what is promised of all.
     """
     found = [words for check in (*CHECKS, *also) for words in check(story, arrivals)]
+    found += _changed_after_the_end(story, arrivals, losses)
     found += _failed_for_a_reason(story, arrivals, losses) if story.state == "failed" else []
     found += [f"delivered again at {again.arrived_ms}" for again in duplicates(arrivals, losses)[1]]
     if late_limit is not None and (late := late_ms(arrivals)) > late_limit * 1000:
@@ -84,6 +85,17 @@ def _failed_for_a_reason(story: Story, arrivals: Sequence[Arrival], losses: Sequ
     cancelled = bool(story.of("DELETE")) and any(was_cut(arrival, losses) for arrival in arrivals)
     if not refused and not cancelled:
         yield "failed, but its last attempt was not refused"
+
+
+def _changed_after_the_end(story: Story, arrivals: Sequence[Arrival], losses: Sequence[Loss]) -> Iterator[str]:
+    seen = sorted((call for call in story.of("GET") if call.state), key=lambda call: call.done_ms)
+    for end in [call for call in seen if call.state in ENDED][:1]:
+        later = {call.state for call in seen if call.sent_ms >= end.done_ms} - {end.state}
+        # A cancel ends a job as failed whose attempt was lost, until a worker that was frozen tells that it was taken.
+        cancelled = end.state == "failed" and any(call.sent_ms < end.done_ms for call in story.of("DELETE"))
+        told_late = cancelled and any(arrival.taken and was_cut(arrival, losses) for arrival in arrivals)
+        if later and not (told_late and later == {story.state} == {"delivered"}):
+            yield f"was {end.state}, and later {later}"
 
 
 def most_at_once(arrivals: Iterable[Sequence[Arrival]]) -> int:
@@ -162,15 +174,6 @@ def _is_known_to_be_missing(story: Story) -> bool:
     return story.end is not None and story.end.get("code") == NO_SUCH_JOB
 
 
-def an_end_is_the_end(story: Story, _: Sequence[Arrival]) -> Iterator[str]:
-    seen = sorted((call for call in story.of("GET") if call.state), key=lambda call: call.done_ms)
-    for end in [call for call in seen if call.state in ENDED][:1]:
-        later = {call.state for call in seen if call.sent_ms >= end.done_ms} - {end.state}
-        # A cancel ends a job as failed whose attempt was lost, until a worker that was frozen tells that it was taken.
-        if later and not (end.state == "failed" and later == {"delivered"} and story.of("DELETE")):
-            yield f"was {end.state}, and later {later}"
-
-
 def a_trigger_is_true(story: Story, arrivals: Sequence[Arrival]) -> Iterator[str]:
     """A job that was told to go out now does not wait for its time, unless it is changed again."""
     for call in (call for call in story.of("TRIGGER") if call.took):
@@ -216,7 +219,6 @@ CHECKS: tuple[Check, ...] = (
     is_too_late_for_a_reason,
     is_never_early,
     is_never_lost,
-    an_end_is_the_end,
     a_trigger_is_true,
     a_cancel_is_true,
     a_change_is_true,

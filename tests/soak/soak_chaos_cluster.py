@@ -289,7 +289,7 @@ async def _wrong_lists(load: Load, callers: Callers) -> list[str]:
         listed = sorted((job["id"], job["state"]) for job in await callers.list_all(load.db, api=api))
         # A job that failed, as far as anybody knew, is delivered when a worker that was frozen says so.
         for story in load.stories:
-            if story.state and (story.id, story.state) not in listed:
+            if story.state == "failed" and (story.id, "failed") not in listed:
                 await callers.look(story, api=api)
         wanted = sorted((story.id, story.state) for story in load.stories if story.state)
         return sorted(set(listed) ^ set(wanted)) if set(listed) != set(wanted) else listed[len(wanted) :]

@@ -85,6 +85,33 @@ def test_what_is_as_promised(told: Story, arrivals: list[Arrival]) -> None:
     assert broken(told, arrivals) == []
 
 
+TOLD_LATE = story(
+    "delivered",
+    call("DELETE", sent=DUE + 10, status=503, code="E015"),
+    look("failed", DUE + 30_000),
+    look("delivered", DUE + 75_000),
+)
+FROZEN = lost(DUE + 4, DUE + 70_000, own=OURS)
+
+
+def test_a_frozen_worker_may_tell_late_that_a_cancelled_job_was_taken() -> None:
+    assert broken(TOLD_LATE, [arrival()], [FROZEN]) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "losses"),
+    [
+        (TOLD_LATE, []),
+        (TOLD_LATE, [lost(DUE + 4, DUE + 70_000, others=OURS)]),
+        (story("delivered", look("failed", DUE + 30_000), look("delivered", DUE + 75_000)), [FROZEN]),
+        (story("failed", *TOLD_LATE.calls[1:], look("failed", DUE + 90_000)), [FROZEN]),
+    ],
+    ids=["nobody was lost", "another worker was lost", "it was not cancelled", "it has failed again"],
+)
+def test_nothing_else_changes_an_end(told: Story, losses: list[Loss]) -> None:
+    assert [words for words in broken(told, [arrival()], losses) if "was failed, and later" in words]
+
+
 @pytest.mark.parametrize(
     ("words", "told", "arrivals"),
     [

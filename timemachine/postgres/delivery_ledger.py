@@ -255,7 +255,7 @@ class DeliveryLedger:
         return row
 
     async def states(self, run_ids: Sequence[str]) -> dict[str, RowState]:
-        """Return the state of each run's row, of those that have one."""
+        """Return the state of each run's row, by the id of its first run; nothing of those that have none."""
         query = "SELECT run_id, state FROM delivery_ledger WHERE run_id = ANY($1)"
         async with connection(self._pool) as postgres:
             return {row["run_id"]: RowState(row["state"]) for row in await postgres.fetch(query, list(run_ids))}

@@ -1,4 +1,7 @@
-"""Lists and counts of jobs, from Temporal's visibility. They need no worker, and describe hardly a workflow."""
+"""Lists and counts of jobs, from Temporal's visibility. They need no worker.
+
+Only of ended runs that the ledger does not know by their own ids are the workflows described.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,11 +38,11 @@ MAX_PAGE = 1000
 ENDED_LOOKS = 3
 """Times that a page asks for ended jobs at most. With fewer than it should have by then, the page is short."""
 
-
 DESCRIBED_AT_ONCE = 10
 """Runs that are described at a time, for one page."""
 
-_OTHERWISE = (WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT, WorkflowExecutionStatus.TERMINATED)
+# Statuses of runs of which the ledger may say otherwise.
+_MAY_DIFFER = (WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.TIMED_OUT, WorkflowExecutionStatus.TERMINATED)
 
 
 class ListPosition(msgspec.Struct, frozen=True, array_like=True):
@@ -174,7 +177,7 @@ async def decisions(client: Client, states: States, runs: Sequence[WorkflowExecu
         RPCError: Temporal does not answer.
         UnavailableError: The ledger does not answer.
     """
-    asked = [run for run in runs if run.status in _OTHERWISE]
+    asked = [run for run in runs if run.status in _MAY_DIFFER]
     found = dict(await states([run.run_id for run in asked])) if asked else {}
     # One that was continued or reset has its row under its first run, which visibility does not know.
     first = await _first_runs(client, [run for run in asked if run.run_id not in found])

@@ -275,8 +275,9 @@ def check_redeliverable(run: JobRun, row: LedgerRow | None) -> None:
     """
     if row and row.is_cancelled_in_doubt:
         raise TooLateError("the job was cancelled, and its receiver may have taken it before; create it again instead")
-    # An operator may have terminated a workflow whose job had ended.
-    if row.state is RowState.CANCELLED if row and row.is_decided else run.status in CANCELLED:
+    # Where the row is decided it counts: an operator may have terminated a workflow whose job had ended.
+    is_cancelled = row.state is RowState.CANCELLED if row and row.is_decided else run.status in CANCELLED
+    if is_cancelled:
         raise TooLateError("the job was cancelled; create it again instead")
     if run.is_open:
         raise TooLateError("too early: the job has not ended yet")
