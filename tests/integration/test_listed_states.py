@@ -57,17 +57,24 @@ async def cancelled_in_doubt(service: Service, client: Client, another: AnotherW
     return claim
 
 
-async def test_a_job_that_a_frozen_worker_delivered_after_all_is_listed_as_delivered(
-    service: Service, client: Client, another: AnotherWorker
+async def assert_follows_the_frozen_worker(
+    service: Service, client: Client, another: AnotherWorker, job_id: str, run: str
 ) -> None:
-    job_id = await service.create(3600)
-    run = await first_run(client, service, job_id)
+    """Let a worker that was frozen tell that a job was taken which has failed meanwhile, and look at the lists."""
     claim = await cancelled_in_doubt(service, client, another, job_id, run)
     await assert_listed_as_found(service, job_id, "failed")
 
     await another.end(run, claim, taken())
 
     await assert_listed_as_found(service, job_id, "delivered", has="failed")
+
+
+async def test_a_job_that_a_frozen_worker_delivered_after_all_is_listed_as_delivered(
+    service: Service, client: Client, another: AnotherWorker
+) -> None:
+    job_id = await service.create(3600)
+
+    await assert_follows_the_frozen_worker(service, client, another, job_id, await first_run(client, service, job_id))
 
 
 async def test_so_is_one_that_went_on_as_another_run_before(
@@ -77,12 +84,8 @@ async def test_so_is_one_that_went_on_as_another_run_before(
     job_id = await cut.create(3600)
     run = await first_run(client, cut, job_id)
     await until_continued(cut, client, job_id, due_in=3600)
-    claim = await cancelled_in_doubt(cut, client, another, job_id, run)
-    await assert_listed_as_found(cut, job_id, "failed")
 
-    await another.end(run, claim, taken())
-
-    await assert_listed_as_found(cut, job_id, "delivered", has="failed")
+    await assert_follows_the_frozen_worker(cut, client, another, job_id, run)
 
 
 async def test_so_is_one_that_an_operator_reset_meanwhile(
@@ -93,12 +96,9 @@ async def test_so_is_one_that_an_operator_reset_meanwhile(
     assert (await service.change(job_id, 7200)).status_code == 200
     run = await first_run(client, service, job_id)
     await reset(client, workflow_of(client, service, job_id))
-    claim = await cancelled_in_doubt(service, client, another, job_id, run)
-
-    await another.end(run, claim, taken())
-
     assert (await workflow_of(client, service, job_id).describe()).run_id != run
-    await assert_listed_as_found(service, job_id, "delivered", has="failed")
+
+    await assert_follows_the_frozen_worker(service, client, another, job_id, run)
 
 
 @pytest.mark.parametrize(
