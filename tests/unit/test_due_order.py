@@ -243,8 +243,8 @@ async def test_a_first_window_of_a_few_pages_is_read_whole() -> None:
     page, position = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # All of them; up to now; for five minutes; and the hour, in two parts.
-    assert (store.looks, store.counts) == (5, 1)
+    # Up to now; for five minutes; and the hour, in two parts.
+    assert (store.looks, store.counts) == (4, 1)
     assert position
 
 
@@ -254,8 +254,8 @@ async def test_what_was_counted_is_read_in_one_look() -> None:
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # All; up to now, for five minutes, an hour and a day; the rest, which is counted; and half of it, which is, too.
-    assert (store.looks, store.counts) == (7, 2)
+    # Up to now, for five minutes, an hour and a day; the rest, which is counted; and half of it, which is, too.
+    assert (store.looks, store.counts) == (6, 2)
 
 
 async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_much() -> None:
@@ -264,8 +264,10 @@ async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_m
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # All; up to now, for five minutes, an hour and a day.
-    assert store.sizes[:5] == [51] * 5
+    # Up to now, for five minutes, an hour and a day.
+    assert store.sizes[:4] == [51] * 4
+    # Nothing but these and the hundred that the page is chosen from.
+    assert store.read <= 51 + 200
 
 
 async def test_no_more_is_read_of_a_window_that_was_not_counted_than_tells_that_it_holds_too_many() -> None:
@@ -287,13 +289,26 @@ async def test_four_pages_that_were_counted_are_read_in_one_look() -> None:
     assert store.sizes[-1] == 201
 
 
-async def test_a_few_jobs_take_one_look() -> None:
+@given(due=st.lists(ANY_TIME, max_size=49))
+@example([NOW + at for at in (48_498, 3_477_470, 5_659_686, 36_500 * DAY)])
+async def test_less_than_a_page_is_on_one_and_is_not_counted(due: list[int]) -> None:
+    store = Store(due)
+
+    read = await pages(store, 50)
+
+    check_whole(store, read)
+    assert len(read) == 1
+    assert store.counts == 0
+
+
+async def test_few_jobs_take_a_look_at_each_of_the_first_windows() -> None:
     store = Store([NOW - DAY, NOW, NOW + 40 * DAY])
 
     (page,) = await pages(store, 50)
 
     assert [job.id for job in page] == ["0", "1", "2"]
-    assert (store.looks, store.counts) == (1, 0)
+    # Up to now, for five minutes, an hour and a day; and the rest.
+    assert (store.looks, store.counts) == (5, 0)
 
 
 @given(

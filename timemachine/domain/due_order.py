@@ -17,7 +17,7 @@ BEGINNING = 1_000_000_000_000
 END = 253_402_300_800_000
 """The end of time as windows have it: the year 10000, in milliseconds since the epoch."""
 
-LOOKS = 10
+LOOKS = 16
 """Windows that one page asks for at most. With fewer jobs than it should have by then, the page is short."""
 
 DIVISIONS = 30
@@ -34,7 +34,7 @@ _DAY = 24 * _HOUR
 _WINDOW_ENDS = (0, 5 * _MINUTE, _HOUR, _DAY)
 
 _WIDEN = 12
-"""By how much a window is widened at most after an empty one."""
+"""By how much a window is widened at most."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     since: int
     """What is due before has been listed. Milliseconds since the epoch."""
     width: int = 0
-    """Milliseconds of the window to ask for next; 0 for all there is, and then for what is due soon."""
+    """Milliseconds of the window to ask for next; 0 for what is due soon."""
     next_width: int = 0
     """Milliseconds of the window after that one, if that one was counted as empty; 0 otherwise."""
     token: bytes | None = None
@@ -81,7 +81,7 @@ async def next_due_first(
     looks = 0
     counted: _Window | None = None
     while position and len(page) < limit and looks < LOOKS:
-        step = _Step(store, position, until, wanted=limit - len(page), limit=limit, now=now, is_first=looks == 0)
+        step = _Step(store, position, until, wanted=limit - len(page), limit=limit, now=now)
         found, position = await step.take(counted)
         counted = step.counted or counted
         for job in found:
@@ -98,36 +98,34 @@ _Window = tuple[int, int]
 class _Step:
     """One window: what it gives, and where to go on."""
 
-    def __init__(
-        self, store: WaitingJobs, at: DuePosition, until: int, *, wanted: int, limit: int, now: int, is_first: bool
-    ) -> None:
+    def __init__(self, store: WaitingJobs, at: DuePosition, until: int, *, wanted: int, limit: int, now: int) -> None:
         self._store = store
         self._at = at
         self._until = until
         self._wanted, self._limit = wanted, limit
         self._aim = (3 * limit + 1) // 2
         self._now = now
-        # Without a window the store has its jobs in order. It would have to sort all that are due from a time on.
-        self._looks_at_all = is_first and not at.width and (at.since, until) == (BEGINNING, END)
         self._end = self._window_end()
         self.counted: _Window | None = None
         """A later window, where it was counted and holds no more than is read whole."""
 
     def _window_end(self) -> int:
-        if self._looks_at_all:
-            return self._until
         if self._at.width:
             return min(self._at.since + self._at.width, self._until)
+        return self._first_window_end(self._at.since)
+
+    def _first_window_end(self, since: int) -> int:
+        """Return where the first window that has a time in it ends."""
         ends = (self._now + end for end in _WINDOW_ENDS)
-        return min(next((end for end in ends if end > self._at.since), self._until), self._until)
+        return min(next((end for end in ends if end > since), self._until), self._until)
 
     def _look_size(self, counted: _Window | None) -> int:
         """Return how many jobs to ask for: so many that it is all, or enough to tell that they are to be counted."""
         if counted == (self._at.since, self._end):
             return READ_WHOLE * self._limit + 1
-        # All jobs are of use only where they are no more than a page; and what is due soon is few or very many.
+        # What is due soon is few or very many.
         is_soon = not self._at.width and self._end < self._until
-        return self._limit + 1 if self._looks_at_all or is_soon else 2 * self._limit
+        return self._limit + 1 if is_soon else 2 * self._limit
 
     async def take(self, counted: _Window | None) -> tuple[Sequence[ListedJob], DuePosition | None]:
         """Return the next jobs of the page, and where to go on; None at the end.
@@ -205,8 +203,6 @@ class _Step:
             seen: When some of its jobs are due, in order.
         """
         since, last = self._at.since, self._end - 1
-        if self._looks_at_all:
-            return DuePosition(since)
         if last == since:
             return DuePosition(since, self._at.width, token=b"")
         if len(seen) >= self._wanted and self._enough(seen) == last:
@@ -230,11 +226,15 @@ class _Step:
         return max(1, width * self._aim // max(count, 1))
 
     def _wider(self, count: int) -> int:
-        """Return how wide the next window is after one that was not enough; 0 where nothing tells."""
-        if not self._at.width and (self._at.since < self._now or not count):
-            return 0
-        widened = (self._end - self._at.since) * _WIDEN
-        return min(self._width(self._end - self._at.since, count), widened) if count else widened
+        """Return how wide the next window is after one that was not enough; 0 for the next of the first ones."""
+        width = self._end - self._at.since
+        fitting = self._width(width, count)
+        next_end = self._first_window_end(self._end)
+        if next_end < self._until:
+            return fitting if count and self._end + fitting < next_end else 0
+        if count and fitting <= width * _WIDEN:
+            return fitting
+        return width * _WIDEN if self._at.width else 0
 
     def _from(self, since: int, width: int) -> DuePosition | None:
         return DuePosition(since, width) if since < self._until else None
