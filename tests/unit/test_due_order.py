@@ -37,7 +37,7 @@ class Store:
         self.created = len(self.jobs)
         self.looks = self.counts = 0
         self.sizes: list[int] = []
-        self.read = 0
+        self.read = self.counted = 0
 
     def add(self, due: int) -> None:
         self.jobs[self.created] = a_job(self.created, due)
@@ -57,7 +57,9 @@ class Store:
 
     async def count(self, since: int, until: int) -> int:
         self.counts += 1
-        return len(self._within(since, until))
+        found = len(self._within(since, until))
+        self.counted += found
+        return found
 
 
 async def pages(store: Store, limit: int, *, since: int = BEGINNING, until: int = END) -> list[list[ListedJob]]:
@@ -249,13 +251,13 @@ async def test_a_first_window_of_a_few_pages_is_read_whole() -> None:
 
 
 async def test_what_was_counted_is_read_in_one_look() -> None:
-    store = Store([NOW + 2 * DAY + number * DAY // 7 for number in range(206)])
+    store = Store([NOW + 120 * MINUTE + number * 6 * MINUTE for number in range(206)])
 
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # Up to now, for five minutes, an hour and a day; the rest, which is counted; and half of it, which is, too.
-    assert (store.looks, store.counts) == (6, 2)
+    # Up to now, for five minutes, an hour and a day, which is counted; and half of it, which is, too.
+    assert (store.looks, store.counts) == (5, 2)
 
 
 async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_much() -> None:
@@ -281,7 +283,9 @@ async def test_no_more_is_read_of_a_window_that_was_not_counted_than_tells_that_
 
 
 async def test_four_pages_that_were_counted_are_read_in_one_look() -> None:
-    store = Store([NOW + 2 * DAY + number for number in range(200)] + [NOW + 300 * DAY + number for number in range(9)])
+    store = Store(
+        [NOW + 61 * MINUTE + number for number in range(200)] + [NOW + DAY - number for number in range(1, 9)]
+    )
 
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
@@ -289,16 +293,48 @@ async def test_four_pages_that_were_counted_are_read_in_one_look() -> None:
     assert store.sizes[-1] == 201
 
 
-@given(due=st.lists(ANY_TIME, max_size=49))
-@example([NOW + at for at in (48_498, 3_477_470, 5_659_686, 36_500 * DAY)])
-async def test_less_than_a_page_is_on_one_and_is_not_counted(due: list[int]) -> None:
+def before(end: int, count: int) -> list[int]:
+    return [NOW + end - 1] * count
+
+
+@given(st.one_of([st.tuples(st.lists(ANY_TIME, max_size=limit - 1), st.just(limit)) for limit in (1, 2, 7, 50, 1000)]))
+@example(([NOW + at for at in (48_498, 3_477_470, 5_659_686, 36_500 * DAY)], 50))
+# The last window of the first day is short, and full of jobs.
+@example(([*before(60 * MINUTE, 600), *before(11_850_000, 166), *before(DAY, 126)], 1000))
+async def test_less_than_a_page_is_on_one_and_is_not_counted(few: tuple[list[int], int]) -> None:
+    due, limit = few
     store = Store(due)
 
-    read = await pages(store, 50)
+    read = await pages(store, limit)
 
     check_whole(store, read)
     assert len(read) == 1
     assert store.counts == 0
+
+
+@pytest.mark.parametrize("soon", [0, 3, 20, 40])
+@pytest.mark.parametrize("ahead", [-DAY, 4 * MINUTE, 20 * 60 * MINUTE])
+async def test_a_few_jobs_before_very_many_do_not_have_all_of_those_counted(soon: int, ahead: int) -> None:
+    many = [NOW + 2 * DAY + number * 3 * MINUTE // 2 for number in range(28_000)]
+    store = Store([*many, *(NOW + ahead + number for number in range(soon))])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert len(page) == 50
+    assert store.counted < len(many)
+
+
+async def test_a_pause_between_bursts_does_not_have_the_rest_of_the_day_counted() -> None:
+    """As where jobs are due at full quarters of an hour."""
+    store = Store([NOW + quarter * 15 * MINUTE + number for quarter in range(1, 96) for number in range(200)])
+    position: DuePosition | None = DuePosition(BEGINNING)
+    for _ in range(20):
+        assert position
+        store.counted = 0
+        page, position = await next_due_first(store, position, END, limit=50, now=NOW)
+
+        assert page
+        assert store.counted <= len(store.jobs) // 4
 
 
 async def test_few_jobs_take_a_look_at_each_of_the_first_windows() -> None:

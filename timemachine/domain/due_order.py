@@ -34,7 +34,7 @@ _DAY = 24 * _HOUR
 _WINDOW_ENDS = (0, 5 * _MINUTE, _HOUR, _DAY)
 
 _WIDEN = 12
-"""By how much a window is widened at most."""
+"""By how much a window is widened at most, but for the first ones."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     since: int
     """What is due before has been listed. Milliseconds since the epoch."""
     width: int = 0
-    """Milliseconds of the window to ask for next; 0 for what is due soon."""
+    """Milliseconds of the window to ask for next; 0 for the next of the first ones, and then for the rest."""
     next_width: int = 0
     """Milliseconds of the window after that one, if that one was counted as empty; 0 otherwise."""
     token: bytes | None = None
@@ -105,6 +105,7 @@ class _Step:
         self._wanted, self._limit = wanted, limit
         self._aim = (3 * limit + 1) // 2
         self._now = now
+        self._first_end = now + _WINDOW_ENDS[-1]
         self._end = self._window_end()
         self.counted: _Window | None = None
         """A later window, where it was counted and holds no more than is read whole."""
@@ -112,20 +113,15 @@ class _Step:
     def _window_end(self) -> int:
         if self._at.width:
             return min(self._at.since + self._at.width, self._until)
-        return self._first_window_end(self._at.since)
-
-    def _first_window_end(self, since: int) -> int:
-        """Return where the first window that has a time in it ends."""
         ends = (self._now + end for end in _WINDOW_ENDS)
-        return min(next((end for end in ends if end > since), self._until), self._until)
+        return min(next((end for end in ends if end > self._at.since), self._until), self._until)
 
     def _look_size(self, counted: _Window | None) -> int:
         """Return how many jobs to ask for: so many that it is all, or enough to tell that they are to be counted."""
         if counted == (self._at.since, self._end):
             return READ_WHOLE * self._limit + 1
-        # What is due soon is few or very many.
-        is_soon = not self._at.width and self._end < self._until
-        return self._limit + 1 if is_soon else 2 * self._limit
+        # What the first windows hold is few or very many.
+        return 2 * self._limit if self._at.width else self._limit + 1
 
     async def take(self, counted: _Window | None) -> tuple[Sequence[ListedJob], DuePosition | None]:
         """Return the next jobs of the page, and where to go on; None at the end.
@@ -205,6 +201,8 @@ class _Step:
         since, last = self._at.since, self._end - 1
         if last == since:
             return DuePosition(since, self._at.width, token=b"")
+        if not self._at.width and since >= self._first_end:
+            return DuePosition(since, _DAY)  # of all the rest a count would take long
         if len(seen) >= self._wanted and self._enough(seen) == last:
             return DuePosition(since, last - since)
         return None
@@ -228,13 +226,12 @@ class _Step:
     def _wider(self, count: int) -> int:
         """Return how wide the next window is after one that was not enough; 0 for the next of the first ones."""
         width = self._end - self._at.since
-        fitting = self._width(width, count)
-        next_end = self._first_window_end(self._end)
-        if next_end < self._until:
-            return fitting if count and self._end + fitting < next_end else 0
-        if count and fitting <= width * _WIDEN:
+        widest = width * _WIDEN
+        fitting = min(widest, self._width(width, count)) if count else widest
+        if self._at.width:
             return fitting
-        return width * _WIDEN if self._at.width else 0
+        is_past = self._end >= self._first_end
+        return max(fitting, _DAY) if is_past and fitting < widest else 0
 
     def _from(self, since: int, width: int) -> DuePosition | None:
         return DuePosition(since, width) if since < self._until else None
