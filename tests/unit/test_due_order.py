@@ -312,6 +312,26 @@ async def test_less_than_a_page_is_on_one_and_is_not_counted(few: tuple[list[int
     assert store.counts == 0
 
 
+async def test_after_the_first_day_the_window_is_as_wide_as_its_jobs_tell() -> None:
+    store = Store([NOW + number * 72 * MINUTE for number in range(1, 101)])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert [job.id for job in page] == [str(number) for number in range(50)]
+    # Up to now, for five minutes, an hour and a day; and some days, but not all the rest.
+    assert (store.looks, store.counts) == (5, 0)
+
+
+async def test_after_the_end_of_the_first_day_the_window_is_a_day_at_least() -> None:
+    """Where a filter begins just before, what is left of the day tells little."""
+    store = Store([*before(DAY, 7), NOW + 36_500 * DAY])
+
+    (page,) = await pages(store, 50, since=NOW + DAY - 1)
+
+    assert len(page) == 8
+    assert store.looks <= 8
+
+
 @pytest.mark.parametrize("soon", [0, 3, 20, 40])
 @pytest.mark.parametrize("ahead", [-DAY, 4 * MINUTE, 20 * 60 * MINUTE])
 async def test_a_few_jobs_before_very_many_do_not_have_all_of_those_counted(soon: int, ahead: int) -> None:
