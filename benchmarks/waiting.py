@@ -42,7 +42,7 @@ LABEL, LABELED = "one-of-hundred", 100
 BATCHES, BATCH_IN_FLIGHT = 3, 16
 """In how many batches creates are measured at each level, and so many of them at a time."""
 
-READS, CHANGES, LISTS = 100, 50, 40
+READS, CHANGES, LISTS = 100, 50, 200
 """GETs, PUTs and lists of each kind that are measured at each level, one at a time."""
 
 _SAY_EVERY = 50_000
