@@ -230,14 +230,13 @@ def test_the_image_holds_all_of_ours_and_only_checked_packages() -> None:
 
 
 def test_temporal_is_configured_as_in_make_run() -> None:
-    """But for what each allows of lists, and for what only SQLite, PostgreSQL or OpenSearch needs."""
+    """But for what only SQLite, PostgreSQL or OpenSearch needs."""
     config = yaml.safe_load((ROOT / "deploy/temporal-dynamicconfig.yaml").read_text())
     deployed = {name: values[0]["value"] for name, values in config.items()}
     ours = {name: json.loads(value) for name, value in _DYNAMIC_CONFIG.items()}
 
     differ = {name for name in deployed.keys() | ours.keys() if deployed.get(name) != ours.get(name)}
     assert differ == {
-        "frontend.namespaceRPS.visibility",
         "history.timerProcessorMaxPollInterval",
         "history.acquireShardInterval",
         "history.timerProcessorSchedulerWorkerCount",

@@ -245,8 +245,8 @@ async def test_a_first_window_of_a_few_pages_is_read_whole() -> None:
     page, position = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # Up to now; for five minutes; and the hour, in two parts.
-    assert (store.looks, store.counts) == (4, 1)
+    # The day; up to now, for five minutes and for an hour, which are counted; and the hour, and what is before it.
+    assert (store.looks, store.counts) == (3, 3)
     assert position
 
 
@@ -256,8 +256,8 @@ async def test_what_was_counted_is_read_in_one_look() -> None:
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # Up to now, for five minutes, an hour and a day, which is counted; and half of it, which is, too.
-    assert (store.looks, store.counts) == (5, 2)
+    # The day; its four parts, of which the last is divided once more; and half of that, and what is before it.
+    assert (store.looks, store.counts) == (3, 5)
 
 
 async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_much() -> None:
@@ -266,9 +266,8 @@ async def test_what_is_due_soon_is_read_no_further_than_to_know_that_it_is_too_m
     page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
 
     assert [job.id for job in page] == [str(number) for number in range(50)]
-    # Up to now, for five minutes, an hour and a day.
-    assert store.sizes[:4] == [51] * 4
-    # Nothing but these and the hundred that the page is chosen from.
+    # Nothing but these and what the page is chosen from.
+    assert store.sizes[0] == 51
     assert store.read <= 51 + 200
 
 
@@ -312,26 +311,6 @@ async def test_less_than_a_page_is_on_one_and_is_not_counted(few: tuple[list[int
     assert store.counts == 0
 
 
-async def test_after_the_first_day_the_window_is_as_wide_as_its_jobs_tell() -> None:
-    store = Store([NOW + number * 72 * MINUTE for number in range(1, 101)])
-
-    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
-
-    assert [job.id for job in page] == [str(number) for number in range(50)]
-    # Up to now, for five minutes, an hour and a day; and some days, but not all the rest.
-    assert (store.looks, store.counts) == (5, 0)
-
-
-async def test_after_the_end_of_the_first_day_the_window_is_a_day_at_least() -> None:
-    """Where a filter begins just before, what is left of the day tells little."""
-    store = Store([*before(DAY, 7), NOW + 36_500 * DAY])
-
-    (page,) = await pages(store, 50, since=NOW + DAY - 1)
-
-    assert len(page) == 8
-    assert store.looks <= 8
-
-
 @pytest.mark.parametrize("soon", [0, 3, 20, 40])
 @pytest.mark.parametrize("ahead", [-DAY, 4 * MINUTE, 20 * 60 * MINUTE])
 async def test_a_few_jobs_before_very_many_do_not_have_all_of_those_counted(soon: int, ahead: int) -> None:
@@ -357,14 +336,34 @@ async def test_a_pause_between_bursts_does_not_have_the_rest_of_the_day_counted(
         assert store.counted <= len(store.jobs) // 4
 
 
-async def test_few_jobs_take_a_look_at_each_of_the_first_windows() -> None:
+async def test_few_jobs_take_two_looks() -> None:
     store = Store([NOW - DAY, NOW, NOW + 40 * DAY])
 
     (page,) = await pages(store, 50)
 
     assert [job.id for job in page] == ["0", "1", "2"]
-    # Up to now, for five minutes, an hour and a day; and the rest.
-    assert (store.looks, store.counts) == (5, 0)
+    # The day, and the rest.
+    assert (store.looks, store.counts) == (2, 0)
+
+
+async def test_of_very_many_that_are_due_within_a_day_only_those_of_the_next_minutes_are_counted() -> None:
+    store = Store([NOW + number * 3000 for number in range(28_000)])
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert len(page) == 50
+    assert store.counted <= 400
+
+
+async def test_what_is_overdue_tells_nothing_of_what_is_due_next() -> None:
+    store = Store(
+        [*(NOW - number for number in range(30)), *(NOW + MINUTE + number * 3000 for number in range(28_000))]
+    )
+
+    page, _ = await next_due_first(store, DuePosition(BEGINNING), END, limit=50, now=NOW)
+
+    assert len(page) == 50
+    assert store.counted <= 400
 
 
 @given(

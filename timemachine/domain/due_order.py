@@ -17,7 +17,7 @@ BEGINNING = 1_000_000_000_000
 END = 253_402_300_800_000
 """The end of time as windows have it: the year 10000, in milliseconds since the epoch."""
 
-LOOKS = 16
+LOOKS = 10
 """Windows that one page asks for at most. With fewer jobs than it should have by then, the page is short."""
 
 DIVISIONS = 30
@@ -30,11 +30,11 @@ _MINUTE = 60_000
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 
-# Where the first windows end, from now on.
-_WINDOW_ENDS = (0, 5 * _MINUTE, _HOUR, _DAY)
+# Where the parts end, from now on, of which the first window has its jobs counted if it holds more than a page.
+_SOON_ENDS = (0, 5 * _MINUTE, _HOUR)
 
 _WIDEN = 12
-"""By how much a window is widened at most, but for the first ones."""
+"""By how much a window is widened at most."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -60,7 +60,7 @@ class DuePosition(msgspec.Struct, frozen=True, array_like=True):
     since: int
     """What is due before has been listed. Milliseconds since the epoch."""
     width: int = 0
-    """Milliseconds of the window to ask for next; 0 for the next of the first ones, and then for the rest."""
+    """Milliseconds of the window to ask for next; 0 for what is due within a day from now, and then for the rest."""
     next_width: int = 0
     """Milliseconds of the window after that one, if that one was counted as empty; 0 otherwise."""
     token: bytes | None = None
@@ -105,7 +105,7 @@ class _Step:
         self._wanted, self._limit = wanted, limit
         self._aim = (3 * limit + 1) // 2
         self._now = now
-        self._first_end = now + _WINDOW_ENDS[-1]
+        self._first_end = now + _DAY
         self._end = self._window_end()
         self.counted: _Window | None = None
         """A later window, where it was counted and holds no more than is read whole."""
@@ -113,14 +113,13 @@ class _Step:
     def _window_end(self) -> int:
         if self._at.width:
             return min(self._at.since + self._at.width, self._until)
-        ends = (self._now + end for end in _WINDOW_ENDS)
-        return min(next((end for end in ends if end > self._at.since), self._until), self._until)
+        return min(self._first_end, self._until) if self._at.since < self._first_end else self._until
 
     def _look_size(self, counted: _Window | None) -> int:
         """Return how many jobs to ask for: so many that it is all, or enough to tell that they are to be counted."""
         if counted == (self._at.since, self._end):
             return READ_WHOLE * self._limit + 1
-        # What the first windows hold is few or very many.
+        # What is due within a day, and all the rest, are few or very many.
         return 2 * self._limit if self._at.width else self._limit + 1
 
     async def take(self, counted: _Window | None) -> tuple[Sequence[ListedJob], DuePosition | None]:
@@ -139,9 +138,9 @@ class _Step:
             return (), at_once
         if self._at.next_width:  # it was counted as empty, so counts tell nothing here
             return (), self._first_half()
-        count = await self._store.count(self._at.since, self._end)
-        if count > READ_WHOLE * self._limit:
-            return (), await self._first_of_many(count, self._guess(seen, count))
+        since, end, count = await self._first_counted()
+        if count > READ_WHOLE * self._limit or (since, end) != (self._at.since, self._end):
+            return (), await self._first_of_many(since, end, count, seen)
         rest = await self._store.look(self._at.since, self._end, size=READ_WHOLE * self._limit, token=found.token)
         if rest.token:  # others have come meanwhile
             return (), self._first_half()
@@ -150,24 +149,36 @@ class _Step:
     def _first_half(self) -> DuePosition:
         return DuePosition(self._at.since, max(1, (self._end - self._at.since) // 2))
 
-    async def _first_of_many(self, count: int, guess: int) -> DuePosition:
+    async def _first_counted(self) -> tuple[int, int, int]:
+        """Return the first part of this window in which jobs are counted, from and before when it is, and how many."""
+        since = self._at.since
+        ends = () if self._at.width else (self._now + end for end in _SOON_ENDS)
+        for end in [*(end for end in ends if since < end < self._end), self._end]:
+            if count := await self._store.count(since, end):
+                return since, end, count
+            since = end
+        return self._at.since, self._end, 0
+
+    async def _first_of_many(self, since: int, end: int, count: int, seen: list[int]) -> DuePosition:
         """Return the window to ask for next, found by counts, which take less time than looks.
 
         It ends before the first window of which a look gives all, and that is the one after it. What was counted as
         empty is looked at all the same: a store may count a job later than it lists it.
 
         Args:
-            count: How many jobs are due within this window.
-            guess: Where to divide it first.
+            since: From when on a part of this window is, before which none are counted.
+            end: Before when that part is.
+            count: How many jobs are due within it.
+            seen: When some of the jobs of this window are due, in order.
         """
-        since, end, middle = self._at.since, self._end, guess
+        middle = self._guess([due for due in seen if since <= due < end], since, end, count)
         for division in range(DIVISIONS):
+            if count <= READ_WHOLE * self._limit or end - since == 1:
+                break
             if earlier := await self._store.count(since, middle):
                 end, count = middle, earlier
             else:
                 since = middle
-            if count <= READ_WHOLE * self._limit or end - since == 1:
-                break
             middle = (since + end) // 2
             if not division:
                 middle = min(middle, since + self._width(end - since, count))
@@ -203,35 +214,32 @@ class _Step:
             return DuePosition(since, self._at.width, token=b"")
         if not self._at.width and since >= self._first_end:
             return DuePosition(since, _DAY)  # of all the rest a count would take long
-        if len(seen) >= self._wanted and self._enough(seen) == last:
+        if len(seen) >= self._wanted and self._enough(seen, self._end) == last:
             return DuePosition(since, last - since)
         return None
 
-    def _enough(self, seen: list[int]) -> int:
+    def _enough(self, seen: list[int], end: int) -> int:
         """Return a time by which so many are due that the page needs nothing that is due later."""
-        return seen[self._wanted - 1] if len(seen) >= self._wanted else self._end - 1
+        return seen[self._wanted - 1] if len(seen) >= self._wanted else end - 1
 
-    def _guess(self, seen: list[int], count: int) -> int:
+    def _guess(self, seen: list[int], since: int, end: int, count: int) -> int:
         """Return where to divide a window that holds too many: before the first of them, or where they suffice."""
-        since, end = self._at.since, self._end
         begin = _begin(seen, count)
         if begin - since > (end - since) // 8:
             return begin
-        return since + max(1, min(self._width(end - since, count), (end - since) // 2, self._enough(seen) + 1 - since))
+        enough = self._enough(seen, end) + 1 - since
+        return since + max(1, min(self._width(end - since, count), (end - since) // 2, enough))
 
     def _width(self, width: int, count: int) -> int:
         """Return the part of a width that would hold a page and a half, if so many were spread evenly over it."""
         return max(1, width * self._aim // max(count, 1))
 
     def _wider(self, count: int) -> int:
-        """Return how wide the next window is after one that was not enough; 0 for the next of the first ones."""
+        """Return how wide the next window is after one that was not enough; 0 where nothing tells."""
+        if not self._at.width or self._at.since < self._now <= self._end:
+            return 0
         width = self._end - self._at.since
-        widest = width * _WIDEN
-        fitting = min(widest, self._width(width, count)) if count else widest
-        if self._at.width:
-            return fitting
-        is_past = self._end >= self._first_end
-        return max(fitting, _DAY) if is_past and fitting < widest else 0
+        return min(self._width(width, count), width * _WIDEN) if count else width * _WIDEN
 
     def _from(self, since: int, width: int) -> DuePosition | None:
         return DuePosition(since, width) if since < self._until else None
