@@ -224,6 +224,7 @@ WRONG_COUNTS: list[Callable[[int], int]] = [
 @given(st.lists(ANY_TIME, max_size=60), st.integers(1, 5), st.sampled_from(WRONG_COUNTS))
 @example([NOW + 2 * DAY, *(NOW + 10 * DAY + 100 * number for number in range(30))], 1, few_as_none)
 @example([NOW + 40 * DAY - 2**number for number in range(17, 23)], 1, few_as_none)
+@example([*(NOW + 20 * 60 * MINUTE - 2**number for number in range(24, 13, -1)), NOW + MINUTE], 1, few_as_none)
 async def test_each_job_is_listed_once_whatever_is_counted(
     due: list[int], limit: int, count: Callable[[int], int]
 ) -> None:
