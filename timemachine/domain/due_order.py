@@ -171,7 +171,10 @@ class _Step:
             count: How many jobs are due within it.
             seen: When some of the jobs of this window are due, in order.
         """
-        middle = self._guess([due for due in seen if since <= due < end], since, end, count)
+        seen = [due for due in seen if since <= due < end]
+        if len(seen) < 2 and end < self._end and count > READ_WHOLE * self._limit:
+            return DuePosition(self._at.since, end - self._at.since)  # a look at this part will tell where to divide it
+        middle = self._guess(seen, since, end, count)
         for division in range(DIVISIONS):
             if count <= READ_WHOLE * self._limit or end - since == 1:
                 break
@@ -213,22 +216,19 @@ class _Step:
         if last == since:
             return DuePosition(since, self._at.width, token=b"")
         if not self._at.width and since >= self._first_end:
-            return DuePosition(since, _DAY)  # of all the rest a count would take long
-        if len(seen) >= self._wanted and self._enough(seen, self._end) == last:
+            # Of all the rest a count would take long, and of what is due before any that was seen hardly.
+            return DuePosition(since, max(1, seen[0] - since))
+        if len(seen) >= self._wanted and seen[self._wanted - 1] == last:
             return DuePosition(since, last - since)
         return None
-
-    def _enough(self, seen: list[int], end: int) -> int:
-        """Return a time by which so many are due that the page needs nothing that is due later."""
-        return seen[self._wanted - 1] if len(seen) >= self._wanted else end - 1
 
     def _guess(self, seen: list[int], since: int, end: int, count: int) -> int:
         """Return where to divide a window that holds too many: before the first of them, or where they suffice."""
         begin = _begin(seen, count)
         if begin - since > (end - since) // 8:
             return begin
-        enough = self._enough(seen, end) + 1 - since
-        return since + max(1, min(self._width(end - since, count), (end - since) // 2, enough))
+        enough = [seen[self._wanted - 1] + 1 - since] if len(seen) >= self._wanted else []
+        return since + max(1, min(self._width(end - since, count), (end - since) // 2, *enough))
 
     def _width(self, width: int, count: int) -> int:
         """Return the part of a width that would hold a page and a half, if so many were spread evenly over it."""
