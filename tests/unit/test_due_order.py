@@ -199,6 +199,26 @@ async def test_a_job_of_two_runs_is_listed_once() -> None:
     assert [job.id for job in page] == ["0", "1"]
 
 
+class OtherSpelling(Store):
+    """Finds and counts jobs that are not of the filter, as a store may that compares without case."""
+
+    async def look(self, since: int, until: int, *, size: int, token: bytes = b"") -> Found:
+        found = await super().look(since, until, size=size, token=token)
+        return replace(found, jobs=[job for job in found.jobs if int(job.id) < 3])
+
+
+@pytest.mark.parametrize("ahead", [-DAY, 2 * MINUTE, 600 * MINUTE, 20 * DAY])
+async def test_jobs_are_listed_among_many_that_the_store_finds_wrongly(ahead: int) -> None:
+    store = OtherSpelling([NOW + ahead + number for number in range(500)])
+    position: DuePosition | None = DuePosition(BEGINNING)
+    listed: list[str] = []
+    while position:
+        page, position = await next_due_first(store, position, END, limit=50, now=NOW)
+        listed += [job.id for job in page]
+
+    assert listed == ["0", "1", "2"]
+
+
 class WrongCounts(Store):
     """Counts as stores may that are read from copies, and not as it lists."""
 

@@ -215,7 +215,7 @@ class _Step:
         since, last = self._at.since, self._end - 1
         if last == since:
             return DuePosition(since, self._at.width, token=b"")
-        if not self._at.width and since >= self._first_end:
+        if seen and not self._at.width and since >= self._first_end:
             # Of all the rest a count would take long, and of what is due before any that was seen hardly.
             return DuePosition(since, max(1, seen[0] - since))
         if len(seen) >= self._wanted and seen[self._wanted - 1] == last:

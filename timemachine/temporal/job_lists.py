@@ -146,7 +146,7 @@ class _WaitingJobs:
         return (await self._client.count_workflows(open_jobs_query(self._within(since, until), self._now))).count
 
     def _within(self, since: int, until: int) -> JobFilter:
-        """Return the filter within a window. All of time is no window, which spares the store a comparison."""
+        """Return the filter within a window. One without a beginning or an end spares the store a comparison."""
         return replace(
             self._wanted, due_from=None if since == BEGINNING else since, due_to=None if until == END else until
         )
