@@ -242,6 +242,7 @@ def test_temporal_is_configured_as_in_make_run() -> None:
         "history.timerProcessorSchedulerWorkerCount",
         "history.transferProcessorSchedulerWorkerCount",
         "history.visibilityProcessorSchedulerWorkerCount",
+        "system.forceSearchAttributesCacheRefreshOnRead",
         "worker.ESProcessorFlushInterval",
     }
 
