@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 from temporalio.api.operatorservice.v1 import RemoveSearchAttributesRequest
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from api.app import create_app
 from devstack.parts import Part
@@ -34,6 +36,7 @@ from timemachine.settings import Settings
 from timemachine.temporal.client import connect
 from timemachine.temporal.registered_attributes import ensure_search_attributes
 from timemachine.temporal.search_attributes import LABELS
+from timemachine.temporal.visibility import attributes_query
 from timemachine.vault import Vault
 
 ANSWER_LIMIT = 8.0
@@ -226,6 +229,14 @@ async def test_of_what_keeps_us_from_temporal_clients_are_told_nothing_and_opera
     assert (await fragile.find(job_id))["state"] == "scheduled"
 
 
+async def _does_not_know_labels(client: Client) -> bool:
+    """Temporal keeps search attributes for some seconds."""
+    with suppress(RPCError):
+        await client.count_workflows(attributes_query([LABELS.name]))
+        return False
+    return True
+
+
 @pytest.fixture
 async def without_labels(fragile: Fragile) -> AsyncIterator[Client]:
     """A Temporal that the setup of an earlier version prepared."""
@@ -233,6 +244,7 @@ async def without_labels(fragile: Fragile) -> AsyncIterator[Client]:
     await client.operator_service.remove_search_attributes(
         RemoveSearchAttributesRequest(namespace=client.namespace, search_attributes=[LABELS.name])
     )
+    await eventually(lambda: _does_not_know_labels(client))
     yield client
     await ensure_search_attributes(client)
 
