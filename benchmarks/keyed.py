@@ -1,23 +1,29 @@
-"""What it costs that callers need keys: the same creates with and without them, in one stack."""
+"""What it costs that callers need keys: the same creates with and without them, by two APIs in one stack."""
 
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from http import HTTPStatus
+from statistics import mean
+
+import msgspec
 
 from benchmarks import scenarios
 from benchmarks.http_load import HttpLoad
 from benchmarks.implementations import Ours
-from benchmarks.other_settings import restarted_in
 from benchmarks.results import KEYED, UNKEYED, Measurement
-from benchmarks.run import begun
+from benchmarks.run import ScenarioRun
 from benchmarks.testbed import Testbed
 from devstack import children
 from devstack.admin_key import read_key
 from devstack.children import Commands
-from devstack.parts import run_to_end
+from devstack.parts import Part, run_to_end, running
+from devstack.ports import LOOPBACK, free_port, url
 from timemachine.settings import Auth
 
 IN_FLIGHT = 16
+
+PIECES = 6
+"""Times in a turn that each way has creates, one way after the other, so that what varies over seconds meets both."""
 
 _WARM_UP = 32
 """Creates of an API that has just begun, which are not measured."""
@@ -31,17 +37,58 @@ async def keyed(place: Testbed, n: int, turns: int, count: int) -> AsyncIterator
         turns: How many in it.
         count: Jobs of each way in a turn.
     """
-    with closing(HttpLoad(place.stack.api_url, key=await _admin_key(place))) as http:
-        ways = ((UNKEYED, Auth.NONE, place.ours), (KEYED, Auth.KEYS, Ours(place.client, http)))
+    key = await _admin_key(place)
+    async with AsyncExitStack() as opened:
+        ways = {}
+        for scenario, auth, sent in ((UNKEYED, Auth.NONE, None), (KEYED, Auth.KEYS, key)):
+            api_url = await opened.enter_async_context(_another_api(place, auth))
+            await _check(Ours(place.client, opened.enter_context(closing(HttpLoad(api_url)))), auth)
+            ways[scenario] = Ours(place.client, opened.enter_context(closing(HttpLoad(api_url, key=sent))))
+            await _creates(place, ways[scenario], scenario, n, _WARM_UP)
         for turn in range(n * turns, (n + 1) * turns):
-            for scenario, auth, ours in ways[:: 1 if turn % 2 else -1]:
-                apis = place.processes("api")
-                async with restarted_in([(api, api.program.env | {"TIMEMACHINE_AUTH": auth}) for api in apis]):
-                    await _check(place.ours, auth)
-                    warming = await begun(place, ours, scenario, turn)
-                    await scenarios.creates(warming, in_flight=IN_FLIGHT, count=_WARM_UP)
-                    run = await begun(place, ours, scenario, turn)
-                    yield await scenarios.creates(run, in_flight=IN_FLIGHT, count=count)
+            await place.quiet()
+            for measured in await _turn(place, ways, turn, count):
+                yield measured
+
+
+async def _turn(place: Testbed, ways: dict[str, Ours], turn: int, count: int) -> list[Measurement]:
+    pieces: dict[str, list[Measurement]] = {scenario: [] for scenario in ways}
+    for piece in range(PIECES):
+        order = list(ways) if (turn + piece) % 2 else list(reversed(ways))
+        for scenario in order:
+            pieces[scenario].append(await _creates(place, ways[scenario], scenario, turn, count // PIECES))
+    return [_together(of_one) for of_one in pieces.values()]
+
+
+async def _creates(place: Testbed, ours: Ours, scenario: str, turn: int, count: int) -> Measurement:
+    return await scenarios.creates(ScenarioRun(place, ours, scenario, turn), in_flight=IN_FLIGHT, count=count)
+
+
+def _together(pieces: list[Measurement]) -> Measurement:
+    """Return pieces of the same number of creates as one measurement, without the spread of their answers."""
+    jobs, seconds = sum(one.jobs for one in pieces), sum(one.seconds for one in pieces)
+    return msgspec.structs.replace(
+        pieces[0],
+        jobs=jobs,
+        seconds=seconds,
+        per_second=round(jobs / seconds, 2),
+        cpu_ms_per_job={name: mean(one.cpu_ms_per_job[name] for one in pieces) for name in pieces[0].cpu_ms_per_job},
+        cpu_seconds=sum(one.cpu_seconds for one in pieces),
+        answers=None,
+    )
+
+
+@asynccontextmanager
+async def _another_api(place: Testbed, auth: Auth) -> AsyncIterator[str]:
+    """Run one more API, and give its URL."""
+    program, port = place.processes("api")[0].program, free_port()
+    env = dict(program.env) | {"TIMEMACHINE_AUTH": auth, "TIMEMACHINE_HTTP_PORT": str(port)}
+    api_url, name = url(LOOPBACK, port), f"api-{auth}"
+    log = program.log.with_stem(name) if program.log else None
+    api = Part(msgspec.structs.replace(program, name=name, env=env, log=log), children.answers_ready(api_url))
+    async with running(api) as place.stack.parts[name]:
+        yield api_url
+    del place.stack.parts[name]
 
 
 async def _check(without_key: Ours, auth: Auth) -> None:
