@@ -29,8 +29,8 @@ _DYNAMIC_CONFIG = {
     "system.enableActivityEagerExecution": "true",
     # Lists and counts a second. The dev server's own is 100, which a benchmark or a busy Web UI meets.
     "frontend.namespaceRPS.visibility": "1000",
-    # The dev server reads the search attributes thrice anew for each start and each row of a list, so that new ones
-    # are known at once. They are kept, as in production: setup makes them once, and waits until they are known.
+    # The dev server reads the search attributes anew for each start and each row of a list, so that new ones are known
+    # at once. They are kept, as in production: setup makes them once, and waits until they are known.
     "system.forceSearchAttributesCacheRefreshOnRead": "false",
     # Routes share what is to be done now by their fairness keys, so that none waits for another's thousands.
     "matching.useNewMatcher": "true",
