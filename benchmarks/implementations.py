@@ -252,14 +252,19 @@ class Ours(Workflows):
         "postgres": "postgres",
     }
 
-    def __init__(self, client: Client, http: HttpLoad) -> None:
-        """Use kept connections to the API; what has become of jobs is asked of Temporal."""
+    def __init__(self, client: Client, http: HttpLoad, *, route: str = ROUTE) -> None:
+        """Use kept connections to the API; what has become of jobs is asked of Temporal.
+
+        Args:
+            route: The route of its jobs.
+        """
         super().__init__(client)
-        self._http = http
+        self._http, self._route = http, route
 
     async def create(self, job_id: str, trigger_time: int) -> int:
         """POST the job."""
-        return await self._send("POST", f"/job/{DB}/{COLLECTION}", JobBody(id=job_id, trigger_time=trigger_time))
+        body = JobBody(id=job_id, trigger_time=trigger_time, route=self._route)
+        return await self._send("POST", f"/job/{DB}/{COLLECTION}", body)
 
     async def create_batch(self, batch: Iterable[JobBody], *, collection: str = COLLECTION) -> int:
         """POST jobs as the lines of one batch, and return how many are there by it or were there before."""
@@ -273,7 +278,7 @@ class Ours(Workflows):
 
     async def change(self, job_id: str, trigger_time: int) -> int:
         """PUT the job."""
-        body = JobBody(id=job_id, trigger_time=trigger_time)
+        body = JobBody(id=job_id, trigger_time=trigger_time, route=self._route)
         return await self._send("PUT", f"/job/{DB}/{COLLECTION}/{job_id}", body)
 
     async def first_page(self, label: str | None = None) -> int:

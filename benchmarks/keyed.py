@@ -1,7 +1,7 @@
 """What it costs that callers need keys: the same creates with and without them, by two APIs in one stack."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, closing
 from http import HTTPStatus
 from statistics import mean
 
@@ -10,14 +10,14 @@ import msgspec
 from benchmarks import scenarios
 from benchmarks.http_load import HttpLoad
 from benchmarks.implementations import Ours
+from benchmarks.more_programs import another_api, with_parts
 from benchmarks.results import KEYED, UNKEYED, Measurement
 from benchmarks.run import ScenarioRun
 from benchmarks.testbed import Testbed
 from devstack import children
 from devstack.admin_key import read_key
 from devstack.children import Commands
-from devstack.parts import Part, run_to_end, running
-from devstack.ports import LOOPBACK, free_port, url
+from devstack.parts import run_to_end
 from timemachine.settings import Auth
 
 IN_FLIGHT = 16
@@ -39,29 +39,31 @@ async def keyed(place: Testbed, n: int, turns: int, count: int) -> AsyncIterator
     """
     key = await _admin_key(place)
     async with AsyncExitStack() as opened:
-        ways = {}
+        ways: dict[str, Testbed] = {}
         for scenario, auth, sent in ((UNKEYED, Auth.NONE, None), (KEYED, Auth.KEYS, key)):
-            api_url = await opened.enter_async_context(_another_api(place, auth))
+            env = {"TIMEMACHINE_AUTH": auth.value}
+            api, api_url = await opened.enter_async_context(another_api(place, f"api-{auth}", env))
             await _check(Ours(place.client, opened.enter_context(closing(HttpLoad(api_url)))), auth)
-            ways[scenario] = Ours(place.client, opened.enter_context(closing(HttpLoad(api_url, key=sent))))
-            await _creates(place, ways[scenario], scenario, n, _WARM_UP)
+            ours = Ours(place.client, opened.enter_context(closing(HttpLoad(api_url, key=sent))))
+            ways[scenario] = msgspec.structs.replace(with_parts(place, api=api), ours=ours)
+            await _creates(ways[scenario], scenario, n, _WARM_UP)
         for turn in range(n * turns, (n + 1) * turns):
             await place.quiet()
-            for measured in await _turn(place, ways, turn, count):
+            for measured in await _turn(ways, turn, count):
                 yield measured
 
 
-async def _turn(place: Testbed, ways: dict[str, Ours], turn: int, count: int) -> list[Measurement]:
+async def _turn(ways: dict[str, Testbed], turn: int, count: int) -> list[Measurement]:
     pieces: dict[str, list[Measurement]] = {scenario: [] for scenario in ways}
     for piece in range(PIECES):
         order = list(ways) if (turn + piece) % 2 else list(reversed(ways))
         for scenario in order:
-            pieces[scenario].append(await _creates(place, ways[scenario], scenario, turn, count // PIECES))
+            pieces[scenario].append(await _creates(ways[scenario], scenario, turn, count // PIECES))
     return [_together(of_one) for of_one in pieces.values()]
 
 
-async def _creates(place: Testbed, ours: Ours, scenario: str, turn: int, count: int) -> Measurement:
-    return await scenarios.creates(ScenarioRun(place, ours, scenario, turn), in_flight=IN_FLIGHT, count=count)
+async def _creates(place: Testbed, scenario: str, turn: int, count: int) -> Measurement:
+    return await scenarios.creates(ScenarioRun(place, place.ours, scenario, turn), in_flight=IN_FLIGHT, count=count)
 
 
 def _together(pieces: list[Measurement]) -> Measurement:
@@ -76,19 +78,6 @@ def _together(pieces: list[Measurement]) -> Measurement:
         cpu_seconds=sum(one.cpu_seconds for one in pieces),
         answers=None,
     )
-
-
-@asynccontextmanager
-async def _another_api(place: Testbed, auth: Auth) -> AsyncIterator[str]:
-    """Run one more API, and give its URL."""
-    program, port = place.processes("api")[0].program, free_port()
-    env = dict(program.env) | {"TIMEMACHINE_AUTH": auth, "TIMEMACHINE_HTTP_PORT": str(port)}
-    api_url, name = url(LOOPBACK, port), f"api-{auth}"
-    log = program.log.with_stem(name) if program.log else None
-    api = Part(msgspec.structs.replace(program, name=name, env=env, log=log), children.answers_ready(api_url))
-    async with running(api) as place.stack.parts[name]:
-        yield api_url
-    del place.stack.parts[name]
 
 
 async def _check(without_key: Ours, auth: Auth) -> None:

@@ -1,26 +1,33 @@
-"""What it costs to look inside: the same load with metrics, with traces and with neither, in one stack."""
+"""What it costs to look inside: the same load with metrics, with traces and with neither, side by side in one stack."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from itertools import cycle, islice, permutations
 from typing import cast
 
 import httpx
+import msgspec
 
 from benchmarks import scenarios
-from benchmarks.other_settings import restarted_in
+from benchmarks.http_load import HttpLoad
+from benchmarks.implementations import Ours
+from benchmarks.more_programs import another_api, another_worker, with_parts
 from benchmarks.results import METRICS, OBSERVED, TRACES, UNOBSERVED, Measurement
-from benchmarks.run import begun
+from benchmarks.run import ScenarioRun
+from benchmarks.sink import receiving
 from benchmarks.testbed import Testbed
-from devstack.parts import Part
 from devstack.ports import LOOPBACK, free_port
 
-SCRAPED_EVERY = 15.0
-"""Seconds, as `deploy/prometheus/prometheus.yml` has it. Prometheus' own default is a minute."""
+CLIENTS = 21
+"""Of each way. Together they are as many as those of the sustained scenario."""
 
-_WARM_UP = 1.0
+_NAMES = {UNOBSERVED: "unobserved", METRICS: "metrics", TRACES: "traces"}
+"""Of each way, for what it has of its own."""
+
+_WARM_UP = 3.0
 """Seconds, for programs that have just begun."""
 
 _METRICS_ADDRESS = "TIMEMACHINE_METRICS_ADDRESS"
@@ -28,65 +35,98 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TAKEN = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n"
 
 
-async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncIterator[Measurement]:
-    """Have as many jobs delivered as can be, each way by turns, of which each counts as a round.
+class _Way(msgspec.Struct, frozen=True):
+    """An API with a worker and a receiver of its own."""
 
-    A machine's rate varies within minutes by far more than it costs to look inside, so short turns are compared, in
-    each order of the ways.
+    place: Testbed
+    scraped: Sequence[str]
+    """Where its programs serve metrics."""
+
+
+async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncIterator[Measurement]:
+    """Have as many jobs delivered as can be, by all ways at once, in turns of which each counts as a round.
+
+    A machine's rate varies within seconds by far more than it costs to look inside. At once all meet the same, and who
+    takes more for a job delivers fewer. Each turn has new programs, started in another order: two of the same kind
+    differ, too, and the first to be started takes some 2 % more CPU.
 
     Args:
         n: The round, from 0.
         turns: How many in it.
-        seconds: How long each way is measured in a turn.
+        seconds: How long each turn is measured.
     """
-    orders = permutations((UNOBSERVED, METRICS, TRACES))
     async with _collecting() as collector:
-        for turn, order in enumerate(islice(cycle(orders), turns), n * turns):
-            for way in order:
-                async with _looked_into(place, way, collector):
-                    scenario = f"{OBSERVED}{way}"
-                    await scenarios.sustained(await begun(place, place.ours, scenario, turn), seconds=_WARM_UP)
-                    yield await scenarios.sustained(await begun(place, place.ours, scenario, turn), seconds=seconds)
+        for turn, order in enumerate(islice(cycle(permutations(_NAMES)), turns), n * turns):
+            await place.quiet()
+            async with AsyncExitStack() as opened:
+                ways = {way: await opened.enter_async_context(_programs(place, way, collector)) for way in order}
+                await _at_once(ways, turn, _WARM_UP)
+                for measured in await _at_once(ways, turn, seconds):
+                    yield measured
+
+
+async def _at_once(ways: Mapping[str, _Way], turn: int, seconds: float) -> list[Measurement]:
+    async with asyncio.TaskGroup() as together:
+        found = [together.create_task(_sustained(way, name, turn, seconds)) for name, way in ways.items()]
+    return _with_shared_cpu([one.result() for one in found])
+
+
+async def _sustained(way: _Way, name: str, turn: int, seconds: float) -> Measurement:
+    """Return what was measured, with the rate of what arrived in time: who comes last is chance."""
+    end = time.time() + seconds
+    run = ScenarioRun(way.place, way.place.ours, f"{OBSERVED}{name}", turn)
+    measured = await scenarios.sustained(run, seconds=seconds, clients=CLIENTS)
+    await _scrape(way.scraped)
+    in_time = sum(at <= end for at in way.place.sink.taken.values())
+    return msgspec.structs.replace(measured, seconds=seconds, per_second=round(in_time / seconds, 2))
+
+
+def _with_shared_cpu(measured: Sequence[Measurement]) -> list[Measurement]:
+    """Return the same with a share for each job of the CPU of what works for all ways."""
+    jobs = sum(one.jobs for one in measured)
+    shared = {
+        name: round(max(one.cpu_ms_per_job[name] * one.jobs for one in measured) / jobs, 3)
+        for name in ("temporal", "postgres", "load")
+    }
+    return [msgspec.structs.replace(one, cpu_ms_per_job=one.cpu_ms_per_job | shared) for one in measured]
 
 
 @asynccontextmanager
-async def _looked_into(place: Testbed, way: str, collector: str) -> AsyncIterator[None]:
-    """Run API and worker so that they export what they are to, and have somebody take it."""
-    parts = [*place.processes("api"), *place.processes("worker")]
-    addresses = [f"{LOOPBACK}:{free_port()}" for _ in parts] if way == METRICS else []
-    exports = [{_METRICS_ADDRESS: address} for address in addresses] or [_traces(way, collector)] * len(parts)
-    environments = [(part, _without_metrics(part) | more) for part, more in zip(parts, exports, strict=True)]
-    async with restarted_in(environments):
-        scraping = asyncio.create_task(_scrape(addresses))
-        try:
-            yield
-        finally:
-            scraping.cancel()
-            with suppress(asyncio.CancelledError):
-                await scraping  # and fail with it, where it did
+async def _programs(place: Testbed, way: str, collector: str) -> AsyncIterator[_Way]:
+    """Run an API and a worker that export what they are to."""
+    name = _NAMES[way]
+    for_api, for_worker = (_exports(way, collector) | {"TIMEMACHINE_TASK_QUEUE": name} for _ in range(2))
+    async with (
+        another_worker(place, name, for_worker) as worker,
+        another_api(place, name, for_api) as (api, api_url),
+        receiving() as sink,
+    ):
+        with closing(HttpLoad(api_url)) as http:
+            route = f"{name}-{sink.port}"
+            ours = Ours(place.client, http, route=route)
+            await ours.add_route(sink.url, route)
+            own = with_parts(place, api=api, worker=worker)
+            scraped = [env[_METRICS_ADDRESS] for env in (for_api, for_worker) if _METRICS_ADDRESS in env]
+            yield _Way(msgspec.structs.replace(own, ours=ours, sink=sink), scraped)
 
 
-def _without_metrics(part: Part) -> dict[str, str]:
-    return {name: value for name, value in part.program.env.items() if name != _METRICS_ADDRESS}
+def _exports(way: str, collector: str) -> dict[str, str]:
+    """Return the variables by which one program exports what it is to."""
+    if way == METRICS:
+        return {_METRICS_ADDRESS: f"{LOOPBACK}:{free_port()}"}
+    if way == TRACES:
+        return {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0.1",
+        }
+    return {}
 
 
-def _traces(way: str, collector: str) -> dict[str, str]:
-    if way != TRACES:
-        return {}
-    return {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
-        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": "0.1",
-    }
-
-
-async def _scrape(addresses: list[str]) -> None:
-    # A worker opens its metrics a moment after it has started.
-    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=5)) as http:
-        while True:
-            for address in addresses:
-                (await http.get(f"http://{address}/metrics")).raise_for_status()
-            await asyncio.sleep(SCRAPED_EVERY)
+async def _scrape(addresses: Sequence[str]) -> None:
+    async with httpx.AsyncClient() as http:
+        for address in addresses:
+            (await http.get(f"http://{address}/metrics")).raise_for_status()
 
 
 @asynccontextmanager

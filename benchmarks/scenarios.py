@@ -102,12 +102,12 @@ async def steady(run: ScenarioRun, *, rate: float, seconds: float) -> Measuremen
     return msgspec.structs.replace(measured, notes=measured.notes | {"rate": rate})
 
 
-async def sustained(run: ScenarioRun, *, seconds: float) -> Measurement:
+async def sustained(run: ScenarioRun, *, seconds: float, clients: int = CLIENTS) -> Measurement:
     """Create jobs that are due at once, each client waiting for its job's delivery before the next."""
     end = time.time() + seconds
-    async with asyncio.timeout(seconds + SETTLE), asyncio.TaskGroup() as clients:
-        for _ in range(CLIENTS):
-            clients.create_task(_client(run, end))
+    async with asyncio.timeout(seconds + SETTLE), asyncio.TaskGroup() as at_once:
+        for _ in range(clients):
+            at_once.create_task(_client(run, end))
     return await run.delivered()
 
 
