@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
+from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client
@@ -18,6 +19,7 @@ from devstack.ports import LOOPBACK, free_port, url
 from devstack.running_processes import RunningProcesses
 from devstack.stuck_sqlite import started_anew_when_stuck
 from devstack.visibility_indexes import drop_unasked_indexes
+from timemachine.temporal.search_attributes import KINDS
 
 NAMESPACE = "default"
 
@@ -30,7 +32,7 @@ _DYNAMIC_CONFIG = {
     # Lists and counts a second. The dev server's own is 100, which a benchmark or a busy Web UI meets.
     "frontend.namespaceRPS.visibility": "1000",
     # The dev server reads the search attributes anew for each start and each row of a list, so that new ones are known
-    # at once. They are kept, as in production: setup makes them once, and waits until they are known.
+    # at once. They are kept, as in production.
     "system.forceSearchAttributesCacheRefreshOnRead": "false",
     # Routes share what is to be done now by their fairness keys, so that none waits for another's thousands.
     "matching.useNewMatcher": "true",
@@ -115,6 +117,8 @@ def _server(
             *("--port", str(port), "--ui-port", str(ui_port), "--db-filename", str(folder / "temporal.db")),
             *(word for pragma in _PRAGMAS for word in ("--sqlite-pragma", pragma)),
             *(word for item in config.items() for word in ("--dynamic-config-value", "=".join(item))),
+            # A new file has them from the start, so that nothing waits until each part of the server knows them.
+            *(word for item in _search_attributes() for word in ("--search-attribute", item)),
             *("--log-level", "warn", "--color", "never"),
         ),
         # Enough for a `temporal` that is a version manager's script; TEMPORAL_* is meant for clients.
@@ -123,6 +127,12 @@ def _server(
         # The server picks ports for its inner services, and another program may be faster to take one.
         passing="address already in use",
     )
+
+
+def _search_attributes() -> list[str]:
+    prefix = "INDEXED_VALUE_TYPE_"
+    types = {name: IndexedValueType.Name(kind) for name, kind in KINDS.items()}
+    return [f"{name}={type_.removeprefix(prefix).replace('_', '')}" for name, type_ in types.items()]
 
 
 def _remove_unfinished(folder: Path, made: Path) -> None:

@@ -15,14 +15,19 @@ _NOT_TOLD = frozenset({RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMEN
 
 
 KNOWN_WITHIN = 90.0
-"""Seconds that Temporal gets to use a search attribute that it was told of. Its frontends look every 10 s with an SQL
-store of visibility, and every minute with OpenSearch or Elasticsearch."""
+"""Seconds that Temporal gets to use a search attribute that it was told of. Its frontends look every 2 or 10 s with an
+SQL store of visibility, and every minute with OpenSearch or Elasticsearch."""
+
+KNOWN_EVERYWHERE_WITHIN = 10.0
+"""Seconds after which another of Temporal's processes has looked, too, with an SQL store of visibility."""
 
 
 async def ensure_search_attributes(client: Client) -> None:
     """Register our search attributes where they are missing; jobs cannot be started without them.
 
-    When this returns, the frontend that was asked uses them. Another one may take as long again.
+    When this returns, the frontend that was asked uses them, and, with an SQL store of visibility, all of Temporal. A
+    history that does not know one yet fails the tasks of jobs that are changed. With OpenSearch or Elasticsearch
+    another process may take a minute more.
 
     Raises:
         SetupError: Temporal does not use them, though it was told of them `KNOWN_WITHIN` seconds ago.
@@ -37,6 +42,8 @@ async def ensure_search_attributes(client: Client) -> None:
         )
     # Also of those that are not missing: an earlier setup may have ended before.
     await _until_used(client, sorted(KINDS))
+    if missing:
+        await asyncio.sleep(KNOWN_EVERYWHERE_WITHIN)
 
 
 async def _until_used(client: Client, names: list[str]) -> None:

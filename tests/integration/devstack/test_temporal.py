@@ -13,14 +13,20 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError
 
+from devstack import temporal as local_temporal
 from devstack.temporal import NAMESPACE, RETENTION, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.visibility_indexes import drop_unasked_indexes
 from tests.support.waiting import eventually
+from timemachine.temporal.registered_attributes import ensure_search_attributes
+from timemachine.temporal.search_attributes import DB, KINDS, LABELS
 
 
 @pytest.fixture
@@ -93,6 +99,35 @@ async def test_a_database_whose_first_start_was_cut_short_is_made_anew(tmp_path:
     (tmp_path / "temporal.db").touch()
     async with embedded_temporal(cli, tmp_path) as temporal:
         assert temporal.part.pid
+
+
+async def test_a_new_server_knows_the_search_attributes_from_the_start(tmp_path: Path, cli: Path) -> None:
+    async with embedded_temporal(cli, tmp_path) as temporal:
+        assert await kinds(await Client.connect(temporal.address)) == KINDS
+
+
+async def test_a_file_of_an_earlier_version_gets_them_by_the_setup(
+    tmp_path: Path, cli: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(local_temporal, "KINDS", {DB.name: KINDS[DB.name]})
+        async with embedded_temporal(cli, tmp_path) as temporal:
+            client = await Client.connect(temporal.address)
+            in_db = TypedSearchAttributes([SearchAttributePair(DB, "shop")])
+            await client.start_workflow("Waiting", id="there", task_queue="none", search_attributes=in_db)
+
+    async with embedded_temporal(cli, tmp_path) as temporal:
+        client = await Client.connect(temporal.address)
+        await ensure_search_attributes(client)
+
+        assert await kinds(client) == KINDS
+        assert (await client.count_workflows(f"{DB.name} = 'shop' AND {LABELS.name} IS NULL")).count == 1
+
+
+async def kinds(client: Client) -> dict[str, IndexedValueType.ValueType]:
+    """Return the search attributes that the namespace has, beside the server's own."""
+    found = await client.operator_service.list_search_attributes(ListSearchAttributesRequest(namespace=NAMESPACE))
+    return {name: kind for name, kind in found.custom_attributes.items() if name.startswith("Timemachine")}
 
 
 def indexes(folder: Path) -> set[str]:
