@@ -20,6 +20,7 @@ from temporalio.service import RPCError
 from devstack.parts import Part, Program, Ready
 from devstack.running_processes import RunningProcesses
 from timemachine.settings import Settings, variables
+from timemachine.temporal.registered_attributes import KNOWN_EVERYWHERE_WITHIN, KNOWN_WITHIN
 
 ROOT = Path(__file__).parents[1]
 """The repository, which our programs are started in."""
@@ -46,7 +47,8 @@ class Commands(msgspec.Struct, frozen=True, kw_only=True):
 
 def setup(commands: Commands, env: dict[str, str]) -> Program:
     """Return the program that prepares Postgres and Temporal, and ends."""
-    return Program(name="setup", argv=commands.setup, env=env, cwd=ROOT, log=commands.log("setup"))
+    limit, log = KNOWN_WITHIN + KNOWN_EVERYWHERE_WITHIN + 60, commands.log("setup")
+    return Program(name="setup", argv=commands.setup, env=env, cwd=ROOT, start_limit=limit, log=log)
 
 
 def admin_key(commands: Commands, env: dict[str, str], file: Path) -> Program:

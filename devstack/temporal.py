@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
-from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client
@@ -19,7 +18,7 @@ from devstack.ports import LOOPBACK, free_port, url
 from devstack.running_processes import RunningProcesses
 from devstack.stuck_sqlite import started_anew_when_stuck
 from devstack.visibility_indexes import drop_unasked_indexes
-from timemachine.temporal.search_attributes import KINDS
+from timemachine.temporal.search_attributes import KINDS, kind_name
 
 NAMESPACE = "default"
 
@@ -118,7 +117,7 @@ def _server(
             *(word for pragma in _PRAGMAS for word in ("--sqlite-pragma", pragma)),
             *(word for item in config.items() for word in ("--dynamic-config-value", "=".join(item))),
             # A new file has them from the start, so that nothing waits until each part of the server knows them.
-            *(word for item in _search_attributes() for word in ("--search-attribute", item)),
+            *(word for name, kind in KINDS.items() for word in ("--search-attribute", f"{name}={kind_name(kind)}")),
             *("--log-level", "warn", "--color", "never"),
         ),
         # Enough for a `temporal` that is a version manager's script; TEMPORAL_* is meant for clients.
@@ -127,12 +126,6 @@ def _server(
         # The server picks ports for its inner services, and another program may be faster to take one.
         passing="address already in use",
     )
-
-
-def _search_attributes() -> list[str]:
-    prefix = "INDEXED_VALUE_TYPE_"
-    types = {name: IndexedValueType.Name(kind) for name, kind in KINDS.items()}
-    return [f"{name}={type_.removeprefix(prefix).replace('_', '')}" for name, type_ in types.items()]
 
 
 def _remove_unfinished(folder: Path, made: Path) -> None:

@@ -26,3 +26,8 @@ KINDS = {
     CREATED_BY.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
 }
 """What Temporal is told of each, by its name."""
+
+
+def kind_name(kind: IndexedValueType.ValueType) -> str:
+    """Return how Temporal's CLI calls a kind, in capitals."""
+    return IndexedValueType.Name(kind).removeprefix("INDEXED_VALUE_TYPE_").replace("_", "")

@@ -25,6 +25,7 @@ from devstack.temporal import NAMESPACE, RETENTION, embedded_temporal
 from devstack.temporal_cli import find_temporal_cli
 from devstack.visibility_indexes import drop_unasked_indexes
 from tests.support.waiting import eventually
+from timemachine.domain.errors import SetupError
 from timemachine.temporal.registered_attributes import ensure_search_attributes
 from timemachine.temporal.search_attributes import DB, KINDS, LABELS
 
@@ -122,6 +123,20 @@ async def test_a_file_of_an_earlier_version_gets_them_by_the_setup(
 
         assert await kinds(client) == KINDS
         assert (await client.count_workflows(f"{DB.name} = 'shop' AND {LABELS.name} IS NULL")).count == 1
+
+
+async def test_a_search_attribute_of_another_kind_is_told(
+    tmp_path: Path, cli: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {DB.name: IndexedValueType.INDEXED_VALUE_TYPE_INT, LABELS.name: KINDS[LABELS.name]}
+    monkeypatch.setattr(local_temporal, "KINDS", others)
+    async with embedded_temporal(cli, tmp_path) as temporal:
+        client = await Client.connect(temporal.address)
+
+        with pytest.raises(SetupError, match=f"has {DB.name} as INT, and not as KEYWORD, with which jobs cannot be"):
+            await ensure_search_attributes(client)
+
+        assert await kinds(client) == others
 
 
 async def kinds(client: Client) -> dict[str, IndexedValueType.ValueType]:
