@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, closing
+from functools import partial
 from http import HTTPStatus
-from statistics import mean
 
 import msgspec
 
@@ -46,38 +46,19 @@ async def keyed(place: Testbed, n: int, turns: int, count: int) -> AsyncIterator
             await _check(Ours(place.client, opened.enter_context(closing(HttpLoad(api_url)))), auth)
             ours = Ours(place.client, opened.enter_context(closing(HttpLoad(api_url, key=sent))))
             ways[scenario] = msgspec.structs.replace(with_parts(place, api=api), ours=ours)
-            await _creates(ways[scenario], scenario, n, _WARM_UP)
+            warming = _begin(ways[scenario], scenario, n)
+            await scenarios.creates(warming, in_flight=IN_FLIGHT, count=_WARM_UP)
         for turn in range(n * turns, (n + 1) * turns):
             await place.quiet()
-            for measured in await _turn(ways, turn, count):
+            begins = [partial(_begin, of_way, scenario, turn) for scenario, of_way in ways.items()]
+            for measured in await scenarios.creates_by_turns(
+                begins, turn=turn, pieces=PIECES, in_flight=IN_FLIGHT, count=count
+            ):
                 yield measured
 
 
-async def _turn(ways: dict[str, Testbed], turn: int, count: int) -> list[Measurement]:
-    pieces: dict[str, list[Measurement]] = {scenario: [] for scenario in ways}
-    for piece in range(PIECES):
-        order = list(ways) if (turn + piece) % 2 else list(reversed(ways))
-        for scenario in order:
-            pieces[scenario].append(await _creates(ways[scenario], scenario, turn, count // PIECES))
-    return [_together(of_one) for of_one in pieces.values()]
-
-
-async def _creates(place: Testbed, scenario: str, turn: int, count: int) -> Measurement:
-    return await scenarios.creates(ScenarioRun(place, place.ours, scenario, turn), in_flight=IN_FLIGHT, count=count)
-
-
-def _together(pieces: list[Measurement]) -> Measurement:
-    """Return pieces of the same number of creates as one measurement, without the spread of their answers."""
-    jobs, seconds = sum(one.jobs for one in pieces), sum(one.seconds for one in pieces)
-    return msgspec.structs.replace(
-        pieces[0],
-        jobs=jobs,
-        seconds=seconds,
-        per_second=round(jobs / seconds, 2),
-        cpu_ms_per_job={name: mean(one.cpu_ms_per_job[name] for one in pieces) for name in pieces[0].cpu_ms_per_job},
-        cpu_seconds=sum(one.cpu_seconds for one in pieces),
-        answers=None,
-    )
+def _begin(place: Testbed, scenario: str, turn: int) -> ScenarioRun:
+    return ScenarioRun(place, place.ours, scenario, turn)
 
 
 async def _check(without_key: Ours, auth: Auth) -> None:

@@ -1,20 +1,25 @@
 """In what order all is measured: in rounds, by turns, so that the first in one round is the last in the next."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from statistics import median
 
 from benchmarks import capacity, scenarios
+from benchmarks.by_nodes import by_nodes
 from benchmarks.implementations import Implementation
 from benchmarks.keyed import keyed
 from benchmarks.observed import observed
-from benchmarks.results import BATCH, BURST, HALF, NODE_COUNTS, OURS, Measurement, Run, nodes_scenario
-from benchmarks.run import begun
+from benchmarks.results import BATCH, BURST, HALF, OURS, Measurement, Run
+from benchmarks.run import ScenarioRun, begun
 from benchmarks.scenarios import SLOW_RATE
 from benchmarks.sizes import Size
 from benchmarks.stack import Nodes
 from benchmarks.testbed import Testbed, testbed
 from benchmarks.waiting import waiting
 from devstack.terminal import say
+
+_PIECES = 8
+"""Parts of the creates that are made by turns."""
 
 OVERLOAD = 4.0
 """How many times as much as we sustain is asked for in the overload."""
@@ -28,20 +33,27 @@ class Round:
         self._place, self._n, self._size = place, n, size
         self._rate: float | None = None
         order = 1 if n % 2 == 0 else -1
-        self._all: Sequence[Implementation] = (place.raw, place.same_raw, place.straightforward, place.ours)[::order]
         self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
         self._with_peers: Sequence[Implementation] = (place.straightforward, *place.peers, place.ours)[::order]
 
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight, and of ours in a batch."""
+        place, n = self._place, self._n
         for in_flight in (1, 16, 64):
+            scenario = f"creates, {in_flight} in flight"
             count = self._size.creates if in_flight > 1 else self._size.creates // 4
-            for implementation in self._all:
-                run = await begun(self._place, implementation, f"creates, {in_flight} in flight", self._n)
-                yield await scenarios.creates(run, in_flight=in_flight, count=count)
+            run = await begun(place, place.straightforward, scenario, n)
+            yield await scenarios.creates(run, in_flight=in_flight, count=count)
+            await place.quiet()
+            # These leave the same work to Temporal, so that one may follow the other at once.
+            begins = [partial(ScenarioRun, place, one, scenario, n) for one in (place.raw, place.same_raw, place.ours)]
+            for measured in await scenarios.creates_by_turns(
+                begins, turn=n, pieces=_PIECES, in_flight=in_flight, count=count
+            ):
+                yield measured
         ours = self._place.ours
         run = await begun(self._place, ours, BATCH, self._n)
-        yield await scenarios.batch(run, ours, count=self._size.creates)
+        yield await scenarios.batch(run, ours, count=self._size.creates // 2)
 
     async def burst(self) -> AsyncIterator[Measurement]:
         """Many jobs due at one instant."""
@@ -132,28 +144,12 @@ async def measure(size: Size, wanted: set[str], run: Run, keep: Keep) -> None:
                     if name in wanted:
                         await _collect(CONTESTED[name](this), keep)
         if BY_NODES in wanted:
-            await _collect(_nodes(n, size, run), keep)
+            await _collect(by_nodes(n, size, run), keep)
     for name in ALONE:
         if name in wanted:
             async with testbed(cluster) as place:
                 run.versions.update(await place.versions())
                 await _collect(_alone(name, place, size, run.measurements), keep)
-
-
-async def _nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
-    """Have the same done by each number of nodes, each on a stack of its own that has done a little before."""
-    order = 1 if n % 2 == 0 else -1
-    for histories, workers in NODE_COUNTS[::order]:
-        scenario = nodes_scenario(histories, workers)
-        async with testbed(Nodes(histories=histories, workers=workers)) as place:
-            run.versions.update(await place.versions())
-            warming = await begun(place, place.ours, scenario, n)
-            await scenarios.burst(warming, count=size.nodes_burst // 6)
-            resting = await begun(place, place.ours, scenario, n)
-            idle_ms = await scenarios.idle(resting, seconds=size.idle_seconds)
-            measuring = await begun(place, place.ours, scenario, n)
-            measured = await scenarios.burst_beyond_idle(measuring, count=size.nodes_burst, idle_ms=idle_ms)
-        yield measured
 
 
 async def _alone(name: str, place: Testbed, size: Size, found: Sequence[Measurement]) -> AsyncIterator[Measurement]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from statistics import mean
 
 import msgspec
 
@@ -32,8 +33,8 @@ HALF = "steady, half of sustained"
 NODES = "nodes, "
 """How the names of scenarios begin in which the same is done by more processes."""
 
-NODE_COUNTS = ((1, 1), (2, 1), (1, 2), (2, 2))
-"""Processes of Temporal's history and of our worker in these; with the first all others are compared."""
+NODE_COUNTS = ((2, 1), (1, 2), (2, 2))
+"""Processes of Temporal's history and of our worker in these. Each is compared with one of each, at once."""
 
 OBSERVED = "observed, "
 """How the names of scenarios begin in which the same is done while somebody looks inside, or nobody does."""
@@ -101,6 +102,23 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None
     notes: dict[str, float] = {}
     """What only this scenario has."""
+
+
+def together(pieces: Sequence[Measurement]) -> Measurement:
+    """Return the pieces of one round, each of as many jobs, as one measurement, without what cannot be added up."""
+    jobs, seconds, first = sum(one.jobs for one in pieces), sum(one.seconds for one in pieces), pieces[0]
+    return Measurement(
+        scenario=first.scenario,
+        implementation=first.implementation,
+        round=first.round,
+        jobs=jobs,
+        seconds=round(seconds, 3),
+        per_second=round(jobs / seconds, 2),
+        cpu_ms_per_job={
+            name: round(mean(one.cpu_ms_per_job[name] for one in pieces), 3) for name in first.cpu_ms_per_job
+        },
+        cpu_seconds=round(sum(one.cpu_seconds for one in pieces), 3),
+    )
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +191,11 @@ def bytes_per_job(tables: Sequence[TableSize], jobs: float) -> dict[str, float]:
 def nodes_scenario(histories: int, workers: int) -> str:
     """Return the name of the scenario with so many processes."""
     return f"{NODES}{histories} x history and {workers} x worker"
+
+
+def one_of_each_scenario(histories: int, workers: int) -> str:
+    """Return the name of the scenario with one process of each, while so many do the same."""
+    return f"{NODES}one of each, at once with {histories} x history and {workers} x worker"
 
 
 def shorter(scenario: str) -> str:

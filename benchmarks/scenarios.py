@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import repeat
 
@@ -10,7 +10,7 @@ import msgspec
 
 from benchmarks.implementations import JobBody, Ours
 from benchmarks.load import at_rate, due_in, timed_all
-from benchmarks.results import Measurement, spread
+from benchmarks.results import Measurement, spread, together
 from benchmarks.run import SETTLE, ScenarioRun
 
 FAR = 86_400.0
@@ -36,6 +36,30 @@ async def creates(run: ScenarioRun, *, in_flight: int, count: int) -> Measuremen
     """Create jobs of the far future, so many at a time."""
     answers = await timed_all(repeat(partial(run.create_in, FAR), count), in_flight)
     return msgspec.structs.replace(run.result(count, until=time.time()), answers=spread(answers))
+
+
+async def creates_by_turns(
+    ways: Sequence[Callable[[], ScenarioRun]], *, turn: int, pieces: int, in_flight: int, count: int
+) -> list[Measurement]:
+    """Create jobs of the far future, each way a piece of them by turns, so that what varies over seconds meets all.
+
+    Args:
+        ways: Each begins a run of its own for each piece.
+        turn: Whose way is the first alternates with it.
+        pieces: An even number lets each way be as often before another as after it.
+        count: Jobs of each way.
+    """
+    measured: list[list[Measurement]] = [[] for _ in ways]
+    answers: list[list[float]] = [[] for _ in ways]
+    for piece in range(pieces):
+        for n in range(len(ways))[:: 1 if (turn + piece) % 2 else -1]:
+            run = ways[n]()
+            answers[n] += await timed_all(repeat(partial(run.create_in, FAR), count // pieces), in_flight)
+            measured[n].append(run.result(count // pieces, until=time.time()))
+    return [
+        msgspec.structs.replace(together(of_way), answers=spread(took))
+        for of_way, took in zip(measured, answers, strict=True)
+    ]
 
 
 async def batch(run: ScenarioRun, ours: Ours, *, count: int) -> Measurement:
@@ -75,13 +99,15 @@ async def burst(run: ScenarioRun, *, count: int, creates_per_second: float = 80.
     return msgspec.structs.replace(measured, notes=measured.notes | waited)
 
 
-async def burst_beyond_idle(run: ScenarioRun, *, count: int, idle_ms: Mapping[str, float]) -> Measurement:
+async def burst_beyond_idle(
+    run: ScenarioRun, *, count: int, creates_per_second: float, idle_ms: Mapping[str, float]
+) -> Measurement:
     """As `burst`, and note what Temporal and the database would have used meanwhile without a job.
 
     Args:
         idle_ms: CPU milliseconds per second of each process, as `idle` returns them.
     """
-    measured = await burst(run, count=count)
+    measured = await burst(run, count=count, creates_per_second=creates_per_second)
     server_ms = idle_ms["temporal"] + idle_ms["postgres"]
     idle = {"idle_ms_per_second": server_ms, "idle_ms_per_job": server_ms * measured.cpu_seconds / count}
     return msgspec.structs.replace(measured, notes=measured.notes | idle)

@@ -7,7 +7,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How much is done in a run. Times are in seconds, rates in jobs a second."""
 
     creates: int
-    """With one create in flight it is a quarter."""
+    """With one create in flight it is a quarter, and in a batch a half."""
     bursts: tuple[int, ...]
     rates: tuple[float, ...]
     steady_seconds: float
@@ -30,14 +30,16 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     burst_among: int
     """Jobs of the burst at each level of waiting jobs, on a cluster."""
     nodes_burst: int
-    """Jobs of the burst with each number of nodes."""
+    """Jobs of each burst by numbers of nodes."""
+    nodes_turns: int
+    """Bursts of each number of nodes in a round."""
     idle_seconds: float
     """How long each number of nodes is watched without a job."""
     overload_seconds: float
 
 
 FULL = Size(
-    creates=1000,
+    creates=2_000,
     bursts=(1_000, 2_000),
     rates=(5, 15, 30),
     steady_seconds=8,
@@ -51,6 +53,7 @@ FULL = Size(
     counts=10,
     burst_among=1_000,
     nodes_burst=600,
+    nodes_turns=3,
     idle_seconds=20,
     overload_seconds=120,
 )
@@ -70,6 +73,7 @@ QUICK = Size(
     counts=2,
     burst_among=120,
     nodes_burst=120,
+    nodes_turns=1,
     idle_seconds=3,
     overload_seconds=3,
 )

@@ -27,7 +27,7 @@ from benchmarks.results import (
     Measurement,
     Run,
     nodes_scenario,
-    shorter,
+    one_of_each_scenario,
 )
 from timemachine.settings import Settings
 
@@ -111,14 +111,14 @@ def _cluster(run: Run) -> list[Target]:
 
 def _nodes(run: Run) -> list[Target]:
     """Return that no number of nodes makes a job cost more. What processes use without a job is no job's cost."""
-    one_of_each, *more = [nodes_scenario(*counts) for counts in NODE_COUNTS]
+    pairs = [(one_of_each_scenario(*counts), nodes_scenario(*counts)) for counts in NODE_COUNTS]
     return [
         Target(
-            what=f"{nodes}, CPU of Temporal and database per job beyond idle / {shorter(one_of_each)}",
+            what=f"{nodes}, CPU of Temporal and database per job beyond idle / one of each",
             values=_between(run.of(one_of_each, OURS), run.of(nodes, OURS), server_cpu_beyond_idle),
             at_most=1.1,
         )
-        for nodes in more
+        for one_of_each, nodes in pairs
     ]
 
 

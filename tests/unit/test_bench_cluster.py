@@ -20,6 +20,7 @@ from benchmarks.results import (
     bytes_per_job,
     grown,
     nodes_scenario,
+    one_of_each_scenario,
 )
 from benchmarks.targets import Target, targets
 from benchmarks.waiting import (
@@ -39,11 +40,9 @@ def table(name: str, rows: int, indexes: int, database: str = "temporal") -> Tab
     return TableSize(database=database, table=name, rows=rows, indexes=indexes)
 
 
-def by_nodes(histories: int, workers: int, server: float, database: float, n: int = 0, idle: float = 0) -> Measurement:
+def by_nodes(scenario: str, server: float, database: float, n: int = 0, idle: float = 0) -> Measurement:
     """A measurement whose CPU of a job is that of the server and the database, of which some was used for no job."""
-    found = one(
-        nodes_scenario(histories, workers), OURS, 50, n=n, idle_ms_per_second=60 * histories, idle_ms_per_job=idle
-    )
+    found = one(scenario, OURS, 50, n=n, idle_ms_per_second=60, idle_ms_per_job=idle)
     return msgspec.structs.replace(
         found, cpu_ms_per_job={"temporal": server, "postgres": database, "api": 2.0, "worker": 7.0, "load": 100.0}
     )
@@ -72,7 +71,8 @@ def run() -> Run:
         one("among 100 waiting jobs, a burst of 50", OURS, 40, late=(5, 700), waiting=100),
         one("restart of Temporal, 100 waiting jobs", OURS, 0.1, stopped_seconds=4, accepted_seconds=9.5, waiting=100),
         one("waiting, 900 jobs", OURS, 110, waiting=900),
-        *(by_nodes(histories, workers, 20 * histories, 10, idle=histories) for histories, workers in NODE_COUNTS),
+        *(by_nodes(one_of_each_scenario(*counts), 20, 10, idle=1) for counts in NODE_COUNTS),
+        *(by_nodes(nodes_scenario(*counts), 20 * counts[0], 10, idle=counts[0]) for counts in NODE_COUNTS),
     )
     return msgspec.structs.replace(found, on_cluster=True)
 
@@ -208,8 +208,8 @@ def test_only_what_was_measured_and_drawn_is_linked(run: Run) -> None:
 def test_the_report_has_the_cost_of_a_job_by_nodes(run: Run) -> None:
     rows = section(run, "Cost of a job by nodes")
 
-    assert "| nodes, 1 x history and 1 x worker | timemachine | 50 | 20 | 10 | 2 | 7 | 30 | 29 | 60 | 39 |" in rows
-    assert rows.count("nodes, ") == len(NODE_COUNTS)
+    assert "| nodes, 1 x history and 2 x worker | timemachine | 50 | 20 | 10 | 2 | 7 | 30 | 29 | 60 | 39 |" in rows
+    assert rows.count("nodes, ") == 2 * len(NODE_COUNTS)
 
 
 def test_lists_are_judged_at_the_most_jobs_that_their_target_is_for() -> None:
@@ -236,7 +236,8 @@ def test_no_number_of_nodes_may_make_a_job_dearer_for_server_and_database(run: R
 def test_the_target_of_nodes_is_the_median_over_rounds() -> None:
     costs = [(0, 20.0), (1, 22.0), (2, 90.0)]
     found = run_of(
-        *(by_nodes(1, 1, 10, 10, n) for n, _ in costs), *(by_nodes(1, 2, cost - 10, 10, n) for n, cost in costs)
+        *(by_nodes(one_of_each_scenario(1, 2), 10, 10, n) for n, _ in costs),
+        *(by_nodes(nodes_scenario(1, 2), cost - 10, 10, n) for n, cost in costs),
     )
 
     (more_workers,) = (each for each in node_targets(msgspec.structs.replace(found, on_cluster=True)) if each.values)
