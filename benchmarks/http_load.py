@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
-_KEPT = 2.0
+_KEPT = 4.0
 """Seconds that an idle connection is used again; the server closes one after five."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

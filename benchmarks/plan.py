@@ -18,8 +18,8 @@ from benchmarks.testbed import Testbed, testbed
 from benchmarks.waiting import waiting
 from devstack.terminal import say
 
-_PIECES = 8
-"""Parts of the creates that are made by turns."""
+_PIECES = {1: 8, 16: 16, 64: 4}
+"""Parts in which creates are made by turns, by how many are in flight: a part must be longer than its beginning."""
 
 OVERLOAD = 4.0
 """How many times as much as we sustain is asked for in the overload."""
@@ -34,12 +34,12 @@ class Round:
         self._rate: float | None = None
         order = 1 if n % 2 == 0 else -1
         self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
-        self._with_peers: Sequence[Implementation] = (place.straightforward, *place.peers, place.ours)[::order]
+        self._with_peers: Sequence[Implementation] = (place.straightforward, *place.peers, place.ours)
 
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight, and of ours in a batch."""
         place, n = self._place, self._n
-        for in_flight in (1, 16, 64):
+        for in_flight in _PIECES:
             scenario = f"creates, {in_flight} in flight"
             count = self._size.creates if in_flight > 1 else self._size.creates // 4
             run = await begun(place, place.straightforward, scenario, n)
@@ -48,7 +48,7 @@ class Round:
             # These leave the same work to Temporal, so that one may follow the other at once.
             begins = [partial(ScenarioRun, place, one, scenario, n) for one in (place.raw, place.same_raw, place.ours)]
             for measured in await scenarios.creates_by_turns(
-                begins, turn=n, pieces=_PIECES, in_flight=in_flight, count=count
+                begins, turn=n, pieces=_PIECES[in_flight], in_flight=in_flight, count=count
             ):
                 yield measured
         ours = self._place.ours
@@ -56,11 +56,13 @@ class Round:
         yield await scenarios.batch(run, ours, count=self._size.creates // 2)
 
     async def burst(self) -> AsyncIterator[Measurement]:
-        """Many jobs due at one instant."""
+        """Many jobs due at one instant; fewer so often that it is as many in all. Each time counts as a round."""
         for count in self._size.bursts:
-            for implementation in self._with_peers:
-                run = await begun(self._place, implementation, f"{BURST} {count:,}", self._n)
-                yield await scenarios.burst(run, count=count)
+            turns = max(self._size.bursts) // count
+            for turn in range(self._n * turns, (self._n + 1) * turns):
+                for implementation in self._with_peers[:: 1 if turn % 2 == 0 else -1]:
+                    run = await begun(self._place, implementation, f"{BURST} {count:,}", turn)
+                    yield await scenarios.burst(run, count=count)
 
     async def sustained(self) -> AsyncIterator[Measurement]:
         """As many jobs as can be delivered."""
