@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
-_KEPT = 4.0
-"""Seconds that an idle connection is used again; the server closes one after five."""
+_KEPT = 60.0
+"""Seconds that an idle connection is used again; the API closes one after 75."""
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

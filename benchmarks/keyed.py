@@ -51,9 +51,7 @@ async def keyed(place: Testbed, n: int, turns: int, count: int) -> AsyncIterator
         for turn in range(n * turns, (n + 1) * turns):
             await place.quiet()
             begins = [partial(_begin, of_way, scenario, turn) for scenario, of_way in ways.items()]
-            for measured in await scenarios.creates_by_turns(
-                begins, turn=turn, pieces=PIECES, in_flight=IN_FLIGHT, count=count
-            ):
+            for measured in await scenarios.creates_by_turns(begins, pieces=PIECES, in_flight=IN_FLIGHT, count=count):
                 yield measured
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from itertools import cycle, islice, permutations
@@ -46,9 +45,10 @@ class _Way(msgspec.Struct, frozen=True):
 async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncIterator[Measurement]:
     """Have as many jobs delivered as can be, by all ways at once, in turns of which each counts as a round.
 
-    A machine's rate varies within seconds by far more than it costs to look inside. At once all meet the same, and who
-    takes more for a job delivers fewer. Each turn has new programs, started in another order: two of the same kind
-    differ, too, and the first to be started takes some 2 % more CPU.
+    A machine's rate, and the CPU that the same work takes on it, vary within seconds by far more than it costs to look
+    inside. At once all meet the same. So what tells is the CPU of each way's own API and worker: at once, a way that
+    takes more of it does not deliver fewer alone. Each turn has new programs, started in another order: two of the same
+    kind differ, too, and the first to be started takes some 2 % more.
 
     Args:
         n: The round, from 0.
@@ -56,7 +56,8 @@ async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncI
         seconds: How long each turn is measured.
     """
     async with _collecting() as collector:
-        for turn, order in enumerate(islice(cycle(permutations(_NAMES)), turns), n * turns):
+        orders = islice(cycle(permutations(_NAMES)), n * turns, (n + 1) * turns)
+        for turn, order in enumerate(orders, n * turns):
             await place.quiet()
             async with AsyncExitStack() as opened:
                 ways = {way: await opened.enter_async_context(_programs(place, way, collector)) for way in order}
@@ -72,13 +73,12 @@ async def _at_once(ways: Mapping[str, _Way], turn: int, seconds: float) -> list[
 
 
 async def _sustained(way: _Way, name: str, turn: int, seconds: float) -> Measurement:
-    """Return what was measured, with the rate of what arrived in time: who comes last is chance."""
-    end = time.time() + seconds
+    """Return what was measured, with one scrape within it."""
     run = ScenarioRun(way.place, way.place.ours, f"{OBSERVED}{name}", turn)
-    measured = await scenarios.sustained(run, seconds=seconds, clients=CLIENTS)
-    await _scrape(way.scraped)
-    in_time = sum(at <= end for at in way.place.sink.taken.values())
-    return msgspec.structs.replace(measured, seconds=seconds, per_second=round(in_time / seconds, 2))
+    async with asyncio.TaskGroup() as at_once:
+        measuring = at_once.create_task(scenarios.sustained(run, seconds=seconds, clients=CLIENTS))
+        at_once.create_task(_scrape(way.scraped, after=seconds / 2))
+    return measuring.result()
 
 
 def _with_shared_cpu(measured: Sequence[Measurement]) -> list[Measurement]:
@@ -123,7 +123,8 @@ def _exports(way: str, collector: str) -> dict[str, str]:
     return {}
 
 
-async def _scrape(addresses: Sequence[str]) -> None:
+async def _scrape(addresses: Sequence[str], *, after: float) -> None:
+    await asyncio.sleep(after)
     async with httpx.AsyncClient() as http:
         for address in addresses:
             (await http.get(f"http://{address}/metrics")).raise_for_status()

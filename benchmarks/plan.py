@@ -18,7 +18,7 @@ from benchmarks.testbed import Testbed, testbed
 from benchmarks.waiting import waiting
 from devstack.terminal import say
 
-_PIECES = {1: 8, 16: 16, 64: 4}
+_PIECES = {1: 12, 16: 12, 64: 6}
 """Parts in which creates are made by turns, by how many are in flight: a part must be longer than its beginning."""
 
 OVERLOAD = 4.0
@@ -39,7 +39,7 @@ class Round:
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight, and of ours in a batch."""
         place, n = self._place, self._n
-        for in_flight in _PIECES:
+        for in_flight, pieces in _PIECES.items():
             scenario = f"creates, {in_flight} in flight"
             count = self._size.creates if in_flight > 1 else self._size.creates // 4
             run = await begun(place, place.straightforward, scenario, n)
@@ -47,9 +47,7 @@ class Round:
             await place.quiet()
             # These leave the same work to Temporal, so that one may follow the other at once.
             begins = [partial(ScenarioRun, place, one, scenario, n) for one in (place.raw, place.same_raw, place.ours)]
-            for measured in await scenarios.creates_by_turns(
-                begins, turn=n, pieces=_PIECES[in_flight], in_flight=in_flight, count=count
-            ):
+            for measured in await scenarios.creates_by_turns(begins, pieces=pieces, in_flight=in_flight, count=count):
                 yield measured
         ours = self._place.ours
         run = await begun(self._place, ours, BATCH, self._n)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import repeat
+from itertools import cycle, islice, permutations, repeat
 
 import msgspec
 
@@ -39,20 +39,19 @@ async def creates(run: ScenarioRun, *, in_flight: int, count: int) -> Measuremen
 
 
 async def creates_by_turns(
-    ways: Sequence[Callable[[], ScenarioRun]], *, turn: int, pieces: int, in_flight: int, count: int
+    ways: Sequence[Callable[[], ScenarioRun]], *, pieces: int, in_flight: int, count: int
 ) -> list[Measurement]:
     """Create jobs of the far future, each way a piece of them by turns, so that what varies over seconds meets all.
 
     Args:
         ways: Each begins a run of its own for each piece.
-        turn: Whose way is the first alternates with it.
-        pieces: An even number lets each way be as often before another as after it.
+        pieces: A multiple of the orders that there are of the ways, so that each follows each as often.
         count: Jobs of each way.
     """
     measured: list[list[Measurement]] = [[] for _ in ways]
     answers: list[list[float]] = [[] for _ in ways]
-    for piece in range(pieces):
-        for n in range(len(ways))[:: 1 if (turn + piece) % 2 else -1]:
+    for order in islice(cycle(permutations(range(len(ways)))), pieces):
+        for n in order:
             run = ways[n]()
             answers[n] += await timed_all(repeat(partial(run.create_in, FAR), count // pieces), in_flight)
             measured[n].append(run.result(count // pieces, until=time.time()))

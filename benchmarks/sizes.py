@@ -59,7 +59,7 @@ FULL = Size(
 )
 ON_CLUSTER = msgspec.structs.replace(FULL, bursts=(600, 2_000), waiting=(10_000, 100_000))
 QUICK = Size(
-    creates=120,
+    creates=480,
     bursts=(120,),
     rates=(15,),
     steady_seconds=4,
