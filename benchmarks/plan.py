@@ -54,7 +54,7 @@ class Round:
         yield await scenarios.batch(run, ours, count=self._size.creates // 2)
 
     async def burst(self) -> AsyncIterator[Measurement]:
-        """Many jobs due at one instant; fewer so often that it is as many in all. Each time counts as a round."""
+        """Many jobs due at one instant; the smaller ones several times, of which each counts as a round."""
         for count in self._size.bursts:
             turns = max(self._size.bursts) // count
             for turn in range(self._n * turns, (self._n + 1) * turns):
