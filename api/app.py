@@ -95,7 +95,7 @@ def create_app(settings: Settings, runtime: Runtime | None = None) -> Litestar:
             app.state.readiness = Readiness(client, pool, settings)
             cache = KeyCache(key_store)
             app.state.authentication = Authentication(cache, settings)
-            app.state.batches = Batches(app.state.jobs, store, app.state.authentication)
+            app.state.batches = Batches(app.state.jobs, app.state.authentication)
             if settings.auth is not Auth.KEYS:
                 log.warning("no keys are needed: whoever reaches the API may do everything")
             yield

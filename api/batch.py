@@ -37,14 +37,12 @@ from timemachine.domain.errors import (
     ContentTypeError,
     ForbiddenNameError,
     MalformedError,
-    NoSuchRouteError,
     RefusedError,
     TooLargeError,
     UnavailableError,
 )
 from timemachine.domain.jobs import MAX_JOB_ID, MAX_META_BYTES, Job, check_name, check_not_reserved
 from timemachine.domain.keys import Role
-from timemachine.postgres.route_store import RouteStore
 
 MAX_JOBS = 1000
 """Jobs of a batch."""
@@ -60,9 +58,6 @@ IN_FLIGHT = 32
 
 TIME_LIMIT = 300.0
 """Seconds after which no other job of a batch is begun."""
-
-ROUTE_KNOWN_FOR = 5.0
-"""Seconds for which a batch takes a look at a route for good."""
 
 KEY_CHECKED_EVERY = 1.0
 """Seconds after which a batch looks at its key again. That takes up to two more where Postgres hangs."""
@@ -90,46 +85,12 @@ ARRAY_FORM = BatchForm("application/json", b'{"results":[', b",", b"]}")
 LINES_FORM = BatchForm(NDJSON, b"", b"\n", b"\n")
 
 
-class KnownRoutes:
-    """The routes of a batch, each looked up once in a while instead of for each job."""
-
-    def __init__(self, store: RouteStore) -> None:
-        """Take the routes."""
-        self._store = store
-        self._known: dict[str, tuple[float, NoSuchRouteError | None]] = {}
-        self._asking: dict[str, asyncio.Lock] = {}
-
-    async def check(self, db: str, route_id: str) -> None:
-        """Refuse a route that does not exist, or did not a moment ago.
-
-        Raises:
-            NoSuchRouteError: There is none.
-            UnavailableError: Postgres does not answer.
-        """
-        async with self._asking.setdefault(route_id, asyncio.Lock()):
-            now = asyncio.get_running_loop().time()
-            known_until, missing = self._known.get(route_id, (now, None))
-            if known_until <= now:
-                missing = await self._look(db, route_id)
-                self._known[route_id] = now + ROUTE_KNOWN_FOR, missing
-        if missing:
-            raise NoSuchRouteError(str(missing))
-
-    async def _look(self, db: str, route_id: str) -> NoSuchRouteError | None:
-        try:
-            await self._store.check(db, route_id)
-        except NoSuchRouteError as error:
-            return error
-        return None
-
-
 class Batches:
-    """What the batches of a process share: the jobs, the routes, the keys, and how many creates are in flight."""
+    """What the batches of a process share: the jobs, the keys, and how many creates are in flight."""
 
-    def __init__(self, jobs: Jobs, routes: RouteStore, authentication: Authentication) -> None:
-        """Take the jobs, the routes and the keys."""
+    def __init__(self, jobs: Jobs, authentication: Authentication) -> None:
+        """Take the jobs and the keys."""
         self.jobs = jobs
-        self.routes = routes
         self.authentication = authentication
         self.slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -140,7 +101,6 @@ class Batch:
     def __init__(self, batches: Batches, db: str, collection: str, caller: Caller) -> None:
         """Take where the jobs go, and who asks for them."""
         self._jobs = batches.jobs
-        self._routes = KnownRoutes(batches.routes)
         self._slots = batches.slots
         self._db = db
         self._collection = collection
@@ -186,7 +146,7 @@ class Batch:
         if before:
             await asyncio.wait([before])
         try:
-            written = await self._jobs.create(job, key_id=self._caller.key_id, check_route=self._routes.check)
+            written = await self._jobs.create(job, key_id=self._caller.key_id)
         except Exception as error:
             return result_of(error, job.id)
         return BatchResult(id=job.id, status=BatchStatus(written))

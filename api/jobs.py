@@ -32,6 +32,7 @@ from api.errors import refusals
 from api.job_filters import WithPrefix
 from api.job_lists import JobLists
 from api.job_status import JobStatus, read_job_status
+from api.known_routes import KnownRoutes
 from api.litestar_json import ExactJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit
 from api.parameters import Collection, CollectionOfClients, Db, JobIdInPath
@@ -95,9 +96,6 @@ LOST_TASK_PAUSE = 0.5
 Update = Callable[[WorkflowHandle[Any, Any]], Awaitable[None]]
 """Sends an update to a job's workflow, and waits for its end."""
 
-CheckRoute = Callable[[str, str], Awaitable[None]]
-"""Raises NoSuchRouteError where a db has no such route."""
-
 
 class JobWritten(StrEnum):
     """What a request has done to a job: the value of the header `timemachine-job`."""
@@ -118,19 +116,18 @@ class Jobs:
     def __init__(self, client: Client, routes: RouteStore, ledger: DeliveryLedger, settings: Settings) -> None:
         """Take the clients of Temporal and Postgres."""
         self._client = client
-        self._routes = routes
+        self._routes = KnownRoutes(routes)
         self._ledger = ledger
         self._cancels = Cancels(client, ledger)
         self._task_queue = settings.task_queue
         self._limit = settings.request_timeout
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
 
-    async def create(self, job: Job, *, key_id: str | None = None, check_route: CheckRoute | None = None) -> JobWritten:
+    async def create(self, job: Job, *, key_id: str | None = None) -> JobWritten:
         """Start a job, unless the same one is there: starting it again changes nothing, even after it was delivered.
 
         Args:
             key_id: The key that asks for it, where keys are needed.
-            check_route: Looks the route up in place of asking Postgres each time.
 
         Raises:
             TriggerTimeError, MalformedError, TooLargeError: The job is not allowed.
@@ -139,7 +136,7 @@ class Jobs:
         """
         check_job(job, datetime.now(UTC))
         async with temporal_timeout(self._limit):
-            await (check_route or self._routes.check)(job.db, job.route)
+            await self._routes.check(job.db, job.route)
             if await self._is_late_repetition(job):
                 return JobWritten.UNCHANGED
             return await self._create(job, key_id)

@@ -1,5 +1,6 @@
 """The four endpoints of a route: where the jobs of a db are delivered. Routes live in Postgres."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from temporalio.client import Client
 
 from api.authentication import AuthenticatedRequest, requires
 from api.errors import refusals
+from api.known_routes import REMOVAL_TIME
 from api.litestar_json import ExactJson, OptionalBody, OptionalJson
 from api.pagination import DEFAULT_LIMIT, Cursor, Limit, decode_cursor, encode_cursor
 from api.parameters import Db, RouteIdInPath
@@ -150,12 +152,22 @@ class Routes:
         """Remove a route.
 
         Whether jobs wait on it is asked of Temporal's visibility, which lags behind by a fraction of a second: a job
-        created in that moment keeps trying as its retries say, until the route is there again or they are used up.
+        created in that moment, or until this returns, keeps trying as its retries say, until the route is there again
+        or they are used up. A job that is asked for after this has returned is refused.
 
         Raises:
             NoSuchRouteError: There is none.
             RouteInUseError: Jobs still wait on it, or events go to it, and `force` is not set.
         """
+        try:
+            await self._remove(db, route_id, caller, force=force)
+        except NoSuchRouteError:
+            # It may have been removed a moment ago, by a request that this one repeats.
+            await asyncio.sleep(REMOVAL_TIME)
+            raise
+        await asyncio.sleep(REMOVAL_TIME)
+
+    async def _remove(self, db: str, route_id: str, caller: Caller, *, force: bool) -> None:
         await self._store.check(db, route_id)
         if not force:
             async with temporal_timeout(self._settings.request_timeout):
@@ -283,7 +295,8 @@ class RouteController(Controller):
     ) -> Ok:
         """Delete a route. While jobs wait on it, only with `force=true`; their attempts then fail and are retried.
 
-        The same holds while events go to it, which then end.
+        The same holds while events go to it, which then end. Jobs for the route that are sent after the answer are
+        refused.
         """
         check_route_key(db, route_id)
         await routes.remove(db, route_id, request.user, force=force)

@@ -18,7 +18,6 @@ from tests.support.receiver import Receiver
 from tests.support.refusals import FORBIDDEN_NAME, MALFORMED, NO_SUCH_JOB, TOO_LARGE, WRONG_TYPE
 from tests.support.service import Service, a_job, refused
 from tests.support.waiting import eventually
-from timemachine.postgres.route_store import RouteStore
 
 NDJSON = {"content-type": "application/x-ndjson"}
 
@@ -241,21 +240,6 @@ async def test_a_first_line_that_never_ends_is_not_waited_for(
     assert answer.json()["error"] == "the body is cut short"
 
 
-async def test_a_route_is_looked_up_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[str] = []
-    check = RouteStore.check
-
-    async def counted(self: RouteStore, db: str, route_id: str) -> None:
-        looked.append(route_id)
-        await check(self, db, route_id)
-
-    monkeypatch.setattr(RouteStore, "check", counted)
-    jobs = [a_job(3600, route=route) for route in ["hook", "none"] * 20]
-
-    assert statuses(await send_array(service, jobs)) == ["created", "E007"] * 20
-    assert Counter(looked) == {"hook": 1, "none": 1}
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("part", ["postgres", "temporal"])
 async def test_what_is_away_in_the_middle_leaves_jobs_unknown_which_may_be_sent_again(
@@ -263,7 +247,7 @@ async def test_what_is_away_in_the_middle_leaves_jobs_unknown_which_may_be_sent_
     part: str,
 ) -> None:
     await fragile.add_route("http://127.0.0.1:9/", "other")
-    # A route that is known needs no Postgres for a while.
+    # A route that was seen a moment ago needs no Postgres.
     jobs = [a_job(3600, route="hook" if number < 10 else "other") for number in range(30)]
 
     async def lines() -> AsyncIterator[bytes]:

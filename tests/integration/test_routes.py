@@ -6,9 +6,12 @@ import httpx
 import pytest
 from temporalio.client import Client
 
+from api import known_routes
 from tests.support.receiver import Receiver
 from tests.support.refusals import MALFORMED, NO_SUCH_ROUTE, ROUTE_EXISTS, ROUTE_IN_USE
-from tests.support.service import ROUTE, Service, new_id, refused
+from tests.support.service import ROUTE, Service, a_job, new_id, now_ms, refused
+from tests.support.waiting import eventually
+from timemachine.postgres.route_store import RouteStore
 
 EXAMPLE = {
     "id": "gameServer",
@@ -63,6 +66,50 @@ async def test_a_deleted_route_is_gone(api: httpx.AsyncClient, db: str) -> None:
 
     for answer in (await api.get(f"/route/{db}/gameServer"), await api.delete(f"/route/{db}/gameServer")):
         assert refused(answer) == NO_SUCH_ROUTE
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_once_a_removal_is_answered_no_api_takes_a_job_for_the_route(
+    service: Service, impatient_api: httpx.AsyncClient, repeated: bool
+) -> None:
+    path, jobs = f"/route/{service.db}/{ROUTE}", service.jobs
+    apis = (service.api, impatient_api)
+    for api in apis:  # which have seen it a moment ago then
+        await api.post(jobs, json=a_job(3600))
+
+    removing = asyncio.create_task(service.api.delete(path, params={"force": "true"}))
+    if repeated:
+        await eventually(lambda: service.api.get(path), lambda found: not found.is_success)
+        assert refused(await impatient_api.delete(path)) == NO_SUCH_ROUTE
+    else:
+        assert (await removing).status_code == 200
+
+    for api in apis:
+        assert refused(await api.post(jobs, json=a_job(3600))) == NO_SUCH_ROUTE
+        change = {"trigger_time": now_ms(3600), "route": ROUTE}
+        assert refused(await api.put(f"{jobs}/{new_id()}?create=true", json=change)) == NO_SUCH_ROUTE
+        batch = await api.post(f"/batch/{service.db}/c", json=[a_job(3600)])
+        assert [result["code"] for result in batch.json()["results"]] == ["E007"]
+    await removing
+
+
+async def test_jobs_of_a_route_ask_postgres_for_it_now_and_then(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    check = RouteStore.check
+
+    async def counted(self: RouteStore, db: str, route_id: str) -> None:
+        nonlocal looks
+        looks += 1
+        await check(self, db, route_id)
+
+    monkeypatch.setattr(RouteStore, "check", counted)
+    monkeypatch.setattr(known_routes, "LOOK_HOLDS", 60)
+    for _ in range(5):
+        assert (await service.api.post(service.jobs, json=a_job(3600))).status_code == 200
+
+    assert looks == 1
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["as created", "moved onto it"])

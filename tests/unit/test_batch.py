@@ -56,7 +56,7 @@ class Jobs:
 
 
 def batch_with(jobs: Jobs) -> Batch:
-    batches = Batches(cast("Any", jobs), cast("Any", None), cast("Any", None))
+    batches = Batches(cast("Any", jobs), cast("Any", None))
     return Batch(batches, "db", "c", Caller(key=None, address="127.0.0.1"))
 
 
