@@ -13,7 +13,7 @@ from api.app import create_app
 from api.http_protocol import JsonErrorProtocol
 from timemachine import tracing
 from timemachine.domain.errors import SettingsError
-from timemachine.process import exit_process
+from timemachine.process import collect_garbage_seldom, exit_process
 from timemachine.settings import Settings
 from timemachine.telemetry import configure_logging, set_log_level
 from timemachine.temporal.client import on_one_thread, program_runtime
@@ -77,6 +77,7 @@ def main() -> int:
         app,
         settings.http_drain,
     )
+    collect_garbage_seldom()
     server.run()
     return 0 if server.started else 1
 

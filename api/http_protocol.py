@@ -56,16 +56,18 @@ class JsonErrorProtocol(H11Protocol):
         """Read what has come, piece by piece."""
         is_first = not self._unread
         self._unread += data
+        del data  # an error's traceback would keep it, and itself, until garbage is collected
         if is_first:
             self._read_piece()
 
     def _read_piece(self) -> None:
+        if not self.transport.is_closing():
+            piece = bytes(self._unread[:PIECE])
+            del self._unread[:PIECE]
+            super().data_received(piece)
         if self.transport.is_closing():
-            return
-        piece = bytes(self._unread[:PIECE])
-        del self._unread[:PIECE]
-        super().data_received(piece)
-        if self._unread:
+            self._unread.clear()
+        elif self._unread:
             self.transport.pause_reading()
             self.loop.call_soon(self._read_piece)
         elif not self.flow.read_paused:

@@ -1,8 +1,8 @@
 """What is seen of each request from outside: an id, which its answer and its lines in the log have, metrics, a span."""
 
 import re
+import secrets
 import time
-import uuid
 from http import HTTPStatus
 
 from litestar.enums import ScopeType
@@ -92,7 +92,7 @@ def request_id_of(scope: Scope) -> str | None:
 
 def new_request_id() -> str:
     """Return an id for a request that has none."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -1,5 +1,6 @@
 """How every program of this project runs its loop, and how it ends."""
 
+import gc
 import logging
 import os
 import sys
@@ -15,7 +16,10 @@ else:
 
     from uvloop import run
 
-__all__ = ["exit_process", "raise_file_limit", "run"]
+__all__ = ["collect_garbage_seldom", "exit_process", "raise_file_limit", "run"]
+
+NEW_OBJECTS = 5_000
+"""Objects more than before that Python's collection of the newest ones waits for, in place of 700."""
 
 
 def raise_file_limit() -> None:
@@ -25,6 +29,17 @@ def raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS says "unlimited" and takes less
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def collect_garbage_seldom() -> None:
+    """Let Python's garbage collection leave out what has been loaded until now, and come later.
+
+    A request makes little garbage that only it could find. To look through all that a program has loaded costs the API
+    some hundredths of its CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def exit_process(status: int) -> NoReturn:

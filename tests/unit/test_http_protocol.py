@@ -1,6 +1,8 @@
 """How a connection's bytes are read: in pieces, so that one connection does not keep the others waiting."""
 
 import asyncio
+import sys
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -53,3 +55,17 @@ async def test_what_is_left_of_a_connection_that_is_closed_is_not_read(monkeypat
     await asyncio.sleep(0)
 
     assert len(read) == 1
+    assert not protocol._unread
+
+
+async def test_what_is_no_http_is_not_kept_by_the_error_that_it_is() -> None:
+    protocol, transport = connected()
+    transport.close.side_effect = partial(setattr, transport.is_closing, "return_value", True)
+    data = b"bad\r\n\r\n" + bytes(5 * PIECE)
+    held = sys.getrefcount(data)
+
+    protocol.data_received(data)
+
+    assert transport.close.called
+    assert not protocol._unread
+    assert sys.getrefcount(data) == held
