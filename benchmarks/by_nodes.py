@@ -1,11 +1,14 @@
 """What a job costs Temporal and its database by numbers of nodes: each beside one of each, at once on one machine."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+
+import msgspec
 
 from benchmarks import scenarios
 from benchmarks.results import NODE_COUNTS, Measurement, Run, nodes_scenario, one_of_each_scenario
-from benchmarks.run import ScenarioRun, begun
+from benchmarks.run import ScenarioRun
 from benchmarks.sizes import Size
 from benchmarks.stack import Nodes
 from benchmarks.testbed import Testbed, testbed
@@ -21,35 +24,65 @@ async def by_nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
     cost. At once, both meet the same.
 
     Args:
-        n: The round, from 0. Each has new clusters, which have done a little before.
+        n: The round, from 0. Each has new clusters, of which another one is the first to be started and asked.
         run: Is told of the versions of the servers.
     """
     for histories, workers in NODE_COUNTS:
-        more = Nodes(histories=histories, workers=workers)
-        async with testbed(Nodes(histories=1, workers=1)) as one_of_each, testbed(more) as more_of_some:
-            run.versions.update(await one_of_each.versions())
+        names = {
+            one_of_each_scenario(histories, workers): Nodes(histories=1, workers=1),
+            nodes_scenario(histories, workers): Nodes(histories=histories, workers=workers),
+        }
+        async with AsyncExitStack() as opened:
             both = {
-                one_of_each_scenario(histories, workers): one_of_each,
-                nodes_scenario(histories, workers): more_of_some,
+                name: await opened.enter_async_context(testbed(nodes))
+                for name, nodes in list(names.items())[:: 1 if n % 2 == 0 else -1]
             }
-            await asyncio.gather(*(_warmed(place, name, n, size.nodes_burst // 6) for name, place in both.items()))
-            resting = [await begun(place, place.ours, name, n) for name, place in both.items()]
-            idle_ms = await asyncio.gather(*(scenarios.idle(one, seconds=size.idle_seconds) for one in resting))
+            for place in both.values():
+                run.versions.update(await place.versions())
+            await _bursts(both, n, size.nodes_burst // 6)
+            idle_ms = await _idle(both, size.idle_seconds)
             for turn in range(n * size.nodes_turns, (n + 1) * size.nodes_turns):
-                await asyncio.gather(*(place.quiet() for place in both.values()))
-                bursts = [
-                    scenarios.burst_beyond_idle(
-                        ScenarioRun(place, place.ours, name, turn),
-                        count=size.nodes_burst,
-                        creates_per_second=CREATES_PER_SECOND,
-                        idle_ms=of_it,
-                    )
-                    for (name, place), of_it in zip(both.items(), idle_ms, strict=True)
-                ]
-                for measured in await asyncio.gather(*bursts):
-                    yield measured
+                for name, measured in (await _bursts(both, turn, size.nodes_burst)).items():
+                    yield beyond_idle(measured, idle_ms[name])
 
 
-async def _warmed(place: Testbed, name: str, n: int, count: int) -> None:
-    warming = await begun(place, place.ours, name, n)
-    await scenarios.burst(warming, count=count, creates_per_second=CREATES_PER_SECOND)
+async def _bursts(places: Mapping[str, Testbed], turn: int, count: int) -> dict[str, Measurement]:
+    """Have a burst done in each place at once, and return what each took until the last one had ended.
+
+    So all had the same seconds to use some CPU without a job.
+    """
+    runs = await _begun(places, turn)
+    async with asyncio.TaskGroup() as at_once:
+        bursts = [
+            at_once.create_task(scenarios.burst(run, count=count, creates_per_second=CREATES_PER_SECOND))
+            for run in runs.values()
+        ]
+    return {
+        name: run.with_cpu_until_now(burst.result()) for (name, run), burst in zip(runs.items(), bursts, strict=True)
+    }
+
+
+async def _idle(places: Mapping[str, Testbed], seconds: float) -> dict[str, float]:
+    """Return the CPU milliseconds that Temporal and the database of each use in a second without a job."""
+    runs = await _begun(places, 0)
+    await asyncio.sleep(seconds)
+    return {name: sum(run.cpu_per_second()[part] for part in ("temporal", "postgres")) for name, run in runs.items()}
+
+
+async def _begun(places: Mapping[str, Testbed], turn: int) -> dict[str, ScenarioRun]:
+    """Wait until all places are quiet, and begin a run in each."""
+    async with asyncio.TaskGroup() as at_once:
+        for place in places.values():
+            at_once.create_task(place.quiet())
+    return {name: ScenarioRun(place, place.ours, name, turn) for name, place in places.items()}
+
+
+def beyond_idle(measured: Measurement, idle_ms: float) -> Measurement:
+    """Note what Temporal and the database would have used meanwhile without a job.
+
+    Args:
+        idle_ms: CPU milliseconds that they use in a second then.
+    """
+    per_job = idle_ms * measured.cpu_seconds / measured.jobs
+    notes = {"idle_ms_per_second": idle_ms, "idle_ms_per_job": per_job}
+    return msgspec.structs.replace(measured, notes=measured.notes | notes)

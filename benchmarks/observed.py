@@ -1,10 +1,10 @@
-"""What it costs to look inside: the same load with metrics, with traces and with neither, side by side in one stack."""
+"""What it costs to look inside: the same load with metrics, with traces and with neither, by turns in one stack."""
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
-from itertools import cycle, islice, permutations
+from itertools import chain, permutations
 from typing import cast
 
 import httpx
@@ -14,17 +14,16 @@ from benchmarks import scenarios
 from benchmarks.http_load import HttpLoad
 from benchmarks.implementations import Ours
 from benchmarks.more_programs import another_api, another_worker, with_parts
-from benchmarks.results import METRICS, OBSERVED, TRACES, UNOBSERVED, Measurement
+from benchmarks.results import METRICS, OBSERVED, TRACES, UNOBSERVED, Measurement, together
 from benchmarks.run import ScenarioRun
 from benchmarks.sink import receiving
 from benchmarks.testbed import Testbed
 from devstack.ports import LOOPBACK, free_port
 
-CLIENTS = 21
-"""Of each way. Together they are as many as those of the sustained scenario."""
-
 _NAMES = {UNOBSERVED: "unobserved", METRICS: "metrics", TRACES: "traces"}
 """Of each way, for what it has of its own."""
+
+_ORDERS = tuple(permutations(_NAMES))
 
 _WARM_UP = 3.0
 """Seconds, for programs that have just begun."""
@@ -43,65 +42,52 @@ class _Way(msgspec.Struct, frozen=True):
 
 
 async def observed(place: Testbed, n: int, turns: int, seconds: float) -> AsyncIterator[Measurement]:
-    """Have as many jobs delivered as can be, by all ways at once, in turns of which each counts as a round.
+    """Have as many jobs delivered as can be, each way alone for some seconds, in turns of which each counts as a round.
 
-    A machine's rate, and the CPU that the same work takes on it, vary within seconds by far more than it costs to look
-    inside. At once all meet the same. So what tells is the CPU of each way's own API and worker: at once, a way that
-    takes more of it does not deliver fewer alone. Each turn has new programs, started in another order: two of the same
-    kind differ, too, and the first to be started takes some 2 % more.
+    A machine's rate varies within seconds, and from one program to the next of its kind, by more than it costs to look
+    inside. So each way follows each other as often within a turn, and each turn has new programs.
 
     Args:
         n: The round, from 0.
         turns: How many in it.
-        seconds: How long each turn is measured.
+        seconds: How long each way is measured at a time.
     """
     async with _collecting() as collector:
-        orders = islice(cycle(permutations(_NAMES)), n * turns, (n + 1) * turns)
-        for turn, order in enumerate(orders, n * turns):
+        for turn in range(n * turns, (n + 1) * turns):
             await place.quiet()
             async with AsyncExitStack() as opened:
-                ways = {way: await opened.enter_async_context(_programs(place, way, collector)) for way in order}
-                await _at_once(ways, turn, _WARM_UP)
-                for measured in await _at_once(ways, turn, seconds):
-                    yield measured
-
-
-async def _at_once(ways: Mapping[str, _Way], turn: int, seconds: float) -> list[Measurement]:
-    async with asyncio.TaskGroup() as together:
-        found = [together.create_task(_sustained(way, name, turn, seconds)) for name, way in ways.items()]
-    return _with_shared_cpu([one.result() for one in found])
+                started = _ORDERS[turn % len(_ORDERS)]
+                ways = {way: await opened.enter_async_context(_programs(place, way, collector)) for way in started}
+                for way in started:
+                    await _sustained(ways[way], way, turn, _WARM_UP)
+                pieces: dict[str, list[Measurement]] = {way: [] for way in _NAMES}
+                for way in chain.from_iterable(_ORDERS):
+                    pieces[way].append(await _sustained(ways[way], way, turn, seconds))
+            for of_way in pieces.values():
+                yield together(of_way)
 
 
 async def _sustained(way: _Way, name: str, turn: int, seconds: float) -> Measurement:
     """Return what was measured, with one scrape within it."""
     run = ScenarioRun(way.place, way.place.ours, f"{OBSERVED}{name}", turn)
     async with asyncio.TaskGroup() as at_once:
-        measuring = at_once.create_task(scenarios.sustained(run, seconds=seconds, clients=CLIENTS))
+        measuring = at_once.create_task(scenarios.sustained(run, seconds=seconds))
         at_once.create_task(_scrape(way.scraped, after=seconds / 2))
     return measuring.result()
-
-
-def _with_shared_cpu(measured: Sequence[Measurement]) -> list[Measurement]:
-    """Return the same with a share for each job of the CPU of what works for all ways."""
-    jobs = sum(one.jobs for one in measured)
-    shared = {
-        name: round(max(one.cpu_ms_per_job[name] * one.jobs for one in measured) / jobs, 3)
-        for name in ("temporal", "postgres", "load")
-    }
-    return [msgspec.structs.replace(one, cpu_ms_per_job=one.cpu_ms_per_job | shared) for one in measured]
 
 
 @asynccontextmanager
 async def _programs(place: Testbed, way: str, collector: str) -> AsyncIterator[_Way]:
     """Run an API and a worker that export what they are to."""
     name = _NAMES[way]
-    for_api, for_worker = (_exports(way, collector) | {"TIMEMACHINE_TASK_QUEUE": name} for _ in range(2))
+    for_api, for_worker = _exports(way, collector), _exports(way, collector)
     async with (
         another_worker(place, name, for_worker) as worker,
-        another_api(place, name, for_api) as (api, api_url),
+        another_api(place, name, for_api | {"TIMEMACHINE_TASK_QUEUE": name}) as (api, api_url),
         receiving() as sink,
     ):
         with closing(HttpLoad(api_url)) as http:
+            # The db has those of the turns before, too.
             route = f"{name}-{sink.port}"
             ours = Ours(place.client, http, route=route)
             await ours.add_route(sink.url, route)

@@ -283,7 +283,6 @@ _RESTARTS = [
     Column("delivered after, s", note_of("arrived_seconds")),
 ]
 _BY_NODES = [
-    *_RATES,
     *_cpu("temporal", "postgres", "api", "worker"),
     Column("temporal and postgres, CPU ms", server_cpu),
     Column("of it beyond idle", server_cpu_beyond_idle),

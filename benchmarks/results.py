@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import mean
 
 import msgspec
 
@@ -105,7 +104,7 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def together(pieces: Sequence[Measurement]) -> Measurement:
-    """Return the pieces of one round, each of as many jobs, as one measurement, without what cannot be added up."""
+    """Return the pieces of one round as one measurement, without what cannot be added up."""
     jobs, seconds, first = sum(one.jobs for one in pieces), sum(one.seconds for one in pieces), pieces[0]
     return Measurement(
         scenario=first.scenario,
@@ -115,7 +114,8 @@ def together(pieces: Sequence[Measurement]) -> Measurement:
         seconds=round(seconds, 3),
         per_second=round(jobs / seconds, 2),
         cpu_ms_per_job={
-            name: round(mean(one.cpu_ms_per_job[name] for one in pieces), 3) for name in first.cpu_ms_per_job
+            name: round(sum(one.cpu_ms_per_job[name] * one.jobs for one in pieces) / jobs, 3)
+            for name in first.cpu_ms_per_job
         },
         cpu_seconds=round(sum(one.cpu_seconds for one in pieces), 3),
     )

@@ -127,6 +127,14 @@ class ScenarioRun:
             lateness=spread(self.sink.late_ms.values()),
         )
 
+    def with_cpu_until_now(self, measured: Measurement) -> Measurement:
+        """Return what was measured of the run, with what its processes have used until now."""
+        return msgspec.structs.replace(
+            measured,
+            cpu_ms_per_job=self.cpu_per_job(measured.jobs),
+            cpu_seconds=round(time.time() - self._began, 3),
+        )
+
     async def delivered(self, *, since: float | None = None) -> Measurement:
         """Wait until what was taken is closed, and return what was measured until the last arrival."""
         closed = await self.all_closed()

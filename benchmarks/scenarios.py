@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice, permutations, repeat
 
@@ -96,26 +96,6 @@ async def burst(run: ScenarioRun, *, count: int, creates_per_second: float = 80.
         measured = await run.closed(count, since=due / 1000)
     waited = {f"{name}_until_due": before[name] for name in ("worker", "temporal")}
     return msgspec.structs.replace(measured, notes=measured.notes | waited)
-
-
-async def burst_beyond_idle(
-    run: ScenarioRun, *, count: int, creates_per_second: float, idle_ms: Mapping[str, float]
-) -> Measurement:
-    """As `burst`, and note what Temporal and the database would have used meanwhile without a job.
-
-    Args:
-        idle_ms: CPU milliseconds per second of each process, as `idle` returns them.
-    """
-    measured = await burst(run, count=count, creates_per_second=creates_per_second)
-    server_ms = idle_ms["temporal"] + idle_ms["postgres"]
-    idle = {"idle_ms_per_second": server_ms, "idle_ms_per_job": server_ms * measured.cpu_seconds / count}
-    return msgspec.structs.replace(measured, notes=measured.notes | idle)
-
-
-async def idle(run: ScenarioRun, *, seconds: float) -> dict[str, float]:
-    """Create no job, and return the CPU milliseconds per second of each process."""
-    await asyncio.sleep(seconds)
-    return run.cpu_per_second()
 
 
 async def steady(run: ScenarioRun, *, rate: float, seconds: float) -> Measurement:

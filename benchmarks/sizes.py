@@ -20,7 +20,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """
     observed_turns: int
     observed_seconds: float
-    """How long each way of looking inside is measured in a turn."""
+    """How long each way of looking inside is measured at a time, six times in a turn."""
     waiting: tuple[int, ...]
     """Levels of waiting jobs, from few to many."""
     batch: int
@@ -46,8 +46,8 @@ FULL = Size(
     sustained_seconds=8,
     keyed_turns=3,
     keyed_creates=1_500,
-    observed_turns=6,
-    observed_seconds=15,
+    observed_turns=4,
+    observed_seconds=10,
     waiting=(1_000, 10_000, 50_000),
     batch=400,
     counts=10,
@@ -67,7 +67,7 @@ QUICK = Size(
     keyed_turns=1,
     keyed_creates=60,
     observed_turns=1,
-    observed_seconds=4,
+    observed_seconds=2,
     waiting=(300, 1_500),
     batch=100,
     counts=2,

@@ -14,7 +14,8 @@ from devstack.stack import Stack, local_stack
 from devstack.temporal_cluster import one_service_each
 from timemachine.settings import Settings
 
-_OURS = ("TIMEMACHINE_", "TEMPORAL_")
+_OURS = ("TIMEMACHINE_", "TEMPORAL_", "OTEL_")
+"""How the variables begin that our programs read."""
 
 
 class Nodes(msgspec.Struct, frozen=True, kw_only=True):

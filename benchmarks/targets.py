@@ -132,19 +132,16 @@ def _keyed(run: Run) -> Target:
 
 
 def _observed(run: Run) -> list[Target]:
-    """Return that it costs next to nothing to look inside.
-
-    Jobs for each second of one core's CPU say how many a busy machine can do. Jobs a second do not, as all ways run at
-    once.
-    """
+    """Return that it costs next to nothing to look inside."""
     alone = run.of(f"{OBSERVED}{UNOBSERVED}", OURS)
     return [
         Target(
-            what=f"observed {way}, jobs a second of CPU / {UNOBSERVED}",
-            values=_between(alone, run.of(f"{OBSERVED}{way}", OURS), _per_cpu_second),
+            what=f"observed {way}, {what} / {UNOBSERVED}",
+            values=_between(alone, run.of(f"{OBSERVED}{way}", OURS), figure),
             at_least=least,
         )
         for way, least in ((METRICS, 0.98), (TRACES, 0.95))
+        for what, figure in (("jobs a second", _per_second), ("jobs for a second of CPU", _per_cpu_second))
     ]
 
 

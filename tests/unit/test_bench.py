@@ -3,7 +3,9 @@
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,11 +21,14 @@ from benchmarks.results import (
     OURS,
     RAW,
     STRAIGHTFORWARD,
+    Measurement,
     Run,
     merged,
     problems,
     spread,
+    together,
 )
+from benchmarks.scenarios import creates_by_turns
 from benchmarks.targets import Target, targets
 from tests.support.measurements import one, run_of
 
@@ -253,13 +258,49 @@ def test_creates_with_keys_are_compared_with_those_without_by_turns() -> None:
     assert "| creates, with keys | timemachine | 73 (49 to 97) |" in report(run)
 
 
-def test_what_it_costs_to_look_inside_is_told_by_cpu() -> None:
+def test_what_it_costs_to_look_inside_is_told_by_throughput_and_by_cpu() -> None:
     by_metrics = replace(one("observed, by metrics", OURS, 90), cpu_ms_per_job={"worker": 10.5, "load": 9})
     run = run_of(one("observed, by nobody", OURS, 100), by_metrics)
 
-    found = target(run, "observed by metrics, jobs a second of CPU / by nobody")
+    found = [target(run, f"observed by metrics, {what} / by nobody") for what in _FIGURES]
 
-    assert found.values == pytest.approx((10 / 10.5,))
+    assert [each.values for each in found] == [pytest.approx((0.9,)), pytest.approx((10 / 10.5,))]
+
+
+_FIGURES = ("jobs a second", "jobs for a second of CPU")
+
+
+def test_pieces_of_a_round_are_added_up() -> None:
+    few, many = one("s", OURS, 10), replace(one("s", OURS, 40), jobs=300)
+
+    found = together([few, many])
+
+    assert (found.jobs, found.seconds) == (400, 12.5)
+    assert found.per_second == 32
+    # 50 ms for each of a hundred jobs, and 12.5 for each of three hundred.
+    assert found.cpu_ms_per_job["worker"] == pytest.approx((50 + 3 * 12.5) / 4)
+
+
+async def test_creates_by_turns_follow_each_other_in_all_orders() -> None:
+    order: list[str] = []
+
+    class Piece:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            order.append(name)
+
+        async def create_in(self, _: float) -> str:
+            return ""
+
+        def result(self, jobs: int, *, until: float) -> Measurement:
+            return replace(one(self.name, OURS, 100), jobs=jobs)
+
+    ways: Any = [partial(Piece, name) for name in "abc"]
+    found = await creates_by_turns(ways, pieces=6, in_flight=2, count=60)
+
+    assert "".join(order) == "abcacbbacbcacabcba"
+    assert [(each.scenario, each.jobs) for each in found] == [("a", 60), ("b", 60), ("c", 60)]
+    assert [each.answers.count for each in found if each.answers] == [60] * 3
 
 
 def test_the_command_line() -> None:

@@ -7,6 +7,7 @@ import time
 import msgspec
 import pytest
 
+from benchmarks.by_nodes import beyond_idle
 from benchmarks.implementations import Ours
 from benchmarks.report import report
 from benchmarks.restarts import _first_accepted
@@ -46,6 +47,12 @@ def by_nodes(scenario: str, server: float, database: float, n: int = 0, idle: fl
     return msgspec.structs.replace(
         found, cpu_ms_per_job={"temporal": server, "postgres": database, "api": 2.0, "worker": 7.0, "load": 100.0}
     )
+
+
+def test_what_is_used_without_a_job_counts_for_the_seconds_that_a_burst_took() -> None:
+    burst = msgspec.structs.replace(one("nodes", OURS, 50), cpu_seconds=20, jobs=400)
+
+    assert beyond_idle(burst, idle_ms=60).notes == {"idle_ms_per_second": 60, "idle_ms_per_job": 3}
 
 
 @pytest.fixture
@@ -208,7 +215,7 @@ def test_only_what_was_measured_and_drawn_is_linked(run: Run) -> None:
 def test_the_report_has_the_cost_of_a_job_by_nodes(run: Run) -> None:
     rows = section(run, "Cost of a job by nodes")
 
-    assert "| nodes, 1 x history and 2 x worker | timemachine | 50 | 20 | 10 | 2 | 7 | 30 | 29 | 60 | 39 |" in rows
+    assert "| nodes, 1 x history and 2 x worker | timemachine | 20 | 10 | 2 | 7 | 30 | 29 | 60 | 39 |" in rows
     assert rows.count("nodes, ") == 2 * len(NODE_COUNTS)
 
 
