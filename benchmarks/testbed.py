@@ -42,9 +42,9 @@ _TABLE_SIZES = "SELECT relname, pg_table_size(relid), pg_indexes_size(relid) FRO
 
 _START_UP = 1.0
 
-# What a cluster of Temporal's takes without work, of one core, in all of its processes: up to 10 %. A moment after work
-# it first looks so, too, and then clears up behind itself for some seconds.
-_IDLE_PERCENT, _IDLE_SECONDS = 15, 5
+# What a cluster of Temporal's takes without work, of one core, in all of its processes: up to 10 %, and 16 % on a slow
+# machine. A moment after work it first looks so, too, and then clears up behind itself for some seconds.
+_IDLE_PERCENT, _IDLE_SECONDS = 25, 5
 
 
 class Testbed(msgspec.Struct, frozen=True, kw_only=True):
