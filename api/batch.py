@@ -267,7 +267,7 @@ async def read_batch(request: WholeRequest) -> tuple[Entries, BatchForm]:
     """
     media_type = body_type(request.headers)
     if media_type == NDJSON:
-        return await _begun(read_lines(request.stream(), MAX_JOB_BYTES)), LINES_FORM
+        return await _begun(read_lines(request.pieces(), MAX_JOB_BYTES)), LINES_FORM
     if is_json(media_type):
         return _in_turn(await _read_array(request)), ARRAY_FORM
     raise ContentTypeError(f"send the body with content-type: application/json or {NDJSON}")
@@ -330,7 +330,7 @@ async def _read_all(request: WholeRequest) -> bytes:
     if (request.content_length or 0) > MAX_ARRAY_BYTES:
         raise too_large
     body = bytearray()
-    async for piece in request.stream():
+    async for piece in request.pieces():
         body += piece
         if len(body) > MAX_ARRAY_BYTES:
             raise too_large

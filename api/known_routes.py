@@ -1,11 +1,13 @@
 """Whether a route exists, for jobs that are created or changed: few of them ask Postgres.
 
 A look that has found a route holds for a moment, and whoever removes one waits until no such look holds any more. So
-what is sent after a removal was answered is refused, by all processes (decision 37).
+what is sent after a removal was answered is refused, by all processes (decision 37). Those that ask while one looks
+wait for what it finds, so that a busy route's many jobs do not all look in the same moment.
 """
 
-import math
+import asyncio
 import time
+from dataclasses import dataclass
 
 from timemachine.postgres.route_store import RouteStore
 
@@ -19,13 +21,26 @@ REMEMBERED = 10_000
 """Routes that are remembered, some hundred bytes each."""
 
 
+@dataclass(slots=True)
+class _Look:
+    holds_until: float
+    goes_on: asyncio.Event | None
+    """Set when the look ends, and None from then on: ten thousand of them would take megabytes."""
+    found: bool = False
+
+    def end(self) -> None:
+        if self.goes_on:
+            self.goes_on.set()
+            self.goes_on = None
+
+
 class KnownRoutes:
     """The routes of a process that were seen to exist a moment ago."""
 
     def __init__(self, store: RouteStore) -> None:
         """Take the routes."""
         self._store = store
-        self._seen: dict[tuple[str, str], float] = {}
+        self._looks: dict[tuple[str, str], _Look] = {}
 
     async def check(self, db: str, route_id: str) -> None:
         """Refuse a route that does not exist.
@@ -37,9 +52,20 @@ class KnownRoutes:
             UnavailableError: Postgres does not answer.
         """
         now = time.monotonic()
-        if now - self._seen.get((db, route_id), -math.inf) < LOOK_HOLDS:
-            return
-        await self._store.check(db, route_id)
-        if len(self._seen) >= REMEMBERED:
-            self._seen.clear()
-        self._seen[db, route_id] = now
+        latest = self._looks.get((db, route_id))
+        if latest and now < latest.holds_until:
+            if latest.goes_on:
+                await latest.goes_on.wait()
+            if latest.found:
+                return
+        await self._look(db, route_id, _Look(now + LOOK_HOLDS, asyncio.Event()))
+
+    async def _look(self, db: str, route_id: str, look: _Look) -> None:
+        if len(self._looks) >= REMEMBERED:
+            self._looks.clear()
+        self._looks[db, route_id] = look
+        try:
+            await self._store.check(db, route_id)
+            look.found = True
+        finally:
+            look.end()

@@ -34,24 +34,32 @@ class WholeRequest(Request[Any, Any, State]):
         Raises:
             MalformedError: There is none, or the client went away before its end.
         """
-        if body := await super().body():
+        try:
+            body = await super().body()
+        except InternalServerException as error:
+            raise _cut_short() from error
+        if body:
             return body
         dto = self.route_handler.resolve_data_dto()
         if dto and issubclass(dto, OptionalJson) and not declares_body(self.scope["headers"]):
             return b"{}"
         raise MalformedError("the body is missing")
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Return the body in pieces.
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Return the body in pieces, as they come.
 
         Raises:
             MalformedError: The client went away before its end.
         """
         try:
-            async for piece in super().stream():
+            async for piece in self.stream():
                 yield piece
         except InternalServerException as error:
-            raise MalformedError("the body is cut short") from error
+            raise _cut_short() from error
+
+
+def _cut_short() -> MalformedError:
+    return MalformedError("the body is cut short")
 
 
 def body_type(headers: Headers) -> str:

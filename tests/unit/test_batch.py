@@ -128,7 +128,7 @@ class Whole(WholeRequest):
         super().__init__(cast("Any", {"type": "http", "headers": []}))
         self._whole = body
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield self._whole
 
 

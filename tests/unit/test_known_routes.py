@@ -1,5 +1,6 @@
 """How long a look at a route holds, by a store and a clock of the test's own."""
 
+import asyncio
 from unittest.mock import Mock
 
 import pytest
@@ -50,6 +51,74 @@ async def test_a_look_holds_for_a_moment(clock: Clock) -> None:
 
     clock.now += LOOK_HOLDS * 0.02
     await known.check("a", "hook")
+    assert store.looks == ["a/hook"] * 2
+
+
+class SlowStore(Store):
+    """Answers a look only when it is told to."""
+
+    def __init__(self, clock: Clock, *routes: str) -> None:
+        super().__init__(clock, *routes)
+        self.answers = asyncio.Event()
+
+    async def check(self, db: str, route_id: str) -> None:
+        await self.answers.wait()
+        await super().check(db, route_id)
+
+
+async def checks(known: KnownRoutes, count: int = 1) -> list[asyncio.Task[None]]:
+    """Ask so many times at once, and return when all of them wait."""
+    tasks = [asyncio.create_task(known.check("a", "hook")) for _ in range(count)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_those_that_ask_while_one_looks_go_by_what_it_finds(clock: Clock) -> None:
+    store = SlowStore(clock, "a/hook")
+    known = KnownRoutes(Mock(check=store.check))
+
+    tasks = await checks(known, 100)
+    store.answers.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    assert store.looks == ["a/hook"]
+
+
+async def test_nobody_goes_by_a_look_that_was_begun_too_long_before(clock: Clock) -> None:
+    store = SlowStore(clock, "a/hook")
+    known = KnownRoutes(Mock(check=store.check))
+    tasks = await checks(known)
+
+    clock.now += LOOK_HOLDS
+    tasks += await checks(known)
+    store.answers.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    assert store.looks == ["a/hook"] * 2
+
+
+async def test_those_that_waited_for_a_look_which_found_none_look_too(clock: Clock) -> None:
+    store = SlowStore(clock)
+    known = KnownRoutes(Mock(check=store.check))
+
+    tasks = await checks(known, 3)
+    store.answers.set()
+    refusals = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+
+    assert [type(refusal) for refusal in refusals] == [NoSuchRouteError] * 3
+    assert store.looks == ["a/hook"] * 3
+
+
+async def test_those_that_waited_for_a_look_which_was_stopped_look_too(clock: Clock) -> None:
+    store = SlowStore(clock, "a/hook")
+    known = KnownRoutes(Mock(check=store.check))
+    looks, *waiting = await checks(known, 3)
+
+    looks.cancel()
+    store.answers.set()
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+    assert looks.cancelled()
     assert store.looks == ["a/hook"] * 2
 
 
