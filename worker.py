@@ -58,9 +58,10 @@ log = logging.getLogger("worker")
 HEARTBEATS = timedelta(seconds=2)
 """How often an activity's progress is sent to Temporal at the most: it is what clients are shown of an operation."""
 
-POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=50)
-"""How many requests for tasks are open at a time: with more, a task that is due meets a worker that asks for it, and
-need not be stored in between."""
+POLLERS = PollerBehaviorAutoscaling(minimum=2, initial=10, maximum=16)
+"""How many requests for tasks are open at a time. With more, a task that is due meets a worker that asks for it, and
+need not be stored in between. With too many, an overloaded Temporal takes a second and more to note that so many tasks
+have begun at once, and loses some of them for 10 s (decision 38)."""
 
 BULK_SLOTS = 4
 """Bulk activities that one worker runs at a time. They share one rate, so that more of them would do no more."""
