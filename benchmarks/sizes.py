@@ -7,7 +7,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How much is done in a run. Times are in seconds, rates in jobs a second."""
 
     creates: int
-    """With one create in flight it is a quarter, and in a batch a half."""
+    """With one create in flight it is a quarter, with 16 by turns twice as many, and in a batch a half."""
     bursts: tuple[int, ...]
     rates: tuple[float, ...]
     steady_seconds: float
