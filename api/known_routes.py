@@ -7,6 +7,7 @@ wait for what it finds, so that a busy route's many jobs do not all look in the 
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from timemachine.postgres.route_store import RouteStore
@@ -18,7 +19,7 @@ REMOVAL_TIME = 0.6
 """Seconds after which no look at a removed route holds. Longer than one does, as clocks do not all go alike."""
 
 REMEMBERED = 10_000
-"""Routes that are remembered, some hundred bytes each."""
+"""Looks that are remembered, some hundred bytes each."""
 
 
 @dataclass(slots=True)
@@ -28,6 +29,20 @@ class _Look:
     """Set when the look ends, and None from then on: ten thousand of them would take megabytes."""
     found: bool = False
 
+    async def holds(self) -> bool:
+        """Return whether it has found the route, or finds it while it would hold: no request waits for it any longer.
+
+        To whoever asks in time it does not matter when it ends.
+        """
+        left = self.holds_until - time.monotonic()
+        if left <= 0:
+            return False
+        if self.goes_on:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self.goes_on.wait()
+        return self.found
+
     def end(self) -> None:
         if self.goes_on:
             self.goes_on.set()
@@ -35,7 +50,7 @@ class _Look:
 
 
 class KnownRoutes:
-    """The routes of a process that were seen to exist a moment ago."""
+    """The looks of a process at routes, those of the last moment among them."""
 
     def __init__(self, store: RouteStore) -> None:
         """Take the routes."""
@@ -51,19 +66,14 @@ class KnownRoutes:
             NoSuchRouteError: There is none.
             UnavailableError: Postgres does not answer.
         """
-        now = time.monotonic()
         latest = self._looks.get((db, route_id))
-        if latest and now < latest.holds_until:
-            if latest.goes_on:
-                await latest.goes_on.wait()
-            if latest.found:
-                return
-        await self._look(db, route_id, _Look(now + LOOK_HOLDS, asyncio.Event()))
+        if not latest or not await latest.holds():
+            await self._look(db, route_id)
 
-    async def _look(self, db: str, route_id: str, look: _Look) -> None:
+    async def _look(self, db: str, route_id: str) -> None:
         if len(self._looks) >= REMEMBERED:
             self._looks.clear()
-        self._looks[db, route_id] = look
+        look = self._looks[db, route_id] = _Look(time.monotonic() + LOOK_HOLDS, asyncio.Event())
         try:
             await self._store.check(db, route_id)
             look.found = True

@@ -59,9 +59,10 @@ class SlowStore(Store):
 
     def __init__(self, clock: Clock, *routes: str) -> None:
         super().__init__(clock, *routes)
-        self.answers = asyncio.Event()
+        self.answers, self.asked = asyncio.Event(), 0
 
     async def check(self, db: str, route_id: str) -> None:
+        self.asked += 1
         await self.answers.wait()
         await super().check(db, route_id)
 
@@ -95,6 +96,22 @@ async def test_nobody_goes_by_a_look_that_was_begun_too_long_before(clock: Clock
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
     assert store.looks == ["a/hook"] * 2
+
+
+async def test_nobody_waits_for_a_look_any_longer_than_it_would_hold(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known_routes, "LOOK_HOLDS", 0.01)
+    store = SlowStore(clock, "a/hook")
+    known = KnownRoutes(Mock(check=store.check))
+    tasks = await checks(known, 2)
+
+    async with asyncio.timeout(5):
+        while store.asked < 2:
+            await asyncio.sleep(0)
+
+    store.answers.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
 
 async def test_those_that_waited_for_a_look_which_found_none_look_too(clock: Clock) -> None:
