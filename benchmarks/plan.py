@@ -21,7 +21,7 @@ from devstack.terminal import say
 _PIECES = {1: 12, 16: 24, 64: 6}
 """Parts in which creates are made by turns, by how many are in flight: a part must be longer than its beginning.
 
-With 16 in flight, of which there is a target, they are twice the jobs: of the others, a round varies by a twentieth.
+With 16 in flight, for which there is a target, they are of twice as many jobs: else rounds differ by a twentieth.
 """
 
 OVERLOAD = 4.0
