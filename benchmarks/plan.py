@@ -37,7 +37,9 @@ class Round:
         self._rate: float | None = None
         order = 1 if n % 2 == 0 else -1
         self._both: Sequence[Implementation] = (place.straightforward, place.ours)[::order]
-        self._with_peers: Sequence[Implementation] = (place.straightforward, *place.peers, place.ours)
+        # Ours comes next to those that it is compared with: a machine may be slower for some minutes.
+        empty, others = place.peers[:1], place.peers[1:]
+        self._with_peers: Sequence[Implementation] = (*others, place.straightforward, place.ours, *empty)
 
     async def creates(self) -> AsyncIterator[Measurement]:
         """Creates alone, with few and many in flight, and of ours in a batch."""

@@ -59,7 +59,7 @@ class Testbed(msgspec.Struct, frozen=True, kw_only=True):
     straightforward: Straightforward
     ours: Ours
     peers: tuple[Implementation, ...] = ()
-    """Temporal's own ways, on a cluster only."""
+    """Temporal's own ways, on a cluster only; the empty workflow first."""
     cluster: Nodes | None = None
     """Its processes, where it is one."""
 
