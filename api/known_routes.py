@@ -30,10 +30,7 @@ class _Look:
     found: bool = False
 
     async def holds(self) -> bool:
-        """Return whether it has found the route, or finds it while it would hold: no request waits for it any longer.
-
-        To whoever asks in time it does not matter when it ends.
-        """
+        """Return whether it has found the route, or finds it while it would hold: nobody waits for it any longer."""
         left = self.holds_until - time.monotonic()
         if left <= 0:
             return False
