@@ -33,11 +33,37 @@ class Store:
             raise NoSuchRouteError
 
 
+class SlowStore(Store):
+    """Answers a look only when it is told to."""
+
+    def __init__(self, clock: Clock, *routes: str) -> None:
+        super().__init__(clock, *routes)
+        self.answers, self.asked = asyncio.Event(), 0
+
+    async def check(self, db: str, route_id: str) -> None:
+        self.asked += 1
+        await self.answers.wait()
+        await super().check(db, route_id)
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(known_routes, "time", clock)
     return clock
+
+
+@pytest.fixture
+def long_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look holds for a minute: who is not told of its end waits longer than a test does."""
+    monkeypatch.setattr(known_routes, "LOOK_HOLDS", 60.0)
+
+
+async def checks(known: KnownRoutes, count: int = 1) -> list[asyncio.Task[None]]:
+    """Ask so many times at once, and return when all of them wait."""
+    tasks = [asyncio.create_task(known.check("a", "hook")) for _ in range(count)]
+    await asyncio.sleep(0)
+    return tasks
 
 
 async def test_a_look_holds_for_a_moment(clock: Clock) -> None:
@@ -54,26 +80,7 @@ async def test_a_look_holds_for_a_moment(clock: Clock) -> None:
     assert store.looks == ["a/hook"] * 2
 
 
-class SlowStore(Store):
-    """Answers a look only when it is told to."""
-
-    def __init__(self, clock: Clock, *routes: str) -> None:
-        super().__init__(clock, *routes)
-        self.answers, self.asked = asyncio.Event(), 0
-
-    async def check(self, db: str, route_id: str) -> None:
-        self.asked += 1
-        await self.answers.wait()
-        await super().check(db, route_id)
-
-
-async def checks(known: KnownRoutes, count: int = 1) -> list[asyncio.Task[None]]:
-    """Ask so many times at once, and return when all of them wait."""
-    tasks = [asyncio.create_task(known.check("a", "hook")) for _ in range(count)]
-    await asyncio.sleep(0)
-    return tasks
-
-
+@pytest.mark.usefixtures("long_hold")
 async def test_those_that_ask_while_one_looks_go_by_what_it_finds(clock: Clock) -> None:
     store = SlowStore(clock, "a/hook")
     known = KnownRoutes(Mock(check=store.check))
@@ -114,6 +121,7 @@ async def test_nobody_waits_for_a_look_any_longer_than_it_would_hold(
     await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
 
+@pytest.mark.usefixtures("long_hold")
 async def test_those_that_waited_for_a_look_which_found_none_look_too(clock: Clock) -> None:
     store = SlowStore(clock)
     known = KnownRoutes(Mock(check=store.check))
@@ -126,6 +134,7 @@ async def test_those_that_waited_for_a_look_which_found_none_look_too(clock: Clo
     assert store.looks == ["a/hook"] * 3
 
 
+@pytest.mark.usefixtures("long_hold")
 async def test_those_that_waited_for_a_look_which_was_stopped_look_too(clock: Clock) -> None:
     store = SlowStore(clock, "a/hook")
     known = KnownRoutes(Mock(check=store.check))

@@ -318,6 +318,7 @@ def check_meta(meta: bytes) -> None:
     """
     if len(meta) > MAX_META_BYTES:
         raise TooLargeError(f"meta: at most {MAX_META_BYTES} bytes are allowed, this has {len(meta)}")
+    # Each level needs a bracket, and most documents have fewer of them than levels are allowed.
     if meta.count(b"{") + meta.count(b"[") > MAX_META_DEPTH and _depth(meta) > MAX_META_DEPTH:
         raise MalformedError(f"meta: nested more than {MAX_META_DEPTH} levels deep")
 
