@@ -74,7 +74,7 @@ def test_one_process_runs_all_services() -> None:
 
 
 def test_what_the_containers_are_told_is_read() -> None:
-    assert _read_env(ROOT / "deploy/temporal-server.env")["DB"] == "postgres12"
+    assert _read_env(ROOT / "deploy/temporal-server.env")["DB"] == "postgres12_pgx"
 
 
 def test_the_dynamic_configuration_is_that_of_the_containers(tmp_path: Path) -> None:
