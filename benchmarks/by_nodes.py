@@ -21,7 +21,8 @@ async def by_nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
     """Have the same burst done by more nodes and by one of each, in turns of which each counts as a round.
 
     A machine's rate, and the CPU that the same work takes on it, vary from one burst to the next by more than nodes can
-    cost. At once, both meet the same.
+    cost. At once, both meet the same. What a cluster uses without a job changes in its first minutes: for each burst it is
+    the mean of before and after.
 
     Args:
         n: The round, from 0. Each has new clusters, of which another one is the first to be started and asked.
@@ -40,10 +41,13 @@ async def by_nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
             for place in both.values():
                 run.versions.update(await place.versions())
             await _bursts(both, n, size.nodes_burst // 6)
-            idle_ms = await _idle(both, size.idle_seconds)
+            before = await _idle(both, size.idle_seconds)
             for turn in range(n * size.nodes_turns, (n + 1) * size.nodes_turns):
-                for name, measured in (await _bursts(both, turn, size.nodes_burst)).items():
-                    yield beyond_idle(measured, idle_ms[name])
+                bursts = await _bursts(both, turn, size.nodes_burst)
+                after = await _idle(both, size.idle_seconds)
+                for name, measured in bursts.items():
+                    yield beyond_idle(measured, idle_ms=(before[name] + after[name]) / 2)
+                before = after
 
 
 async def _bursts(places: Mapping[str, Testbed], turn: int, count: int) -> dict[str, Measurement]:
