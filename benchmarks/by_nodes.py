@@ -13,16 +13,18 @@ from benchmarks.sizes import Size
 from benchmarks.stack import Nodes
 from benchmarks.testbed import Testbed, testbed
 
-CREATES_PER_SECOND = 40.0
-"""How fast each of two bursts is created at least, by one machine for both."""
+RATE = 10.0
+"""Jobs a second that each of two clusters gets, which leaves a machine of two processors some room.
+
+In a burst, one of them is done before the other, which then ends with the machine to itself.
+"""
 
 
 async def by_nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
-    """Have the same burst done by more nodes and by one of each, in turns of which each counts as a round.
+    """Give more nodes and one of each the same jobs at an even rate, in turns of which each counts as a round.
 
-    A machine's rate, and the CPU that the same work takes on it, vary from one burst to the next by more than nodes can
-    cost. At once, both meet the same. What a cluster uses without a job changes in its first minutes: for each burst it is
-    the mean of before and after.
+    The CPU that the same work takes on a machine varies from one minute to the next by more than nodes can cost. At
+    once, both meet the same. What a cluster uses without a job is the mean of before and after each turn.
 
     Args:
         n: The round, from 0. Each has new clusters, of which another one is the first to be started and asked.
@@ -40,30 +42,25 @@ async def by_nodes(n: int, size: Size, run: Run) -> AsyncIterator[Measurement]:
             }
             for place in both.values():
                 run.versions.update(await place.versions())
-            await _bursts(both, n, size.nodes_burst // 6)
+            await _turn(both, n, size.nodes_seconds / 4)
             before = await _idle(both, size.idle_seconds)
             for turn in range(n * size.nodes_turns, (n + 1) * size.nodes_turns):
-                bursts = await _bursts(both, turn, size.nodes_burst)
+                done = await _turn(both, turn, size.nodes_seconds)
                 after = await _idle(both, size.idle_seconds)
-                for name, measured in bursts.items():
+                for name, measured in done.items():
                     yield beyond_idle(measured, idle_ms=(before[name] + after[name]) / 2)
                 before = after
 
 
-async def _bursts(places: Mapping[str, Testbed], turn: int, count: int) -> dict[str, Measurement]:
-    """Have a burst done in each place at once, and return what each took until the last one had ended.
+async def _turn(places: Mapping[str, Testbed], turn: int, seconds: float) -> dict[str, Measurement]:
+    """Have jobs done in each place at once, and return what they took there until the last one of all had ended.
 
     So all had the same seconds to use some CPU without a job.
     """
     runs = await _begun(places, turn)
     async with asyncio.TaskGroup() as at_once:
-        bursts = [
-            at_once.create_task(scenarios.burst(run, count=count, creates_per_second=CREATES_PER_SECOND))
-            for run in runs.values()
-        ]
-    return {
-        name: run.with_cpu_until_now(burst.result()) for (name, run), burst in zip(runs.items(), bursts, strict=True)
-    }
+        done = [at_once.create_task(scenarios.steady(run, rate=RATE, seconds=seconds)) for run in runs.values()]
+    return {name: run.with_cpu_until_now(one.result()) for (name, run), one in zip(runs.items(), done, strict=True)}
 
 
 async def _idle(places: Mapping[str, Testbed], seconds: float) -> dict[str, float]:

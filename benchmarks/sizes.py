@@ -29,10 +29,10 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     """Counts that are asked for at each level of waiting jobs."""
     burst_among: int
     """Jobs of the burst at each level of waiting jobs, on a cluster."""
-    nodes_burst: int
-    """Jobs of each burst by numbers of nodes."""
+    nodes_seconds: float
+    """How long each number of nodes gets jobs."""
     nodes_turns: int
-    """Bursts of each number of nodes in a round."""
+    """How often it does in a round."""
     idle_seconds: float
     """How long each number of nodes is watched without a job."""
     overload_seconds: float
@@ -52,7 +52,7 @@ FULL = Size(
     batch=400,
     counts=10,
     burst_among=1_000,
-    nodes_burst=600,
+    nodes_seconds=48,
     nodes_turns=3,
     idle_seconds=20,
     overload_seconds=120,
@@ -72,7 +72,7 @@ QUICK = Size(
     batch=100,
     counts=2,
     burst_among=120,
-    nodes_burst=120,
+    nodes_seconds=8,
     nodes_turns=1,
     idle_seconds=3,
     overload_seconds=3,
