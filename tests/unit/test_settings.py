@@ -288,6 +288,31 @@ async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("dsn", "read"),
+    [
+        ("postgresql://us:pw@one,[::1]:5433/x", "postgresql://us:pw@/x?host=one,[::1]:5433"),
+        ("postgresql://us:pw@[::1],two:5433", "postgresql://us:pw@?host=[::1],two:5433"),
+        (
+            "postgresql://[::1]:5432,[::2]:5433/?user=us&connect_timeout=3",
+            "postgresql://?user=us&host=[::1]:5432,[::2]:5433",
+        ),
+        (
+            "postgresql://one,[fe80::1%25eth0]/x?sslmode=require",
+            "postgresql:///x?sslmode=require&host=one,[fe80::1%25eth0]",
+        ),
+        ("postgresql://[::1]:5433/x?", "postgresql://[::1]:5433/x"),
+        ("postgresql://one,two:5433/x?connect_timeout=3", "postgresql://one,two:5433/x"),
+    ],
+)
+async def test_several_hosts_of_which_one_is_in_brackets_are_read_as_an_option(dsn: str, read: str) -> None:
+    settings = replace(Settings(), postgres_dsn=dsn)
+
+    assert read_dsn(settings) == read
+    async with open_pool(settings):
+        pass
+
+
+@pytest.mark.parametrize(
     ("rest", "reason"),
     [
         ("db..example/x", "a host is no name"),

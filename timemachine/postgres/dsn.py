@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import asyncpg
 from asyncpg import connect_utils
@@ -101,7 +101,7 @@ def read_dsn(settings: Settings) -> str:
         uri = _matched(dsn)
         _check_once(uri)
         _check_values(_options(dsn))
-        known = _without_libpq_options(dsn)
+        known = _for_asyncpg(uri)
         addresses, session = _as_asyncpg_reads(known)
         for text in _texts(addresses, session):
             _check_text(text)
@@ -165,16 +165,23 @@ def _check_values(options: list[tuple[str, str]]) -> None:
 
 
 def _options(dsn: str) -> list[tuple[str, str]]:
-    return parse_qsl(urlsplit(dsn).query, keep_blank_values=True)
+    return parse_qsl(dsn.partition("?")[2], keep_blank_values=True)
 
 
-def _without_libpq_options(dsn: str) -> str:
-    """Return a DSN whose other parts are as they were, byte for byte; without a slash that no database follows."""
-    start, _, query = dsn.partition("?")
-    if urlsplit(dsn).path == "/":  # to asyncpg a database without a name, to libpq none
+def _for_asyncpg(uri: re.Match[str]) -> str:
+    """Return a DSN as asyncpg can read it, whose parts are as they were, byte for byte.
+
+    It is without the options that asyncpg does not know, and without a slash that no database follows. Of several hosts
+    with one in brackets, Python's `urlsplit` takes none in its place any more (CVE-2025-0938): they become an option.
+    """
+    start, _, query = uri.string.partition("?")
+    if uri["path"] == "/":  # to asyncpg a database without a name, to libpq none
         start = start.removesuffix("/")
-    kept = [option for option in query.split("&") if option.partition("=")[0] not in _OF_LIBPQ_ALONE]
-    return f"{start}?{'&'.join(kept)}" if any(kept) else start
+    kept = [option for option in query.split("&") if option and option.partition("=")[0] not in _OF_LIBPQ_ALONE]
+    if "," in uri["hosts"] and "[" in uri["hosts"]:
+        start = start[: uri.start("hosts")] + start[uri.end("hosts") :]
+        kept.append(f"host={uri['hosts']}")
+    return f"{start}?{'&'.join(kept)}" if kept else start
 
 
 def _as_asyncpg_reads(dsn: str) -> tuple[list[_Address], connect_utils._ConnectionParameters]:
