@@ -16,7 +16,7 @@ from benchmarks.testbed import Testbed, testbed
 RATE = 10.0
 """Jobs a second that each of two clusters gets, which leaves a machine of two processors some room.
 
-In a burst, one of them is done before the other, which then ends with the machine to itself.
+In bursts, one cluster would be done before the other, which would then have the machine to itself.
 """
 
 
@@ -64,7 +64,10 @@ async def _turn(places: Mapping[str, Testbed], turn: int, seconds: float) -> dic
 
 
 async def _idle(places: Mapping[str, Testbed], seconds: float) -> dict[str, float]:
-    """Return the CPU milliseconds that Temporal and the database of each use in a second without a job."""
+    """Return the CPU milliseconds that Temporal and the database of each use in a second without a job.
+
+    Some timers of the last jobs fire meanwhile: those of their workflow tasks come 10 s after these.
+    """
     runs = await _begun(places, 0)
     await asyncio.sleep(seconds)
     return {name: sum(run.cpu_per_second()[part] for part in ("temporal", "postgres")) for name, run in runs.items()}

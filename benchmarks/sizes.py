@@ -30,11 +30,11 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     burst_among: int
     """Jobs of the burst at each level of waiting jobs, on a cluster."""
     nodes_seconds: float
-    """How long each number of nodes gets jobs."""
+    """How long each number of nodes gets jobs in a turn; a quarter of it before the first one."""
     nodes_turns: int
-    """How often it does in a round."""
+    """Turns of each number of nodes in a round."""
     idle_seconds: float
-    """How long each number of nodes is watched without a job."""
+    """How long each number of nodes is watched without a job, before and after each turn."""
     overload_seconds: float
 
 

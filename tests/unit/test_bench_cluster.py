@@ -49,10 +49,10 @@ def by_nodes(scenario: str, server: float, database: float, n: int = 0, idle: fl
     )
 
 
-def test_what_is_used_without_a_job_counts_for_the_seconds_that_a_burst_took() -> None:
-    burst = msgspec.structs.replace(one("nodes", OURS, 50), cpu_seconds=20, jobs=400)
+def test_what_is_used_without_a_job_counts_for_the_seconds_that_a_turn_took() -> None:
+    measured = msgspec.structs.replace(one("nodes", OURS, 50), cpu_seconds=20, jobs=400)
 
-    assert beyond_idle(burst, idle_ms=60).notes == {"idle_ms_per_second": 60, "idle_ms_per_job": 3}
+    assert beyond_idle(measured, idle_ms=60).notes == {"idle_ms_per_second": 60, "idle_ms_per_job": 3}
 
 
 @pytest.fixture
