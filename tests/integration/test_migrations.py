@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -194,8 +195,10 @@ async def test_a_session_that_is_ended_meanwhile_is_told(empty: Settings, whose:
 
 async def test_a_server_that_is_not_the_wanted_one_is_told(empty: Settings) -> None:
     dsn = (empty.postgres_dsn or "").split("?")[0]
-    with pytest.raises(UnavailableError, match="standby"):
-        await migrate(replace(empty, postgres_dsn=f"{dsn}?target_session_attrs=standby"))
+    async with connected(empty) as admin:
+        await admin.execute(f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET default_transaction_read_only = on")
+    with pytest.raises(UnavailableError, match="read_write"):
+        await migrate(replace(empty, postgres_dsn=f"{dsn}?target_session_attrs=read-write"))
 
 
 async def test_what_old_programs_need_is_removed_when_they_are_gone(empty: Settings) -> None:

@@ -5,7 +5,7 @@ from msgspec.structs import asdict, replace
 
 from api.schemas import Timeout
 from timemachine.domain.errors import SettingsError
-from timemachine.postgres.dsn import read_dsn
+from timemachine.postgres.dsn import Dsn, read_dsn
 from timemachine.postgres.pool import open_pool
 from timemachine.settings import BESIDE_THE_REQUEST, LONGEST_TIMEOUT, SECRET, Settings, is_loopback
 
@@ -244,6 +244,10 @@ def test_a_malformed_proxy_is_not_shown() -> None:
         "postgresql://us:hunter2@db/x?=y",
         "postgresql://us:hunter2@db/x?options=-cx=y",
         "postgresql://us@?gsslib==hunter2/5:5/x",
+        "postgresql://us:1/x?gsslib=hunter2@db/x",
+        "postgresql://us:1/x?ssl_min_protocol_version=hunter2@db/x",
+        "postgresql://us:1/x?target_session_attrs=hunter2@db/x",
+        "postgresql://us:5/hunter2@db/x",
         "postgresql://us:1/hunter2?a=b@db/x?sslmode=disable",
         "postgresql://us:hunter2@/x?host=[::1]:\N{ARABIC-INDIC DIGIT FIVE}",
         "postgresql://us:hunter2@/x?host=db:5_432",
@@ -280,6 +284,8 @@ async def test_a_malformed_dsn_is_refused_at_once_and_not_shown(dsn: str) -> Non
         "postgresql://us:pw@db.example.org./x?options=endpoint%3Done&search_path=here",
         "postgresql://db/x?user=me@server&application_name=a@b%231",
         "postgresql://us:pw@db/x?hostaddr=&require_auth=&client_encoding=&channel_binding=",
+        "postgresql://us:pw@db/x?application_name=&options=",
+        "postgresql://db/x?application_name=a@b",
     ],
 )
 async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
@@ -288,28 +294,47 @@ async def test_a_dsn_of_any_shape_is_taken(dsn: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dsn", "read"),
+    ("dsn", "text", "addresses"),
     [
-        ("postgresql://us:pw@one,[::1]:5433/x", "postgresql://us:pw@/x?host=one,[::1]:5433"),
-        ("postgresql://us:pw@[::1],two:5433", "postgresql://us:pw@?host=[::1],two:5433"),
-        (
-            "postgresql://[::1]:5432,[::2]:5433/?user=us&connect_timeout=3",
-            "postgresql://?user=us&host=[::1]:5432,[::2]:5433",
-        ),
-        (
-            "postgresql://one,[fe80::1%25eth0]/x?sslmode=require",
-            "postgresql:///x?sslmode=require&host=one,[fe80::1%25eth0]",
-        ),
-        ("postgresql://[::1]:5433/x?", "postgresql://[::1]:5433/x"),
-        ("postgresql://one,two:5433/x?connect_timeout=3", "postgresql://one,two:5433/x"),
+        ("us:pw@one,[::1]:5433/x", "us:pw@/x", (("one", 5432), ("::1", 5433))),
+        ("us:pw@[::1],two", "us:pw@", (("::1", 5432), ("two", 5432))),
+        ("[::1]:1,[::2]:2/?user=us&connect_timeout=3", "?user=us", (("::1", 1), ("::2", 2))),
+        ("one,[fe80::1%25eth0]/x?sslmode=require", "/x?sslmode=require", (("one", 5432), ("fe80::1%eth0", 5432))),
+        ("[::1]:5433/x?", "/x", (("::1", 5433),)),
+        ("one,two:5433/x?connect_timeout=3", "/x", (("one", 5432), ("two", 5433))),
+        ("[::1]:5432,%2Frun:5433/x", "/x", (("::1", 5432), ("/run/.s.PGSQL.5433", 5433))),
+        ("%2Frun:5433,[::1]:5432/x", "/x", (("/run/.s.PGSQL.5433", 5433), ("::1", 5432))),
+        ("[::1],%3A%3A2/x", "/x", (("::1", 5432), ("::2", 5432))),
+        ("/x?host=[::1]:5433,two", "/x?host=[::1]:5433,two", (("::1", 5433), ("two", 5432))),
+        ("/x?host=/run,two&port=1,2", "/x?host=/run,two&port=1,2", (("/run/.s.PGSQL.1", 1), ("two", 2))),
     ],
 )
-async def test_several_hosts_of_which_one_is_in_brackets_are_read_as_an_option(dsn: str, read: str) -> None:
-    settings = replace(Settings(), postgres_dsn=dsn)
+async def test_hosts_are_told_apart_before_they_are_decoded(
+    dsn: str, text: str, addresses: tuple[tuple[str, int], ...]
+) -> None:
+    settings = replace(Settings(), postgres_dsn=f"postgresql://{dsn}")
 
-    assert read_dsn(settings) == read
+    assert read_dsn(settings) == Dsn(f"postgresql://{text}", addresses)
     async with open_pool(settings):
         pass
+
+
+def test_hosts_that_the_environment_names_are_tried_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "one,two")
+    monkeypatch.setenv("PGPORT", "5433")
+
+    assert read_dsn(replace(Settings(), postgres_dsn="postgresql:///x")).addresses == (("one", 5433), ("two", 5433))
+    assert read_dsn(replace(Settings(), postgres_dsn="postgresql://db/x")).addresses == (("db", 5433),)
+    assert read_dsn(replace(Settings(), postgres_dsn="postgresql://db:1/x")).addresses == (("db", 1),)
+
+
+@pytest.mark.parametrize("port", ["x", "1,2"])
+def test_a_port_of_the_environment_does_not_matter_where_one_is_said(
+    monkeypatch: pytest.MonkeyPatch, port: str
+) -> None:
+    monkeypatch.setenv("PGPORT", port)
+
+    assert read_dsn(replace(Settings(), postgres_dsn="postgresql://db:5433/x")).addresses == (("db", 5433),)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +391,31 @@ async def test_several_hosts_of_which_one_is_in_brackets_are_read_as_an_option(d
         ("db/x?hostaddr=192.0.2.1", "the option `hostaddr`"),
         ("db/x?require_auth=scram-sha-256", "the option `require_auth`"),
         ("db/x?client_encoding=latin1", "the option `client_encoding`"),
+        ("[::1],a%2Cb:2/x", "a host is no name"),
+        ("[::1],db%3A5433/x", "a host is no name"),
+        ("db%3A5433/x", "a host is no name"),
+        ("[::1],%5B%3A%3A2%5D:5/x", "a host is no name"),
+        ("%2Ftmp:65536,[::1]/x", "a port must be 1 to 65535"),
+        ("%2Ftmp:0,[::1]/x", "a port must be 1 to 65535"),
+        ("/x?host=/tmp&port=0", "a port must be 1 to 65535"),
+        ("/x?host=/tmp/.s.PGSQL.5432&port=5433", "a port where its host does"),
+        ("/x?host=/tmp/.s.PGSQL.x", "the path of a Unix socket"),
+        (f"/x?host=/{'d' * 107}", "the path of a Unix socket has at most 107 bytes"),
+        ("db/x?ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2", "no version of TLS"),
+        (
+            "db/x?sslmode=prefer&ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2",
+            "no version of TLS",
+        ),
+        ("db/x?sslmode=__weakrefoffset__", "`sslmode` is none that there is"),
+        ("db/x?sslmode=__dictoffset__", "`sslmode` is none that there is"),
+        ("db/x?search_path=", "the option `search_path` has no value"),
+        ("db/x?target_session_attrs=standby", "the service writes"),
+        ("db/x?target_session_attrs=prefer-standby", "the service writes"),
+        ("db/x?target_session_attrs=read-only", "the service writes"),
+        (
+            f"/x?host=/tmp&sslmode=verify-full&sslrootcert={certifi.where()}&channel_binding=require",
+            "asyncpg has no channel binding",
+        ),
     ],
 )
 def test_a_dsn_that_nothing_could_connect_with_is_refused_with_the_reason(rest: str, reason: str) -> None:
@@ -377,7 +427,13 @@ def test_a_dsn_that_nothing_could_connect_with_is_refused_with_the_reason(rest: 
     assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
 
 
-@pytest.mark.parametrize("rest", ["a,b,/x", "a,,b/x", "/x?host=a,", "db/x?sslmode=parse"])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *("a,b,/x", "a,,b/x", "/x?host=a,", "db/x?sslmode=parse"),
+        *("[::1%5D:54981],db/x", "[::1%5Dx],db/x", "[1.2.3.4]/x", "[db],one/x", "[::g],one/x", "one,[:::1]/x"),
+    ],
+)
 def test_what_asyncpg_breaks_off_at_is_refused(rest: str) -> None:
     with pytest.raises(SettingsError, match=r"^TIMEMACHINE_POSTGRES_DSN") as refusal:
         read_dsn(replace(Settings(), postgres_dsn=f"postgresql://us:{PASSWORD}@{rest}"))
@@ -388,15 +444,15 @@ def test_what_asyncpg_breaks_off_at_is_refused(rest: str) -> None:
 @pytest.mark.parametrize(
     ("given", "taken"),
     [
-        ("postgresql://db/x\n", "postgresql://db/x"),
-        (" postgresql://db/x \r\n", "postgresql://db/x"),
-        ("postgresql://db/", "postgresql://db"),
+        ("postgresql://db/x\n", "postgresql:///x"),
+        (" postgresql://db/x \r\n", "postgresql:///x"),
+        ("postgresql://db/", "postgresql://"),
         ("postgresql:///?host=/run/postgresql", "postgresql://?host=/run/postgresql"),
-        ("postgresql://db/?dbname=y", "postgresql://db?dbname=y"),
+        ("postgresql://db/?dbname=y", "postgresql://?dbname=y"),
     ],
 )
 def test_blanks_around_a_dsn_and_a_slash_without_a_database_say_nothing(given: str, taken: str) -> None:
-    assert read_dsn(replace(Settings(), postgres_dsn=given)) == taken
+    assert read_dsn(replace(Settings(), postgres_dsn=given)).text == taken
 
 
 def test_what_takes_the_place_of_the_gaps_of_a_dsn_is_checked_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +494,7 @@ async def test_options_that_only_libpq_knows_are_left_out_and_told(
     async with open_pool(settings):
         pass
 
-    assert read_dsn(settings) == f"postgresql://us:{PASSWORD}@db/x{taken}"
+    assert read_dsn(settings).text == f"postgresql://us:{PASSWORD}@/x{taken}"
     (line,) = [record for record in caplog.records if "are left out" in record.message]
     assert vars(line)["options"]
     assert PASSWORD not in str(vars(line))
@@ -448,4 +504,4 @@ def test_channel_binding_may_be_asked_for_where_the_server_is_verified_in_full()
     options = f"sslmode=verify-full&sslrootcert={certifi.where()}"
     settings = replace(Settings(), postgres_dsn=f"postgresql://us:pw@db/x?{options}&channel_binding=require")
 
-    assert read_dsn(settings) == f"postgresql://us:pw@db/x?{options}"
+    assert read_dsn(settings).text == f"postgresql://us:pw@/x?{options}"

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,7 +14,7 @@ from timemachine import metrics
 from timemachine.clean_up import clean_up
 from timemachine.domain.errors import SlowStatementError, UnavailableError
 from timemachine.outages import OutageLog
-from timemachine.postgres.dsn import left_out, read_dsn
+from timemachine.postgres.dsn import Addresses, left_out, read_dsn
 from timemachine.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ async def open_pool(settings: Settings) -> AsyncIterator[asyncpg.Pool]:
             "options that asyncpg does not know are left out of TIMEMACHINE_POSTGRES_DSN", extra={"options": options}
         )
     pool = await asyncpg.create_pool(
-        dsn,
-        connect=_connect,
+        dsn.text,
+        connect=partial(_connect_for_pool, dsn.addresses),
         min_size=0,
         max_size=settings.postgres_pool_size,
         # Nothing of ours changes what a connection is set to, so that there is nothing to undo at its return.
@@ -77,7 +78,7 @@ async def _leave_as_it_is(_: asyncpg.Connection) -> None:
     """Do nothing, in place of the query that asyncpg sends whenever a connection is given back."""
 
 
-async def _connect(*to: Any, **how: Any) -> asyncpg.Connection:
+async def _connect_for_pool(addresses: Addresses, text: str, **how: Any) -> asyncpg.Connection:
     """Connect for the pool, whose users are not to blame for what the server refuses a session for.
 
     As an option of the DSN that it does not know, or a value that it does not take.
@@ -86,9 +87,33 @@ async def _connect(*to: Any, **how: Any) -> asyncpg.Connection:
         ConnectionRefusedError: The server refuses the session.
     """
     try:
-        return await asyncpg.connect(*to, **how)
+        return await _connect(addresses, text, **how)
     except asyncpg.PostgresError as error:
         raise ConnectionRefusedError(f"the session is refused: {type(error).__name__}: {error}") from error
+
+
+async def _connect(
+    addresses: Addresses,
+    text: str,
+    *,
+    timeout: float,  # noqa: ASYNC109 - of each attempt, as asyncpg calls it
+    **how: Any,
+) -> asyncpg.Connection:
+    """Connect to the first address that can be used, each with its share of the time.
+
+    asyncpg's own limit is for all of them together: a host that does not answer at all, as one without power, would
+    hide those after it.
+    """
+    *others, last = addresses
+    how["timeout"] = timeout / len(addresses)
+    for host, port in others:
+        with suppress(*_NEXT):
+            return await asyncpg.connect(text, host=host, port=port, **how)
+    return await asyncpg.connect(text, host=last[0], port=last[1], **how)
+
+
+# After these libpq asks the next host, too.
+_NEXT = (OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 
 
 # A session that was ended; a server or a pooler that starts, shuts down, is full, has lost its disk, was made read-only
@@ -190,9 +215,10 @@ async def session(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
         UnavailableError: Postgres does not answer, or ends the session.
         SettingsError: No `TIMEMACHINE_POSTGRES_DSN`, or not one that can be read.
     """
+    dsn = read_dsn(settings)
     try:
         # Nothing is kept prepared, for a pooler in transaction mode.
-        own = await asyncpg.connect(read_dsn(settings), timeout=10, statement_cache_size=0)
+        own = await _connect(dsn.addresses, dsn.text, timeout=10, statement_cache_size=0)
     except _AWAY as error:
         raise UnavailableError(f"Postgres does not answer: {error}") from error
     try:
